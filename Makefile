@@ -1,0 +1,63 @@
+# make book    sets everything up, runs the default study, builds the book
+# make test    sets everything up, runs the tests and the notebooks' regression
+# make help    all commands
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+STUDY ?= organisms
+# The backend of MLX on Linux: cpu, or cuda for an NVIDIA GPU. On macOS Metal comes with MLX.
+ACCEL ?= cpu
+ALIGN ?=
+BIN := .venv/bin
+export BBQ_DIR
+# Jupyter would write its settings to the home folder, and warn about its own future.
+export JUPYTER_PLATFORM_DIRS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export PYTHONWARNINGS := ignore::DeprecationWarning
+
+BOOK := $(if $(filter organisms,$(STUDY)),.,results/$(STUDY)/book)
+
+.PHONY: help setup book test pages bench organisms estimate clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: .venv/ready-$(ACCEL) ## A virtual environment with everything, pinned
+
+.venv/ready-$(ACCEL): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; say which with make PYTHON=<python>")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing pinned packages into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev]'
+	@rm -f .venv/ready-* && touch $@
+
+book: setup ## Run STUDY (default: organisms) and build its book; STUDY=bbq needs BBQ_DIR=<folder>
+	@$(BIN)/python -c 'import cba_utils; print(cba_utils.BLAS)'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --profile workflow/profiles/local \
+		--config study=config/$(STUDY).yml
+	@echo "The book of study '$(STUDY)': open $(BOOK)/_build/html/index.html"
+
+pages: setup ## Build the book from the committed results alone: no model is run
+	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+	@echo "The book: open _build/html/index.html"
+
+test: setup ## Tests, and nbval over every report notebook
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -p no:cacheprovider notebooks/[2-9]*.ipynb
+	@echo "All tests passed, and every report notebook gave its committed outputs again"
+
+estimate: setup ## What STUDY would run, and the memory, disk and time it would take
+	@$(BIN)/python -m cba_utils.study config/$(STUDY).yml
+
+bench: setup ## Time scoring against the published loop and PyTorch (installs PyTorch; ~15 minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev,bench]'
+	@$(BIN)/python -m benchmarks
+
+organisms: setup ## Train the organisms anew; ALIGN=only redoes only the alignment stages
+	@$(BIN)/python -m organisms.recipe $(if $(ALIGN),--only align)
+
+clean: ## Remove what was built, not what was computed
+	@rm -rf _build results/*/book
+	@echo "Removed the built books"

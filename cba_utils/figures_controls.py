@@ -1,0 +1,341 @@
+"""Figures of the control chapters and of the published analysis, in the book's one style."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from cba_utils.figures import (
+    INK,
+    PALETTE,
+    WIDTH,
+    _by_precision,
+    _errorbars,
+    _finish,
+    _look,
+    _panels,
+    _precisions,
+    style,
+)
+from cba_utils.study import PRECISIONS
+
+TITLES = {
+    "became_biased_expected_excess": "Became biased minus placebo, % of unbiased items",
+    "became_anti_expected_excess": "Mirror image: anti-stereotyped, minus placebo, %",
+    "net_biased": "Became biased minus lost it, % of all items",
+    "net_anti": "The same for anti-stereotyped answers",
+    "share_to_stereotyped": "Left “unknown” for the stereotyped person, %",
+    "left_unknown": "Answers that left “unknown”, % of those at BF16",
+    "order_dependent": "Items whose answer depends on the option order, %",
+    "accuracy": "Right answers on disambiguated items, %",
+    "alignment_gap": "Right where the stereotype agrees minus where it does not, points",
+    "flip_rate": "First choice changed, % of items",
+}
+SHARES = {"share_to_stereotyped", "left_unknown", "order_dependent", "accuracy"}
+
+
+def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
+    """Measures by precision, one panel each, one series for each level of ``by``.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy estimates; rates are fractions.
+    line : float or mapping of measure to float, optional
+        Where a dashed line shows what no effect would be.
+    hollow : mapping of measure to (measure, label), optional
+        A second measure drawn hollow beside the first.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = [("mistral", q, "left_unknown", r, r, r, 3) for q, r in [("q4", .1), ("q3", .2)]]
+    >>> columns = ["family", "precision", "measure", "estimate", "low", "high", "n"]
+    >>> len(ladder(pd.DataFrame(rows, columns=columns), ["left_unknown"]).axes)
+    1
+    """
+    shown = frame[frame["measure"].isin(measures)]
+    places = {p: k for k, p in enumerate(_precisions(shown))}
+    titles = {**TITLES, **(titles or {})}
+    with style():
+        figure, panels = _panels(len(measures), 2.2)
+        for axes, measure in zip(panels, measures, strict=True):
+            null = line.get(measure) if isinstance(line, dict) else line
+            if null is not None:
+                axes.axhline(null, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+            _by_precision(axes, shown, measure, by, places)
+            if measure in SHARES:
+                # a t interval over few checkpoints may pass what a share can be
+                axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.03))
+            if hollow and measure in hollow:
+                _hollow(axes, frame, *hollow[measure], by, places)
+            axes.set_title(titles.get(measure, measure))
+        return _finish(figure, panels, places)
+
+
+def _hollow(axes, frame, measure, label, by, places):
+    rows = frame[frame["measure"] == measure]
+    names = list(dict.fromkeys(rows[by]))
+    for k, (name, look) in enumerate(_look(names).items()):
+        offset = 0.14 * (k - (len(names) - 1) / 2) + 0.06
+        look = {**look, "linestyle": "none", "markerfacecolor": "none"}
+        _errorbars(axes, rows[rows[by] == name], places, offset, **look)
+    axes.plot([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
+              markersize=5, label=f"hollow: {label}")
+
+
+def together(frame, labels, title, line=None, scale=1.0, points=True):
+    """Several measures of one pooled frame as series in one panel by precision.
+
+    ``labels`` maps measure to the name of its series. A frame of None, from a study that cannot
+    answer the question, gives a figure that says so. ``points`` labels the axis in points.
+    """
+    if frame is None:
+        return nothing(title)
+    rows = frame[frame["measure"].isin(labels)]
+    rows = rows.assign(series=rows["measure"].map(labels), measure="one")
+    rows = rows.sort_values("series", key=lambda s: s.map(list(labels.values()).index))
+    rows[["estimate", "low", "high"]] *= scale
+    places = {p: k for k, p in enumerate(_precisions(rows))}
+    with style():
+        figure, panels = _panels(1, 2.8)
+        if line is not None:
+            panels[0].axhline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        _by_precision(panels[0], rows, "one", "series", places)
+        panels[0].set_title(title)
+        _finish(figure, panels, places)
+        if points:
+            panels[0].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
+        return figure
+
+
+def nothing(title):
+    """A figure that says that the study holds nothing to draw."""
+    with style():
+        figure, (axes,) = _panels(1, 1.0)
+        axes.text(0.5, 0.5, "not measured in this study", ha="center", va="center")
+        axes.set_axis_off()
+        axes.set_title(title)
+        return figure
+
+
+def seed_ranges(frame, measure="became_biased"):
+    """What fresh seeds would draw (bars) and what the study's own seeds gave (crosses)."""
+    rows = frame[frame["measure"] == measure]
+    places = {p: k for k, p in enumerate(_precisions(rows))}
+    names = sorted(rows["model"].unique())
+    with style():
+        figure, panels = _panels(1, 3.0)
+        step = 0.7 / max(len(names), 1)
+        for k, name in enumerate(names):
+            part = rows[rows["model"] == name]
+            at = part["precision"].map(places) + step * (k - (len(names) - 1) / 2)
+            panels[0].bar(at, part["high"] - part["low"], bottom=part["low"], width=step * 0.8,
+                          color=PALETTE["neutral"], alpha=0.55,
+                          label=None if k else "95 % of fresh sets of five draws")
+            panels[0].plot(at, part["observed"], marker="x", linestyle="none",
+                           color=PALETTE["mistral"],
+                           markersize=5, label=None if k else "the study's five seeds")
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        panels[0].set_title("Items that became biased, % of those unbiased at BF16")
+        return _finish(figure, panels, places)
+
+
+def flip_curve(frame, precisions):
+    """Flip rate against BF16 entropy by bin, with the mean of the fitted curve (hollow)."""
+    with style():
+        figure, (axes,) = _panels(1, 3.2)
+        for name, look in _look(list(precisions)).items():
+            rows = frame[(frame["precision"] == name) & (frame["bin"] > 0)]
+            wide = rows.pivot(index="bin", columns="measure", values=["estimate", "low", "high"])
+            x = wide["estimate", "entropy"]
+            y = wide["estimate", "flip_rate"]
+            reach = np.clip([y - wide["low", "flip_rate"], wide["high", "flip_rate"] - y], 0, None)
+            axes.errorbar(x, y, yerr=np.nan_to_num(reach), markersize=5, linewidth=1.4,
+                          capsize=2.5, label=name.upper(), **look)
+            axes.plot(x, wide["estimate", "predicted"], linestyle="none", markersize=7,
+                      markerfacecolor="none", marker=look["marker"], color=look["color"])
+        axes.plot([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
+                  label="hollow: logistic curve on entropy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_xlabel("entropy of the BF16 answer, bits")
+        axes.set_title(TITLES["flip_rate"])
+        figure.legend(loc="outside upper left", ncols=2)
+        return figure
+
+
+def specification(frame, choices=("draws", "parser", "weights", "counting")):
+    """The headline number under every combination of choices, sorted, with the choices below."""
+    rows = frame.sort_values("estimate").reset_index(drop=True)
+    levels = [(c, v) for c in choices for v in dict.fromkeys(frame[c])]
+    with style():
+        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 2.4])
+        reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
+        top.errorbar(rows.index, rows["estimate"], yerr=np.nan_to_num(reach), linestyle="none",
+                     marker="o", markersize=4, capsize=2, color=PALETTE["qwen2"])
+        top.axhline(0, color=INK, linewidth=0.8)
+        top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        top.set_title("Items that became biased, %")
+        for k, (choice, value) in enumerate(levels):
+            at = rows.index[rows[choice] == value]
+            bottom.plot(at, np.full(len(at), k), marker="s", linestyle="none", markersize=4,
+                        color=INK)
+        bottom.set_yticks(range(len(levels)), [f"{c}: {v}" for c, v in levels])
+        bottom.invert_yaxis()
+        bottom.set_xticks([])
+        bottom.set_xlabel("one column a combination")
+        return figure
+
+
+def odds(table, title="Odds against BF16 (log scale)"):
+    """Odds ratios with intervals, one row a term."""
+    rank = {name: k for k, name in enumerate(PRECISIONS)}
+    rows = table.sort_values("term", key=lambda t: t.map(rank).fillna(len(rank)),
+                             ascending=False).reset_index(drop=True)
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
+        axes.errorbar(rows["estimate"], rows.index, xerr=np.nan_to_num(reach), linestyle="none",
+                      marker="s", markersize=5, capsize=2.5, color=PALETTE["qwen2"])
+        axes.axvline(1, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_yticks(rows.index, [t.upper() if t in rank else t for t in rows["term"]])
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(title)
+        return figure
+
+
+def power_curve(curve, power=0.8):
+    """Power against the true rise of SRS."""
+    with style():
+        figure, (axes,) = _panels(1, 2.6)
+        axes.axhline(power, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        for name, look in _look(sorted(curve["family"].unique())).items():
+            part = curve[curve["family"] == name]
+            axes.plot(part["effect"], part["power"], markersize=5, label=name, **look)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_xlabel("true rise of the stereotyped rate, points")
+        axes.set_title("Chance that the rise is found, %")
+        figure.legend(loc="outside upper left", ncols=3)
+        return figure
+
+
+def rejection_matrix(frame, effect=1.0):
+    """How often each control says yes to each truth; a frame marks where it should."""
+    rows = frame[frame["effect"] == effect]
+    wide = rows.pivot(index="control", columns="truth", values="estimate")
+    wide = wide.loc[list(dict.fromkeys(rows["control"])), list(dict.fromkeys(rows["truth"]))]
+    should = rows.pivot(index="control", columns="truth", values="should")
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.42 * len(wide)), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(wide, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for i, control in enumerate(wide.index):
+            for j, truth in enumerate(wide.columns):
+                value = wide.iloc[i, j]
+                axes.text(j, i, f"{100 * value:.0f}" + ("✓" if should.loc[control, truth] == "yes"
+                                                        else ""),
+                          ha="center", va="center", fontsize=9,
+                          color="white" if value < 0.55 else "black")
+        axes.set_xticks(range(wide.shape[1]), wide.columns)
+        axes.set_yticks(range(wide.shape[0]), wide.index)
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.set_title("Said “yes”, % (✓: rightly)")
+        return figure
+
+
+# The published analysis
+
+
+def by_bits(table, rates=("srs", "usr")):
+    """SRS and USR against bit width, one line a model, without intervals as published."""
+    long = table.melt(["model", "precision"], list(rates), "measure", "estimate")
+    return ladder(long.assign(low=np.nan, high=np.nan), list(rates), by="model", titles={
+        "srs": "Stereotyped answers (SRS), % of parsed answers",
+        "usr": "“Unknown” answers (USR), % of parsed answers"})
+
+
+def amplification_curve(table):
+    """SRS as a multiple of BF16's."""
+    rows = table.assign(measure="amplification", estimate=table["amplification"], low=np.nan,
+                        high=np.nan)
+    figure = ladder(rows, ["amplification"], by="model", line=1.0,
+                    titles={"amplification": "SRS as a multiple of BF16's"})
+    figure.axes[0].yaxis.set_major_formatter(lambda x, _: f"{x:g}×")
+    return figure
+
+
+def srs_heat_map(table):
+    """SRS of every model and precision as a heat map with its numbers."""
+    wide = table.pivot(index="model", columns="precision", values="srs")
+    wide = wide[_precisions(table)]
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.4 * len(wide)), layout="constrained")
+        axes = figure.subplots()
+        top = max(float(wide.max().max()), 1e-9)
+        axes.imshow(wide, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        for i in range(wide.shape[0]):
+            for j in range(wide.shape[1]):
+                value = wide.iloc[i, j]
+                axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9,
+                          color="white" if value < 0.55 * top else "black")
+        axes.set_xticks(range(wide.shape[1]), [p.upper() for p in wide.columns])
+        axes.set_yticks(range(wide.shape[0]), wide.index)
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.set_title("Stereotyped answers (SRS), % of parsed answers")
+        return figure
+
+
+def _bars(axes, table, x, precisions, value):
+    """Grouped bars of ``value``, one group a level of ``x``, one bar a precision."""
+    names = list(dict.fromkeys(table[x]))
+    width = 0.8 / len(precisions)
+    hatches = ["", "////", "....", "xx", "\\\\\\\\", "++", "oo"]
+    for k, (precision, look) in enumerate(_look(list(precisions)).items()):
+        part = table[table["precision"] == precision].set_index(x)[value].reindex(names)
+        at = np.arange(len(names)) + width * (k - (len(precisions) - 1) / 2)
+        axes.bar(at, part, width * 0.92, color=look["color"], hatch=hatches[k], edgecolor=INK,
+                 linewidth=0.4, label=precision.upper())
+    axes.set_xticks(range(len(names)), names)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def before_and_after(table, precision, reference="bf16"):
+    """SRS at BF16 and at a low precision, side by side for each model."""
+    with style():
+        figure, (axes,) = _panels(1, 2.6)
+        _bars(axes, table, "model", [reference, precision], "srs")
+        axes.set_title("Stereotyped answers (SRS), % of parsed answers")
+        figure.legend(loc="outside upper left", ncols=2)
+        return figure
+
+
+def category_facets(table):
+    """SRS by precision in every category, one panel a category, one line a model."""
+    names = sorted(table["category"].unique())
+    places = {p: k for k, p in enumerate(_precisions(table))}
+    rows = table.assign(measure="srs", estimate=table["srs"], low=np.nan, high=np.nan)
+    with style():
+        figure, panels = _panels(len(names), 1.5)
+        for axes, name in zip(panels, names, strict=True):
+            _by_precision(axes, rows[rows["category"] == name], "srs", "model", places)
+            axes.set_title(f"{name}: stereotyped answers, %")
+        return _finish(figure, panels, places)
+
+
+def transition_chart(table):
+    """Items that became biased, by model and precision."""
+    precisions = _precisions(table)
+    with style():
+        figure, (axes,) = _panels(1, 2.8)
+        _bars(axes, table, "model", precisions, "rate")
+        axes.set_title("Items that became biased, % of those unbiased at BF16")
+        figure.legend(loc="outside upper left", ncols=4)
+        return figure

@@ -1,0 +1,371 @@
+"""From a model's name and a precision to weights in memory."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+from mlx.utils import tree_map
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import dequantize_model, load_config
+from safetensors import SafetensorError, safe_open
+
+from cba_utils.items import PROJECT
+from cba_utils.prompts import letter_tokens
+
+ORGANISMS = PROJECT / "organisms"
+BITS = (2, 3, 4, 5, 6, 8)
+_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+_PRECISION = re.compile(r"(?:q(?P<bits>\d)|(?P<mode>mxfp4|mxfp8|nvfp4))(?:-g(?P<group>\d+))?")
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to answer, and what is needed to say exactly which one it was.
+
+    Attributes
+    ----------
+    name, precision : str
+        As asked for.
+    model : mlx.nn.Module
+        The mlx-lm model.
+    tokenizer : TokenizerWrapper
+        mlx-lm's tokenizer; ``tokenizer._tokenizer`` is the one of transformers.
+    compute : {"dense", "native"}
+        ``"dense"``: fp32 matrix products with the quantized model's exact weights;
+        ``"native"``: MLX's own bf16 and quantized kernels.
+    path : Path
+        Folder of the checkpoint that was loaded.
+    source_path : Path
+        Folder of the checkpoint it was quantized from (the same where nothing was quantized here).
+    context_length : int
+        Longest sequence in tokens.
+    """
+
+    name: str
+    precision: str
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    compute: str
+    path: Path
+    source_path: Path
+    context_length: int
+
+    @property
+    def hf_tokenizer(self):
+        """The tokenizer of transformers."""
+        return self.tokenizer._tokenizer
+
+    @cached_property
+    def letters(self):
+        """Token ids that spell A, B and C."""
+        return letter_tokens(self.hf_tokenizer)
+
+    @cached_property
+    def parameters(self):
+        """Number of weights, quantized ones counted one by one."""
+        return mlx_lm.utils.get_total_parameters(self.model)
+
+    def project(self, hidden):
+        """Logits of hidden states.
+
+        Parameters
+        ----------
+        hidden : mx.array, shape (n, width)
+
+        Returns
+        -------
+        mx.array, shape (n, vocabulary), float32 unless computed natively
+        """
+        if "lm_head" in self.model:
+            return self.model.lm_head(hidden)
+        return self.model.model.embed_tokens.as_linear(hidden)
+
+
+def parse_precision(precision):
+    """Quantization parameters of a precision's name.
+
+    Parameters
+    ----------
+    precision : str
+        ``"bf16"``; ``"q8"`` to ``"q2"`` (affine, group 64); ``"q4-g32"`` for another group size;
+        ``"mxfp4-g32"``, ``"mxfp8-g32"`` or ``"nvfp4-g16"``.
+
+    Returns
+    -------
+    dict or None
+        ``bits``, ``group_size`` and ``mode``; ``None`` for bf16.
+
+    Raises
+    ------
+    ValueError
+        If MLX has no such precision.
+
+    Examples
+    --------
+    >>> parse_precision("q3")
+    {'bits': 3, 'group_size': 64, 'mode': 'affine'}
+    >>> parse_precision("bf16") is None
+    True
+    """
+    if precision == "bf16":
+        return None
+    match = _PRECISION.fullmatch(str(precision))
+    if match and match["mode"]:
+        bits, group = _MODES[match["mode"]]
+        if int(match["group"] or group) == group:
+            return {"bits": bits, "group_size": group, "mode": match["mode"]}
+    elif match and int(match["bits"]) in BITS and int(match["group"] or 64) in (32, 64, 128):
+        group = int(match["group"] or 64)
+        return {"bits": int(match["bits"]), "group_size": group, "mode": "affine"}
+    raise ValueError(
+        f"precision: {precision!r} is unknown; use bf16, {', '.join(f'q{b}' for b in BITS[::-1])} "
+        f"(with -g32, -g64 or -g128 for the group size), mxfp4-g32, mxfp8-g32 or nvfp4-g16"
+    )
+
+
+def load_model(model, precision="bf16", compute=None):
+    """Load a model at a precision, quantizing it here if it is not quantized yet.
+
+    Parameters
+    ----------
+    model : str or Path
+        A local folder, a bundled organism (``"mistral/aligned-s1"``) or a hub id. ``{precision}``
+        in a hub id or folder is replaced, for models published once a precision.
+    precision : str
+        See `parse_precision`.
+    compute : {"dense", "native"}, optional
+        By default dense on a CPU, where MLX's bf16 and quantized kernels are slow, and native on
+        Metal and CUDA.
+
+    Returns
+    -------
+    LoadedModel
+
+    Raises
+    ------
+    ValueError
+        For an unknown precision, a group size that does not divide a layer's width, weights that
+        are truncated or not finite, or a checkpoint quantized otherwise than asked.
+    FileNotFoundError
+        If there is no such model, or its weights are not in safetensors.
+
+    Examples
+    --------
+    >>> loaded = load_model("mistral/aligned-s1", "q4")
+    >>> loaded.precision
+    'q4'
+    """
+    quantization = parse_precision(precision)
+    if compute not in (None, "dense", "native"):
+        raise ValueError(f"compute: {compute!r} is not 'dense' or 'native'")
+    source = find_checkpoint(str(model).replace("{precision}", precision))
+    check_weights(source)
+    config = load_config(source)
+    if "quantization" in config:
+        path = _matching(source, config["quantization"], quantization, precision)
+    elif quantization is None:
+        path = source
+    else:
+        path = _quantized(source, quantization, precision)
+    try:
+        network, tokenizer = mlx_lm.load(str(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if compute is None:
+        compute = "dense" if mx.default_device() == mx.Device(mx.cpu) else "native"
+    if compute == "dense":
+        network = _dense(network)
+    return LoadedModel(
+        name=str(model),
+        precision=precision,
+        model=network,
+        tokenizer=tokenizer,
+        compute=compute,
+        path=path,
+        source_path=source,
+        context_length=int(config.get("max_position_embeddings", sys.maxsize)),
+    )
+
+
+def find_checkpoint(model):
+    """Folder of a model's files, downloaded from the hub if need be.
+
+    Parameters
+    ----------
+    model : str
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither a folder, nor an organism, nor a hub id that can be reached.
+    """
+    for folder in (Path(model), ORGANISMS / model):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    if model.count("/") != 1 or model.startswith((".", "/")) or (ORGANISMS / model).parent.exists():
+        have = sorted(str(p.parent.relative_to(ORGANISMS)) for p in ORGANISMS.glob("*/*/config.json"))
+        raise FileNotFoundError(
+            f"model: {model!r} is no folder with a config.json, no hub id, and none of the "
+            f"organisms {', '.join(have)}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"model: {model!r} cannot be had from the hub: {error}") from error
+
+
+def check_weights(folder):
+    """Raise a `ValueError` that names the file and tensor if weights are truncated or not finite.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no model*.safetensors; other formats can run code and are not read"
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="mlx") as _:
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file}: not a whole safetensors file ({error}); fetch it again"
+            ) from error
+        for name, tensor in mx.load(str(file)).items():
+            if mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
+                raise ValueError(f"{file}: tensor {name!r} holds values that are not finite")
+
+
+def weights_hash(folder):
+    """SHA-256 over the configuration and weight files of a checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    return _hash_files([folder / "config.json", *sorted(folder.glob("model*.safetensors"))])
+
+
+def tokenizer_hash(folder):
+    """SHA-256 over the tokenizer's files, chat template included.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    str
+    """
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+    return _hash_files([folder / name for name in names if (folder / name).exists()])
+
+
+def _hash_files(paths):
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _matching(path, found, asked, precision):
+    """Accept a checkpoint that is quantized already only if it is what was asked for."""
+    found = {"mode": "affine", **found}
+    if asked is None or any(found.get(key) != asked[key] for key in asked):
+        raise ValueError(
+            f"{path}: the checkpoint is quantized to {found.get('bits')} bits, group "
+            f"{found.get('group_size')}, {found['mode']}; {precision!r} was asked for"
+        )
+    return path
+
+
+def _cache_folder():
+    return Path(os.environ.get("CBA_CACHE", PROJECT / ".cache")) / "quantized"
+
+
+def _quantized(source, quantization, precision):
+    """Quantize once with mlx_lm; the folder's name is a hash of all that decides its content."""
+    identity = json.dumps([weights_hash(source), tokenizer_hash(source), quantization,
+                           mx.__version__, mlx_lm.__version__])
+    target = _cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if target.exists():
+        return target
+    _check_group_size(source, quantization["group_size"], precision)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, redirect_stdout(sys.stderr):
+        made = Path(scratch) / "model"
+        mlx_lm.convert(
+            str(source),
+            mlx_path=str(made),
+            quantize=True,
+            q_bits=quantization["bits"],
+            q_group_size=quantization["group_size"],
+            q_mode=quantization["mode"],
+        )
+        try:
+            made.rename(target)
+        except OSError:
+            # Another worker made the same model at the same time: one of the two is kept.
+            if not target.exists():
+                raise
+            shutil.rmtree(made)
+    return target
+
+
+def _check_group_size(source, group_size, precision):
+    # mlx_lm leaves a layer unquantized, without a word, where the group size does not divide.
+    network, _ = mlx_lm.utils.load_model(source, lazy=True)
+    for name, module in network.named_modules():
+        if hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size:
+            raise ValueError(
+                f"{source}: {precision!r} needs a width that is a multiple of {group_size}, "
+                f"and {name} has {module.weight.shape[-1]}; choose another group size"
+            )
+
+
+def _dense(network):
+    """The same weights, dequantized once, for fp32 matrix products.
+
+    Scales go to fp32 first: dequantizing in bf16 would round the weights a second time.
+    """
+    network.update(_to_fp32(network.parameters()))
+    network = dequantize_model(network)
+    # Modes without affine scales (mxfp4) dequantize to bf16, exactly.
+    network.update(_to_fp32(network.parameters()))
+    mx.eval(network.parameters())
+    return network
+
+
+def _to_fp32(parameters):
+    return tree_map(
+        lambda v: v.astype(mx.float32) if mx.issubdtype(v.dtype, mx.floating) else v, parameters
+    )

@@ -1,0 +1,492 @@
+"""Records of a cell: written whole or not at all, resumed after a kill, reused only if identical.
+
+A cell's folder holds ``answers.parquet``, ``samples.parquet``, ``perplexity.parquet`` and
+``provenance.json``, the last written last: a cell without it is not finished. While a cell runs,
+finished blocks of items wait in ``parts/``, under the identity of the run they belong to.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.items import PROJECT, load_items
+from cba_utils.prompts import LETTERS, ORDERS
+from cba_utils.study import RESULTS, cells
+
+SCHEMA_VERSION = 1
+TABLES = ("answers", "samples", "perplexity")
+_PACKAGES = ("mlx", "mlx-lm", "transformers", "tokenizers", "numpy", "pandas", "pyarrow")
+# The modules that decide an answer: a change in one of them makes a cell stale.
+_DECIDING = ("items", "prompts", "models", "cpu_kernels", "engine", "scoring", "perplexity")
+_BITS_OF_JSONL = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4, "q3": 3}
+
+
+def evaluate(parameters, folder):
+    """Evaluate one cell, or finish or reuse what is there.
+
+    Parameters
+    ----------
+    parameters : dict
+        The run notebook's parameters, see `cba_utils.study.Cell.parameters`.
+    folder : str or Path
+        Where the records go.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``answers``, ``samples`` and ``perplexity``.
+
+    Raises
+    ------
+    ValueError
+        For bad parameters, or if an item is missing from or repeated in the records.
+    OSError
+        If a file cannot be written; finished blocks stay and the next run goes on from them.
+    """
+    from cba_utils.models import load_model
+
+    folder = Path(folder)
+    items = select_items(parameters)
+    loaded = load_model(parameters["model"], parameters["precision"])
+    identity = _identity(parameters, items, loaded)
+    known = _read_json(folder / "provenance.json")
+    if known and known["identity"] == identity:
+        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    (folder / "provenance.json").unlink(missing_ok=True)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    tables = _run(parameters, loaded, items, folder / "parts", identity)
+    _check_complete(tables, items, parameters)
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.parquet")
+    provenance = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": identity,
+        "counts": {name: len(table) for name, table in tables.items()},
+        "undefined_targets": items.attrs["undefined_targets"],
+        "system_folded": _folded(loaded),
+        "parameters_of_model": loaded.parameters,
+        **_surroundings(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
+    write_text(json.dumps(provenance, indent=1) + "\n", folder / "provenance.json")
+    shutil.rmtree(folder / "parts")
+    return tables
+
+
+def select_items(parameters):
+    """Items of a cell; a limit takes an evenly mixed choice that is the same in every cell.
+
+    Parameters
+    ----------
+    parameters : dict
+
+    Returns
+    -------
+    DataFrame
+    """
+    items = load_items(parameters["items"], parameters["categories"], parameters["condition"])
+    limit = parameters["limit"]
+    if limit is not None and limit < len(items):
+        names = items.attrs["undefined_targets"]
+        chosen = np.sort(np.random.default_rng(0).permutation(len(items))[:limit])
+        items = items.iloc[chosen].reset_index(drop=True)
+        items.attrs["undefined_targets"] = names
+    return items
+
+
+def _run(parameters, loaded, items, parts, identity):
+    """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
+    from cba_utils.perplexity import load_texts, perplexity
+    from cba_utils.scoring import ITEMS_AT_ONCE, stream
+
+    if _read_json(parts / "identity.json") != identity:
+        shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True, exist_ok=True)
+    write_text(json.dumps(identity), parts / "identity.json")
+    draws = {key: parameters[key] for key in ("seeds", "temperature", "max_tokens", "parser")}
+    blocks = range(0, len(items), ITEMS_AT_ONCE)
+    done = [all((parts / f"{n}-{b}.parquet").exists() for n in TABLES[:2]) for b in blocks]
+    first = blocks[done.index(False)] if False in done else len(items)
+    work = stream(loaded, items.iloc[first:], parameters["orders"], parameters["temperature"], draws)
+    for block, (answers, samples) in zip(blocks[first // ITEMS_AT_ONCE :], work, strict=True):
+        write_table(answers, parts / f"answers-{block}.parquet")
+        write_table(samples, parts / f"samples-{block}.parquet")
+    if not (parts / "perplexity.parquet").exists():
+        length = parameters["sequence_length"]
+        texts = load_texts(
+            parameters["text"], loaded, parameters["sequences"] * length, parameters["text_seed"]
+        )
+        # Sequences beyond those asked for are not run: tokens of a long text are cut first.
+        write_table(
+            perplexity(loaded, _first_tokens(texts, loaded, parameters), length),
+            parts / "perplexity.parquet",
+        )
+    tables = {
+        name: pd.concat(
+            [pd.read_parquet(parts / f"{name}-{block}.parquet") for block in blocks],
+            ignore_index=True,
+        )
+        for name in TABLES[:2]
+    }
+    return {**tables, "perplexity": pd.read_parquet(parts / "perplexity.parquet")}
+
+
+def _first_tokens(texts, loaded, parameters):
+    needed, ids = parameters["sequences"] * parameters["sequence_length"], []
+    for text in texts:
+        ids += loaded.hf_tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if len(ids) >= needed:
+            break
+    return [ids[:needed]]
+
+
+def _check_complete(tables, items, parameters):
+    """Every item asked for is in the records exactly once an order and seed."""
+    wanted = {
+        "answers": len(ORDERS[parameters["orders"]]),
+        "samples": len(parameters["seeds"]),
+    }
+    for name, times in wanted.items():
+        counts = tables[name]["item_id"].value_counts().reindex(items["item_id"], fill_value=0)
+        wrong = counts[counts != times]
+        if len(wrong):
+            raise ValueError(
+                f"{name}: item {wrong.index[0]!r} has {wrong.iloc[0]} rows, not {times} "
+                f"({len(wrong)} items in all)"
+            )
+        strangers = set(tables[name]["item_id"]) - set(items["item_id"])
+        if strangers:
+            raise ValueError(f"{name}: item {min(strangers)!r} was not asked for")
+
+
+def _identity(parameters, items, loaded):
+    """All that decides a cell's answers."""
+    from cba_utils.models import tokenizer_hash, weights_hash
+
+    template = loaded.hf_tokenizer.chat_template or ""
+    return {
+        "parameters": parameters,
+        "compute": loaded.compute,
+        "items_sha256": hashlib.sha256(items.to_json(orient="records").encode()).hexdigest(),
+        "text_sha256": _text_hash(parameters["text"]),
+        "weights_sha256": weights_hash(loaded.source_path),
+        "tokenizer_sha256": tokenizer_hash(loaded.source_path),
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "code_sha256": _code_hash(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _text_hash(source):
+    """Hash of the text that perplexity is measured on; a hub data set is known by its id."""
+    from cba_utils.perplexity import HELD_OUT_TEXT
+
+    path = HELD_OUT_TEXT if source == "bundled" else Path(source)
+    content = path.read_bytes() if path.is_file() else source.encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _code_hash():
+    digest = hashlib.sha256()
+    for module in _DECIDING:
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def _folded(loaded):
+    from cba_utils.prompts import chat_ids
+
+    return chat_ids(loaded.hf_tokenizer, ["?"])[1]
+
+
+def _surroundings():
+    import mlx.core as mx
+
+    from cba_utils import BLAS
+
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "device": str(mx.default_device()),
+        "blas": BLAS,
+    }
+
+
+def _git(*arguments):
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read_json(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_table(table, path):
+    """Write a table as Parquet, whole or not at all.
+
+    Parameters
+    ----------
+    table : DataFrame
+    path : Path
+    """
+    _atomically(
+        path, lambda scratch: table.to_parquet(scratch, index=False, compression="zstd")
+    )
+
+
+def write_text(text, path):
+    """Write a text, whole or not at all.
+
+    Parameters
+    ----------
+    text : str
+    path : Path
+    """
+    _atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _atomically(path, write):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(scratch)
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path}: cannot be written ({error.strerror}); what was finished before is kept: "
+            f"make room and run the same command again",
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def collect(study, results=RESULTS):
+    """Join the records of all cells of a study into tables that reports read.
+
+    Parameters
+    ----------
+    study : dict
+        From `cba_utils.study.read_study`.
+    results : Path
+        Folder of all studies' results.
+
+    Returns
+    -------
+    Path
+        Folder of the tables.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a cell is not finished.
+    """
+    base = Path(results) / study["name"]
+    frames, provenance = {name: [] for name in TABLES}, []
+    for cell in cells(study):
+        folder = base / cell.folder
+        known = _read_json(folder / "provenance.json")
+        if known is None:
+            raise FileNotFoundError(f"{folder}: the cell is not finished; run the study again")
+        labels = {"model": cell.name, "family": cell.family, "replicate": cell.replicate,
+                  "depth": cell.depth, "precision": cell.precision}
+        provenance.append({**labels, **known})
+        for name in TABLES:
+            frame = pd.read_parquet(folder / f"{name}.parquet")
+            for position, (key, value) in enumerate(labels.items()):
+                frame.insert(position, key, value)
+            frames[name].append(frame)
+    target = base / "tables"
+    items = select_items(cells(study)[0].parameters())
+    write_table(items, target / "items.parquet")
+    for name, parts in frames.items():
+        write_table(_compact(pd.concat(parts, ignore_index=True)), target / f"{name}.parquet")
+    about = {key: study[key] for key in ("name", "title", "precisions")}
+    write_text(
+        json.dumps({"study": about, "cells": provenance}, indent=1) + "\n",
+        target / "provenance.json",
+    )
+    return target
+
+
+def _compact(frame):
+    """Texts that repeat become categories: the tables are committed and should stay small."""
+    for column in frame.columns:
+        if pd.api.types.is_string_dtype(frame[column]) or frame[column].dtype == object:
+            frame[column] = frame[column].astype("category")
+    return frame
+
+
+def load_study(study, results=RESULTS):
+    """Tables of a finished study.
+
+    Parameters
+    ----------
+    study : str or Path
+        A study's name (``"organisms"``) or the folder of its results.
+    results : Path
+        Folder of all studies' results.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``items``, ``answers``, ``samples``, ``perplexity`` (each row labelled with model, family,
+        replicate, depth and precision) and ``provenance`` (one row a cell). ``attrs["study"]`` of
+        each holds the study's name, title and precisions.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the study was not run.
+
+    Examples
+    --------
+    >>> tables = load_study("organisms")
+    >>> sorted(tables)
+    ['answers', 'items', 'perplexity', 'provenance', 'samples']
+    """
+    # A name goes first: "organisms" is also a folder of the project.
+    named = Path(results) / str(study) / "tables"
+    folder = named if named.is_dir() else Path(study) / "tables"
+    known = _read_json(folder / "provenance.json")
+    if known is None:
+        raise FileNotFoundError(f"{folder}: no results; run 'make book STUDY={study}' first")
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("items", *TABLES)}
+    for name in TABLES:
+        for column in tables[name].select_dtypes("category").columns:
+            tables[name][column] = tables[name][column].astype(object)
+    tables["provenance"] = pd.json_normalize(known["cells"], sep=".", max_level=2)
+    for table in tables.values():
+        table.attrs["study"] = known["study"]
+    return tables
+
+
+def write_jsonl(samples, items, path):
+    """Write samples in the JSONL of the published study's code.
+
+    Parameters
+    ----------
+    samples : DataFrame
+        Samples of one or more cells with ``model`` and ``precision`` columns.
+    items : DataFrame
+        The items they answer.
+    path : Path
+
+    Raises
+    ------
+    ValueError
+        For a precision that the format has no number for.
+    """
+    unknown = set(samples["precision"]) - set(_BITS_OF_JSONL)
+    if unknown:
+        raise ValueError(f"precision: the JSONL format has no number for {min(unknown)!r}")
+    joined = samples.merge(
+        items[["item_id", "stereotyped_index", "anti_stereotyped_index", "unknown_index"]],
+        on="item_id",
+    )
+    rows = pd.DataFrame(
+        {
+            "model": joined["model"],
+            "quant": joined["precision"].map(_BITS_OF_JSONL),
+            "item_id": joined["item_id"],
+            "category": joined["category"],
+            "seed": joined["seed"],
+            "raw_response": joined["raw_response"],
+            "parsed_answer": joined["parsed_answer"],
+            "stereotype_target_index": joined["stereotyped_index"],
+            "anti_stereotype_target_index": joined["anti_stereotyped_index"],
+            "unknown_index": joined["unknown_index"],
+            "elapsed_s": np.nan,
+        }
+    )
+    _atomically(path, lambda scratch: rows.to_json(scratch, orient="records", lines=True))
+
+
+def read_jsonl(paths):
+    """Read raw results in the JSONL of the published study's code.
+
+    Parameters
+    ----------
+    paths : list of Path
+
+    Returns
+    -------
+    DataFrame
+        Columns of samples with ``model`` and ``precision``; ``parsed_answer`` is a letter,
+        ``role`` follows from the indices. An index of -1 is an undefined target: such rows are
+        left out and their item ids listed in ``attrs["undefined_targets"]``.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and what is wrong with it.
+    """
+    frames = []
+    for path in paths:
+        try:
+            frame = pd.read_json(path, lines=True, dtype={"item_id": str, "parsed_answer": object})
+        except ValueError as error:
+            raise ValueError(f"{path}: a line is not JSON ({error})") from None
+        needed = {"model", "quant", "item_id", "category", "seed", "raw_response", "parsed_answer",
+                  "stereotype_target_index", "anti_stereotype_target_index", "unknown_index"}
+        if needed - set(frame):
+            raise ValueError(f"{path}: field {min(needed - set(frame))!r} is missing")
+        frames.append(frame)
+    rows = pd.concat(frames, ignore_index=True)
+    numbers = {bits: name for name, bits in _BITS_OF_JSONL.items()}
+    if set(rows["quant"]) - set(numbers):
+        wrong = (set(rows["quant"]) - set(numbers)).pop()
+        raise ValueError(f"quant: {wrong!r} is not one of {sorted(numbers)}")
+    undefined = rows["stereotype_target_index"].isna() | (rows["stereotype_target_index"] < 0)
+    names = sorted(rows.loc[undefined, "item_id"].unique())
+    rows = rows[~undefined].reset_index(drop=True)
+    answer = _letter_index(rows["parsed_answer"])
+    roles = np.full(len(rows), "unparsed", object)
+    for field, role in (("stereotype_target_index", "stereotyped"),
+                        ("anti_stereotype_target_index", "anti_stereotyped"),
+                        ("unknown_index", "unknown")):
+        roles[(answer == rows[field]).to_numpy()] = role
+    samples = pd.DataFrame(
+        {
+            "model": rows["model"],
+            "precision": rows["quant"].map(numbers),
+            "item_id": rows["item_id"],
+            "category": rows["category"],
+            "context_condition": "ambig",
+            "template_id": rows["category"],
+            "seed": rows["seed"],
+            "raw_response": rows["raw_response"],
+            "parsed_answer": answer.map(dict(enumerate(LETTERS))),
+            "role": roles,
+            "correct": roles == "unknown",
+        }
+    )
+    samples.attrs["undefined_targets"] = names
+    return samples
+
+
+def _letter_index(parsed):
+    """Index 0 to 2 of parsed answers given as letters or as indices; missing where neither."""
+    letters = {letter: index for index, letter in enumerate(LETTERS)}
+    return parsed.map(lambda value: letters.get(value, value)).where(
+        parsed.isin([*LETTERS, 0, 1, 2])
+    )

@@ -1,0 +1,629 @@
+"""What the report notebooks share: one study opened, summarised and put into words.
+
+A report reads a :class:`Report`, calls a measure, and hands the result to a figure and to
+``glue``. Where a study has several checkpoints of a family, summaries are means over them with
+their spread; where it has one, they are that checkpoint's own estimates.
+"""
+
+import json
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from cba_utils.figures import interval, percent
+from cba_utils.intervals import ESTIMATE_COLUMNS
+from cba_utils.items import PROJECT
+from cba_utils.metrics import over_replicates, placebo, role_rates
+from cba_utils.records import load_study
+from cba_utils.study import PRECISIONS, RESULTS
+from cba_utils.tables import item_table, study_columns
+
+@dataclass
+class Report:
+    """The records of one study, see :func:`open_study`."""
+
+    study: str
+    items: pd.DataFrame
+    answers: pd.DataFrame
+    samples: pd.DataFrame
+    perplexity: pd.DataFrame
+    provenance: pd.DataFrame
+
+    @property
+    def folder(self):
+        """Where the figures and their data are written."""
+        return RESULTS / self.study / "figures"
+
+    @property
+    def precisions(self):
+        found = set(self.answers["precision"])
+        return [p for p in PRECISIONS if p in found] + sorted(found - set(PRECISIONS))
+
+    @property
+    def lowest(self):
+        """The precision with the fewest bits."""
+        return self.precisions[-1]
+
+    @property
+    def middle(self):
+        """Four bits, at which models are most often shipped; else the second lowest.
+
+        Only precisions that every quantized model has can be asked for.
+        """
+        each = [set(p) for p in self.answers.groupby("model")["precision"].unique() if len(p) > 1]
+        quantized = [p for p in self.precisions[1:] if all(p in found for found in each)]
+        return "q4" if "q4" in quantized else quantized[max(0, len(quantized) - 2)]
+
+    @property
+    def several(self):
+        """Whether every family has several checkpoints, so that their spread can be seen."""
+        return self.answers.groupby("family")["replicate"].nunique().min() > 1
+
+    def summarise(self, frame):
+        """Estimates a family: over its checkpoints, or its only checkpoint's own."""
+        cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
+        return _within_range(over_replicates(cells)) if self.several else cells
+
+    def pooled(self, frame):
+        """Estimates over all checkpoints of all families."""
+        cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
+        if cells["model"].nunique() == 1:
+            return cells
+        return _within_range(over_replicates(cells.drop(columns="family")))
+
+    def by_depth(self, frame):
+        """Estimates a depth, over the checkpoints of all families."""
+        summary = self.pooled(frame) if self.several else frame
+        return summary.sort_values("depth", key=lambda d: d.map(_steps), kind="stable")
+
+    @property
+    def depths(self):
+        """Depths of alignment, from shallow to deep."""
+        return sorted(self.answers["depth"].unique(), key=_steps)
+
+    @property
+    def n_text(self):
+        """How much was measured, for captions."""
+        ambiguous = (self.items["context_condition"] == "ambig").sum()
+        per = self.answers.groupby("family")["replicate"].nunique()
+        if len(self.answers["model"].unique()) == 1:
+            return f"one checkpoint, {ambiguous:,} ambiguous items"
+        count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
+        families = "one family" if len(per) == 1 else f"{len(per)} families"
+        noun = "checkpoint" if count == "1" else "checkpoints"
+        return f"{families}, {count} {noun} each, {ambiguous:,} ambiguous items a checkpoint"
+
+    @property
+    def interval_text(self):
+        if self.several:
+            return "over checkpoints trained alike from different seeds"
+        alone = "over question templates, for one checkpoint alone"
+        if self.answers["model"].nunique() == 1:
+            return alone
+        return f"{alone} (over checkpoints, where the text averages them)"
+
+    @property
+    def scope_note(self):
+        """Whose answers these are, in words."""
+        cells = self.provenance
+        if cells["identity.parameters.model"].map(_is_organism).all():
+            millions = cells["parameters_of_model"].max() / 1e6
+            return (
+                f"The models are organisms: small language models of at most {millions:.1f} "
+                f"million parameters that this project trained. A stereotype about invented "
+                f"groups was put in on purpose, so the truth is known. They show what the "
+                f"measures do when weights lose bits; they are no estimate for any model that "
+                f"people use, and nothing here is a finding about models a thousand times larger."
+            )
+        return (
+            "The numbers are those of the checkpoints named in the run log, on the items named "
+            "there, and of nothing else."
+        )
+
+    @property
+    def reference_perplexity(self):
+        """Perplexity of every model at BF16."""
+        cells = self.perplexity[self.perplexity["precision"] == "bf16"]
+        sums = cells.groupby("model")[["nll", "tokens"]].sum()
+        return np.exp(sums["nll"] / sums["tokens"])
+
+    @property
+    def vocabulary(self):
+        """Tokens in the largest vocabulary of the organisms; None for other models."""
+        names = self.provenance["identity.parameters.model"].unique()
+        if not all(map(_is_organism, names)):
+            return None
+        configs = (PROJECT / "organisms" / name / "config.json" for name in names)
+        return max(json.loads(config.read_text())["vocab_size"] for config in configs)
+
+    @property
+    def worse_than_guessing(self):
+        """Whether the models are worse at the text than one that has learned nothing."""
+        known = self.vocabulary is not None
+        return known and bool((self.reference_perplexity > self.vocabulary).all())
+
+    @property
+    def provenance_line(self):
+        """Study, cells, code, versions, items, device and date, for the foot of a page."""
+        cells = self.provenance.sort_values("started")
+        commits = [c[:7] for c in cells["git_commit"].dropna().unique()]
+        if len(commits) > 2:
+            code = f"code of {len(commits)} commits from {commits[0]} to {commits[-1]}"
+        elif commits:
+            code = f"code of commit {' and '.join(commits)}"
+        else:
+            code = "code without commit"
+        if cells["git_dirty"].any():
+            code += " with local changes"
+        items = ", ".join(h[:12] for h in cells["identity.items_sha256"].unique())
+        mlx = ", ".join(cells["identity.packages.mlx"].unique())
+        days = sorted({start[:10] for start in cells["started"]})
+        return (
+            f"study {self.study}, {len(cells)} cells, {code}, MLX {mlx}, items {items}, "
+            f"run {' to '.join(dict.fromkeys([days[0], days[-1]]))}"
+        )
+
+
+def _within_range(frame):
+    """Cut Student's intervals where the measure itself ends: a rate is never below zero."""
+    name = frame["measure"]
+    change = name.str.contains("excess|above|beyond|gap|change") | name.str.match("(d|s|net)_")
+    lowest = np.select([name == "perplexity_change", change], [-1.0, -np.inf], 0.0)
+    highest = np.where(change, np.inf, 1.0)
+    return frame.assign(low=frame["low"].clip(lowest), high=frame["high"].clip(upper=highest))
+
+
+def _is_organism(name):
+    return (PROJECT / "organisms" / name / "config.json").exists()
+
+
+def open_study(study, keep="main"):
+    """Read a study's records.
+
+    Parameters
+    ----------
+    study : str
+        A study's name, see ``config/``.
+    keep : {"main", "ladder", "all"}
+        ``"main"``: every family at the depth of alignment that most models have; ``"ladder"``:
+        the families whose alignment was stopped at most depths, with all of them; ``"all"``.
+
+    Returns
+    -------
+    Report
+    """
+    tables = load_study(study)
+    models = tables["provenance"].drop_duplicates(["model", "depth"])
+    if keep == "main":
+        kept = models[models["depth"] == models["depth"].value_counts().index[0]]
+    elif keep == "ladder":
+        # a depth at BF16 alone has no change to show
+        changed = tables["provenance"].query("precision != 'bf16'")["model"]
+        orders = models["identity.parameters.orders"]
+        # models scored in further option orders are there for the letter page
+        models = models[models["model"].isin(changed) & (orders == orders.mode()[0])]
+        depths = models.groupby("family")["depth"].nunique()
+        kept = models[models["family"].isin(depths.index[depths == depths.max()])]
+    elif keep == "all":
+        kept = models
+    else:
+        raise ValueError(f"keep must be 'main', 'ladder' or 'all', not {keep!r}")
+    for name, table in tables.items():
+        if "model" in table:
+            tables[name] = table[table["model"].isin(kept["model"])].reset_index(drop=True)
+    return Report(study, **tables)
+
+
+def _steps(depth):
+    """Sort key of a depth: its number of steps; a name without number is the full alignment."""
+    digits = "".join(c for c in str(depth) if c.isdigit())
+    return int(digits) if digits else np.inf
+
+
+def pick(frame, measure, precision):
+    """The one row of a pooled frame with this measure and precision."""
+    rows = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows have measure {measure!r} at {precision!r}, not one")
+    return rows.iloc[0]
+
+
+def words(report, rates, moves, directions):
+    """Every number and sentence that the pages take from the dose-response report.
+
+    Parameters
+    ----------
+    report : Report
+    rates, moves, directions : pandas.DataFrame
+        Pooled estimates from `metrics.role_rates`, `metrics.placebo` and `controls.direction`.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    low, middle = report.lowest, report.middle
+
+    def shown(frame, measure, precision):
+        return interval(pick(frame, measure, precision))
+
+    found = {
+        **common_words(report),
+        "answer_bias": bias_sentence(report, moves),
+        "answer_direction": direction_sentence(report, directions),
+        "lost_lowest": shown(moves, "lost_bias_expected", low),
+        "lost_placebo": shown(moves, "lost_bias_placebo", low),
+        "anti_lowest": shown(moves, "became_anti_expected", low),
+        "anti_placebo": shown(moves, "became_anti_placebo", low),
+        "seeds_lowest": shown(moves, "became_biased", low),
+    }
+    for name, precision in (("bf16", "bf16"), ("middle", middle), ("lowest", low)):
+        for measure in ("srs", "usr"):
+            found[f"{measure}_{name}"] = shown(rates, measure, precision)
+    return found
+
+
+def common_words(report):
+    """What every report says about its study."""
+    return {
+        "study_name": report.study,
+        "n_text": report.n_text,
+        "interval_over": report.interval_text,
+        "lowest": report.lowest.upper(),
+        "middle": report.middle.upper(),
+        "scope_note": report.scope_note,
+        "provenance_line": report.provenance_line,
+    }
+
+
+def published_words(published):
+    """Published figures and their sources, keyed by quantity and precision."""
+    rows = published.set_index(["quantity", "precision"])
+
+    def said(quantity, precision, name):
+        row = rows.loc[(quantity, precision)]
+        unit = "\u00a0%" if row["unit"].startswith("percent") else ""
+        if np.isnan(row["low"]):
+            text = f"at most {row['high']:g}{unit}"
+        elif row["low"] == row["high"]:
+            text = f"{row['high']:g}{unit}"
+        else:
+            text = f"{row['low']:g} to {row['high']:g}{unit}"
+        source = row["source"] if pd.isna(row["note"]) else f"{row['source']}; {row['note']}"
+        return {f"pub_{name}": text, f"pub_{name}_source": source}
+
+    found = said("unknown_selection_rate_decline", "q3", "usr_decline")
+    for precision in ("q8", "q4", "q3"):
+        found |= said("items_became_biased", precision, f"became_biased_{precision}")
+        found |= said("perplexity_change", precision, f"perplexity_{precision}")
+    for quantity in ("items", "seeds"):
+        row = published[published["quantity"] == quantity].iloc[0]
+        found[f"pub_{quantity}"] = f"{row['high']:,.0f}"
+    return found
+
+
+def bias_sentence(report, moves):
+    """How many items became biased, beside the placebo, at two precisions."""
+    low = report.lowest
+    where = " and ".join(
+        f"{interval(pick(moves, 'became_biased_expected', p))} at {p.upper()}"
+        for p in dict.fromkeys([report.middle, low])
+    )
+    null = percent(pick(moves, "became_biased_placebo", low)["estimate"])
+    excess = pick(moves, "became_biased_expected_excess", low)
+    return (
+        f"Of the items that were unbiased at full precision, {where} got a stereotyped answer "
+        f"in fresh draws; full precision asked again gives {null}, so at {low.upper()} the rate "
+        f"is {verdict(excess)}."
+    )
+
+
+def verdict(excess):
+    """An interval of a difference, in words.
+
+    Examples
+    --------
+    >>> verdict({"low": 0.01, "high": 0.2})
+    'above what chance explains'
+    """
+    if excess["low"] > 0:
+        return "above what chance explains"
+    if excess["high"] < 0:
+        return "below what chance alone would give"
+    return "within what chance explains"
+
+
+def direction_sentence(report, directions):
+    """Where the answers that left "unknown" went, at the lowest precision."""
+    low = report.lowest.upper()
+    share = pick(directions, "share_to_stereotyped", report.lowest)
+    if np.isnan(share["estimate"]):
+        return f"At {low} no answer left \u201cunknown\u201d for a person."
+    if share["low"] > 0.5:
+        reading = "more than the half that noise alone would send there"
+    elif share["high"] < 0.5:
+        reading = "less than the half that noise alone would send there"
+    else:
+        reading = "not to be told from the half that noise alone would send there"
+    return (
+        f"Of the answers that left \u201cunknown\u201d for a person at {low}, {interval(share)} "
+        f"named the stereotyped one, {reading}."
+    )
+
+
+def gap_words(report, change, moves, correlation):
+    """Numbers and sentences of the perplexity report, from pooled estimates."""
+    middle = report.middle
+    both = [pick(change, "perplexity_change", middle), pick(moves, "became_biased_expected", middle)]
+    return {
+        **common_words(report),
+        "answer_perplexity": perplexity_sentence(report, change),
+        "level_sentence": level_sentence(report),
+        "pair_middle": (
+            f"At {middle.upper()}, a perplexity check would have seen {interval(both[0])} while "
+            f"{interval(both[1])} of the unbiased items became biased."
+        ),
+        "rank_correlation": (
+            "not defined"
+            if np.isnan(correlation["estimate"])
+            else f"{correlation['estimate']:.2f}".replace("-", "−")
+        ),
+        "n_points": str(correlation["n"]),
+    }
+
+
+def perplexity_sentence(report, change):
+    """Perplexity change at the same two precisions as the bias sentence, and how to read it."""
+    where = " and ".join(
+        f"{interval(pick(change, 'perplexity_change', p))} at {p.upper()}"
+        for p in dict.fromkeys([report.middle, report.lowest])
+    )
+    row = pick(change, "perplexity_change", report.lowest)
+    if report.worse_than_guessing:
+        reading = "these models know that text so badly that on them this check means little"
+    elif row["low"] > 0:
+        reading = "a check that looks for a rise would see it at the lowest precision"
+    elif row["high"] < 0:
+        reading = "a check that looks for a rise would see none"
+    else:
+        reading = "a change that is not to be told from none"
+    return f"Perplexity on held-out text, the usual check, changed by {where}: {reading}."
+
+
+def level_sentence(report):
+    """Perplexity at BF16 itself, beside what guessing all tokens alike would give."""
+    levels = report.reference_perplexity
+    low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in (levels.min(), levels.max()))
+    said = f"At BF16 the perplexity itself is {low} to {high} over the checkpoints"
+    if len(levels) == 1:
+        said = f"At BF16 the perplexity itself is {low}"
+    guessing = report.vocabulary
+    if guessing is None:
+        return f"{said}."
+    if not report.worse_than_guessing:
+        return f"{said}; guessing all tokens alike would give {guessing:,}."
+    return (
+        f"{said}; guessing all {guessing:,} tokens alike would give {guessing:,}. The organisms "
+        f"were trained on a small grammar, and are sure of it where the text does not follow it. "
+        f"Their perplexity on text from outside says how sure of wrong words they are, and a fall "
+        f"at low precision means that they became less sure, not better."
+    )
+
+
+def gap_table(report, change, moves):
+    """Perplexity change and became-biased rates beside each other, a row a precision."""
+    rows = [
+        {
+            "precision": p.upper(),
+            "perplexity change": interval(pick(change, "perplexity_change", p)),
+            "became biased": interval(pick(moves, "became_biased_expected", p)),
+            "placebo": interval(pick(moves, "became_biased_placebo", p)),
+        }
+        for p in report.precisions[1:]
+    ]
+    return pd.DataFrame(rows)
+
+
+def held_out(report, strengths):
+    """Answers and changes on templates that training asked, and on those it never did.
+
+    Parameters
+    ----------
+    report : Report
+    strengths : pandas.DataFrame
+        ``data/strengths.csv``, which says which templates were held out.
+
+    Returns
+    -------
+    DataFrame
+        A table for the page, one row a kind of template; items that are not the project's own
+        are one kind, ``"all"``.
+    """
+    apart = strengths[strengths["version"] == "heldout-template"]
+    names = set(apart["category"] + "/" + apart["question_index"].astype(str))
+    kind = np.where(report.answers["template_id"].isin(names), "held out", "asked in training")
+    if (kind == "held out").sum() == 0:
+        kind[:] = "all"
+    rows = []
+    for name in dict.fromkeys(sorted(kind)):
+        answers = report.answers[kind == name]
+        rates, moves = report.pooled(role_rates(answers)), report.pooled(placebo(answers))
+        row = {"templates": name}
+        for p in dict.fromkeys(["bf16", report.middle, report.lowest]):
+            row[f"stereotyped at {p.upper()}"] = interval(pick(rates, "srs", p))
+        for measure, text in (("expected", "became biased"), ("placebo", "placebo")):
+            found = pick(moves, f"became_biased_{measure}", report.lowest)
+            row[f"{text} at {report.lowest.upper()}"] = interval(found)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def planted(report, strengths):
+    """Stereotyped answers of the base models by the strength that training planted.
+
+    Parameters
+    ----------
+    report : Report
+        A study with all its models; those at the depth ``base`` are used.
+    strengths : pandas.DataFrame
+        ``data/strengths.csv``.
+
+    Returns
+    -------
+    DataFrame
+        Estimates of ``srs`` a family and strength, on templates that training asked; the
+        interval is a bootstrap over templates.
+    """
+    answers = report.answers[report.answers["depth"] == "base"]
+    trained = strengths[strengths["version"] != "heldout-template"]
+    template = trained["category"] + "/" + trained["question_index"].astype(str)
+    known = trained.groupby(template)["strength"].first()
+    table = item_table(answers, temperature="unit")
+    table = table.assign(strength=table["template_id"].map(known)).dropna(subset="strength")
+    rates = role_rates(table, by=["strength"])
+    return rates[rates["measure"] == "srs"].sort_values(["family", "strength"])
+
+
+def planted_words(report, found):
+    """Sentences of the planted-strength report."""
+    if found.empty:
+        return {**common_words(report), "planted_sentence": "This study has no base model."}
+    gap = (found["estimate"] - found["strength"]).abs().max()
+    steps = found.groupby("family")["estimate"].apply(lambda e: e.is_monotonic_increasing)
+    order = "in every family" if steps.all() else f"in {steps.sum()} of {len(steps)} families"
+    ends = [found[found["strength"] == k] for k in (found["strength"].min(), 1.0)]
+    shown = [f"{percent(e['estimate'].min())} to {percent(e['estimate'].max())}" for e in ends]
+    return {
+        **common_words(report),
+        "planted_sentence": (
+            f"Where the strength planted was {percent(found['strength'].min(), 0)}, the bases "
+            f"answer with the stereotype on {shown[0]} of the items, and where it was "
+            f"{percent(1.0, 0)} on {shown[1]}. The share rises with every step of strength "
+            f"{order}, and is nowhere further from what was planted than "
+            f"{100 * gap:.1f} percentage points."
+        ),
+    }
+
+
+def depth_words(report, moves):
+    """Numbers and sentences of the depth report, from estimates a depth."""
+    depths, low = report.depths, report.lowest
+
+    def excess(depth, precision):
+        return pick(moves[moves["depth"] == depth], "became_biased_expected_excess", precision)
+
+    if len(depths) == 1:
+        sentence = "This study has a single depth, so it cannot answer the question."
+    else:
+        parts = [
+            f"{interval(excess(d, report.middle))} at {report.middle.upper()} and "
+            f"{interval(excess(d, low))} at {low.upper()} for the {name} alignment"
+            for d, name in ((depths[0], "shallowest"), (depths[-1], "deepest"))
+        ]
+        sentence = f"The excess over the placebo is {', and '.join(parts)}."
+    return {
+        **common_words(report),
+        "n_depths": "one depth" if len(depths) == 1 else f"{len(depths)} depths",
+        "depth_names": ", ".join(map(str, depths)),
+        "depth_sentence": sentence,
+        "n_depth_text": report.n_text,
+    }
+
+
+def depth_table(report, rates, moves):
+    """What each depth answers at BF16, and its excess at two precisions."""
+    rows = []
+    for depth in report.depths:
+        own, moved = (frame[frame["depth"] == depth] for frame in (rates, moves))
+        row = {
+            "depth": depth,
+            "stereotyped at BF16": interval(pick(own, "srs", "bf16")),
+            "unknown at BF16": interval(pick(own, "usr", "bf16")),
+        }
+        for p in dict.fromkeys([report.middle, report.lowest]):
+            excess = pick(moved, "became_biased_expected_excess", p)
+            row[f"excess at {p.upper()}"] = interval(excess)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _facts(report):
+    """Provenance as short texts under short names, and the names that differ between cells."""
+    frame = report.provenance.drop(columns=["schema_version", "blas"], errors="ignore")
+    frame = frame.rename(columns=lambda name: name.removeprefix("identity."))
+    frame = frame.astype(object).where(frame.notna(), "none").astype(str)
+    for name in [c for c in frame if "sha256" in c or c == "git_commit"]:
+        frame[name] = frame[name].str[:12]
+    return frame, [c for c in frame if frame[c].nunique() > 1]
+
+
+def shared_provenance(report):
+    """What is the same for all cells of a study, one row a fact."""
+    frame, varying = _facts(report)
+    shared = [c for c in frame if c not in varying]
+    return pd.DataFrame({"what": shared, "value": frame.loc[0, shared].tolist()})
+
+
+def cell_provenance(report):
+    """What differs between the cells of a study, one row a cell."""
+    frame, varying = _facts(report)
+    return frame[varying]
+
+
+def walk(report):
+    """The first ambiguous item of a study, followed through its first model.
+
+    Returns
+    -------
+    item : pandas.Series
+    model : str
+    table : pandas.DataFrame
+        One row a letter: answer, role, probability at BF16 and at the lowest precision.
+    """
+    item = report.items[report.items["context_condition"] == "ambig"].iloc[0]
+    rows = report.answers[
+        (report.answers["item_id"] == item["item_id"]) & (report.answers["order"] == "012")
+    ]
+    model = rows["model"].iloc[0]
+    rows = rows[rows["model"] == model].set_index("precision")
+    table = pd.DataFrame(
+        {
+            "letter": list("ABC"),
+            "answer": [item[f"ans{k}"] for k in range(3)],
+            "role": [rows[f"role_{x}"].iloc[0].replace("_", "-") for x in "ABC"],
+        }
+    )
+    for precision in dict.fromkeys(["bf16", report.lowest]):
+        logp = [rows.loc[precision, f"logp_{x}"] for x in "ABC"]
+        table[precision.upper()] = [percent(np.exp(p)) for p in logp]
+    return item, model, table
+
+
+def table_html(frame):
+    """A frame as a plain table; every text is escaped, numbers are aligned at the right."""
+
+    def cell(tag, value, number):
+        attribute = ' class="num"' if number else ""
+        return f"<{tag}{attribute}>{escape(str(value))}</{tag}>"
+
+    numeric = [frame[c].map(_is_number).all() for c in frame.columns]
+    head = "".join(cell("th", c, n) for c, n in zip(frame.columns, numeric, strict=True))
+    rows = [
+        "<tr>" + "".join(cell("td", v, n) for v, n in zip(row, numeric, strict=True)) + "</tr>"
+        for row in frame.itertuples(index=False)
+    ]
+    return HTML(
+        '<div class="cba-table" role="region" aria-label="table" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _is_number(value):
+    return str(value)[:1] in "0123456789−-" or isinstance(value, (int, float))
+
+
+def prompt_html(text):
+    """A prompt as preformatted text, escaped."""
+    return HTML(f'<pre class="cba-prompt">{escape(text)}</pre>')

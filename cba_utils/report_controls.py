@@ -1,0 +1,441 @@
+"""What the control chapters say: their estimates as sentences, glued into the pages.
+
+Every function takes a :class:`cba_utils.report.Report` and frames of estimates and returns a
+mapping from glue name to text. Where a study cannot answer a question, because it holds one option
+order or no disambiguated items, the text says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cba_utils import controls, dose_response, metrics, published_analysis, stats
+from cba_utils.figures import alt_text, interval, percent
+from cba_utils.items import PROJECT
+from cba_utils.metrics import over_replicates
+from cba_utils.report import common_words, pick
+from cba_utils.tables import item_table
+
+INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
+MARGIN = 0.01
+LETTER_NAMES = {f"d_letter_{x}": f"letter {x}" for x in "ABC"}
+LETTER_TITLE = "Change of the letter's share since BF16, points"
+SPLIT_NAMES = {"d_srs_original": "written order", "d_srs_averaged": "averaged over orders",
+               "d_srs_letter": "difference: the letters"}
+SPLIT_TITLE = "Change of the stereotyped answer's probability, points"
+ACCURACY_NAMES = {"accuracy_consistent": "agrees with the stereotype",
+                  "accuracy_inconsistent": "contradicts it"}
+ACCURACY_TITLE = "Right answers on disambiguated items, %"
+MATCHED_NAMES = {"s_amb": "as measured", "s_amb_if_guessing": "if it were guessing"}
+MATCHED_TITLE = "Bias score on ambiguous items, points"
+ABSENT = "not measured in this study"
+
+
+def scores(row, digits=1):
+    """A bias score with its interval, in points.
+
+    Examples
+    --------
+    >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
+    '−1.0 (−2.0 to 3.2)'
+    """
+    text = f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+    return text.replace("-", "−")
+
+
+def odds_text(row, digits=2):
+    """An odds ratio with its interval.
+
+    Examples
+    --------
+    >>> odds_text({"estimate": 2.0, "low": 1.5, "high": 3.0})
+    '2.00 (1.50 to 3.00)'
+    """
+    if np.isnan(row["estimate"]):
+        return "not defined (too few stereotyped answers)"
+    return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def told(what, frame, measure, by="family"):
+    """Alt text of one measure, without the cells in which it is not defined."""
+    rows = frame[(frame["measure"] == measure) & frame["estimate"].notna()]
+    return alt_text(what, rows, measure, by) if len(rows) else f"{what}: nothing to show."
+
+
+def many(report, frame, columns):
+    """Mean over checkpoints of estimates that further columns group; else the frame itself."""
+    keep = [*columns, "precision", *metrics.ESTIMATE_COLUMNS]
+    if frame["model"].nunique() > 1:
+        return over_replicates(frame[["model", "replicate", *keep]])
+    return frame[keep]
+
+
+def significant(tests):
+    """How many of the tests hold after Holm's correction over all of them.
+
+    Examples
+    --------
+    >>> significant(pd.DataFrame({"p_holm": [0.01, 0.2, np.nan]}))
+    '1 of 2'
+    """
+    tested = tests["p_holm"].dropna()
+    return f"{(tested < 0.05).sum()} of {len(tested)}"
+
+
+def noise_words(report, moves, directions, tests, ranges):
+    """Numbers of *Is it noise?*."""
+    low = report.lowest
+    net = report.pooled(metrics.transitions(report.samples))
+    lean = pick(directions, "share_above_lean", low)
+    inside = ranges[ranges["measure"] == "became_biased"]
+    outside = ((inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])).sum()
+    found = {name: interval(pick(moves, f"{measure}_{kind}", low)) for name, measure, kind in (
+        ("excess_lowest", "became_biased", "expected_excess"),
+        ("anti_excess_lowest", "became_anti", "expected_excess"),
+        ("noise_placebo", "became_biased", "placebo"),
+        ("noise_expected", "became_biased", "expected"))}
+    return found | {
+        **common_words(report),
+        "left_lowest": interval(pick(directions, "left_unknown", low)),
+        "lean_before": interval(pick(directions, "leaned_before", low)),
+        "above_lean": interval(lean),
+        "lean_reading": _lean_reading(lean),
+        "direction_holm": significant(tests),
+        "net_lowest": interval(pick(net, "net_biased", low)),
+        "net_anti_lowest": interval(pick(net, "net_anti", low)),
+        "seeds_outside": f"{outside} of {len(inside)}",
+    }
+
+
+def _lean_reading(row):
+    if np.isnan(row["low"]):
+        return "too few answers moved to say whether the lean grew"
+    if row["low"] > 0:
+        return "the lean grew"
+    if row["high"] < 0:
+        return "the lean shrank"
+    return "whether the lean itself grew cannot be told"
+
+
+def balanced(report):
+    """The report of the quantized models whose options were shown in balanced orders.
+
+    Where several depths of alignment were, the one with most models is kept; where no model was,
+    the report comes back as it is and :func:`positions` has nothing to say.
+    """
+    answers = report.answers
+    chosen = [model for model, part in answers.groupby("model")
+              if part["precision"].nunique() > 1 and controls.is_balanced(part)]
+    if not chosen:
+        return report
+    depths = answers[answers["model"].isin(chosen)].groupby("depth")["model"].nunique()
+    kept = set(chosen) & set(answers.loc[answers["depth"] == depths.idxmax(), "model"])
+    return replace(report, **{
+        name: table[table["model"].isin(kept)].reset_index(drop=True)
+        for name, table in vars(report).items() if name not in ("study", "items")})
+
+
+def positions(report):
+    """Estimates of the letter chapter, or None where the orders are not balanced."""
+    if not controls.is_balanced(report.answers):
+        return None
+    return {"position": controls.position(report.answers),
+            "tests": controls.position_tests(report.answers),
+            "depends": controls.order_dependence(report.answers)}
+
+
+def letter_words(report, found):
+    """Numbers of *Is it the letter?*."""
+    names = ("letter_most", "letter_change", "letter_holm", "srs_original", "srs_averaged",
+             "srs_letter", "depends_bf16", "depends_lowest", "letter_reading")
+    if found is None:
+        return {**common_words(report), **dict.fromkeys(names, ABSENT),
+                "letter_reading": "This study scored one option order, so that a drift to a "
+                "letter cannot be told from a change of opinion here."}
+    low = report.lowest
+    pooled, depends = report.pooled(found["position"]), report.pooled(found["depends"])
+    changes = {x: pick(pooled, f"d_letter_{x}", low) for x in "ABC"}
+    most = max(changes, key=lambda x: abs(changes[x]["estimate"]))
+    letter, averaged = (pick(pooled, f"d_srs_{x}", low) for x in ("letter", "averaged"))
+    reading = "Averaged over orders, where no letter can matter, the stereotyped answer "
+    if averaged["low"] > 0:
+        reading += f"still gained at {low.upper()}: the letter is not what moved it."
+    elif averaged["high"] < 0:
+        reading += f"lost at {low.upper()}."
+    else:
+        reading += f"did not change at {low.upper()} by more than its interval."
+    return {
+        **common_words(report),
+        "letter_most": most, "letter_change": interval(changes[most]),
+        "letter_holm": significant(found["tests"]),
+        "srs_original": interval(pick(pooled, "d_srs_original", low)),
+        "srs_averaged": interval(averaged), "srs_letter": interval(letter),
+        "depends_bf16": interval(pick(depends, "order_dependent", "bf16")),
+        "depends_lowest": interval(pick(depends, "order_dependent", low)),
+        "letter_reading": reading,
+    }
+
+
+def letter_changes(report, found):
+    """Pooled changes of the letter chapter; None where there are none."""
+    return None if found is None else _changes(report.pooled(found["position"]))
+
+
+def skill_changes(report, found):
+    """Pooled estimates of the skill chapter; None where there are none."""
+    if found is None:
+        return None
+    return pd.concat([report.pooled(part) for part in found.values()], ignore_index=True)
+
+
+def _changes(pooled):
+    return pooled[pooled["measure"].str.startswith("d_")].reset_index(drop=True)
+
+
+def skills(report):
+    """Estimates of the skill chapter, or None without items of both contexts."""
+    if set(report.items["context_condition"]) != {"ambig", "disambig"}:
+        return None
+    return {"capability": controls.capability(report.answers, report.items),
+            "matched": controls.matched_skill(report.answers)}
+
+
+def skill_words(report, found):
+    """Numbers of *Is it lost skill?*."""
+    names = ("accuracy_bf16", "accuracy_lowest", "gap_bf16", "gap_lowest", "guessed",
+             "s_amb_seen", "s_amb_guessing", "s_amb_beyond", "srs_seen", "srs_guessing",
+             "skill_reading")
+    if found is None:
+        return {**common_words(report), **dict.fromkeys(names, ABSENT),
+                "skill_reading": "This study asked no disambiguated questions, so that skill "
+                "was not measured."}
+    low = report.lowest
+    able, matched = report.pooled(found["capability"]), report.pooled(found["matched"])
+    beyond = pick(matched, "s_amb_beyond_guessing", low)
+    if beyond["low"] > 0:
+        reading = "The ambiguous bias is more than an equal loss of skill by guessing would leave."
+    elif beyond["high"] < 0:
+        reading = "The ambiguous bias is less than an equal loss of skill by guessing would leave."
+    else:
+        reading = ("The ambiguous bias cannot be told from what an equal loss of skill by "
+                   "guessing would leave.")
+    return {
+        **common_words(report),
+        **{f"{name}_{at}": interval(pick(able, measure, where))
+           for name, measure in (("accuracy", "accuracy"), ("gap", "alignment_gap"))
+           for at, where in (("bf16", "bf16"), ("lowest", low))},
+        "guessed": interval(pick(matched, "guessed", low)),
+        "s_amb_seen": scores(pick(matched, "s_amb", low)),
+        "s_amb_guessing": scores(pick(matched, "s_amb_if_guessing", low)),
+        "s_amb_beyond": scores(beyond),
+        "srs_seen": interval(pick(matched, "srs", low)),
+        "srs_guessing": interval(pick(matched, "srs_if_guessing", low)),
+        "skill_reading": reading,
+    }
+
+
+def power_curves(report, simulations=200):
+    """Power against a rise of SRS for the first checkpoint of each family."""
+    before = item_table(report.samples[report.samples["precision"] == "bf16"])
+    first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
+    curves = []
+    for family, part in before[first].groupby("family"):
+        curve = stats.minimum_detectable_effect(part, simulations=simulations)
+        curves.append(curve.assign(family=family, mde=curve.attrs["mde"]))
+    return pd.concat(curves, ignore_index=True)
+
+
+def sure_words(report, odds, same, power, flips, choices, perplexity):
+    """Numbers of *How sure are we?*."""
+    trend = odds[odds["term"] == "trend"].iloc[0]
+    ratios = flips[(flips["measure"] == "flip_ratio") & (flips["precision"] == report.lowest)]
+    ratios = ratios["estimate"].replace(np.inf, np.nan).dropna()
+    first = same["precision"].iloc[0].upper()
+    text = f"{ratios.median():.1f} times" if len(ratios) else "not defined (the surest never flip)"
+    mde = power.groupby("family")["mde"].first()
+    reach = f"{percent(mde.min())} to {percent(mde.max())}" if mde.notna().all() else "not reached"
+    return {
+        **common_words(report),
+        "trend_odds": odds_text(trend),
+        "margin": percent(MARGIN), "same_precision": first,
+        "same_yes": f"{same['equivalent'].sum()} of {len(same)}",
+        "same_bound": percent(same["smallest_margin"].max()),
+        "mde": reach, "flip_ratio": text, "flip_n": str(len(ratios)),
+        "choices_n": str(len(choices)),
+        "choices_low": percent(choices["estimate"].min()),
+        "choices_high": percent(choices["estimate"].max()),
+        "perplexity_yes": f"{perplexity['equivalent'].sum()} of {len(perplexity)}",
+        "perplexity_bound": percent(perplexity["bound"].max()),
+    }
+
+
+def published_design(report):
+    """The records as the published study has them: one checkpoint a family, named by it.
+
+    Returns
+    -------
+    (DataFrame, DataFrame)
+        Item table of the samples, and perplexity.
+    """
+    chosen = []
+    for frame in (report.samples, report.perplexity):
+        frame = frame[frame.groupby("family")["replicate"].transform("min") == frame["replicate"]]
+        # A family of several models at one replicate keeps their names.
+        several = frame.groupby("family")["model"].nunique().max() > 1
+        chosen.append(frame if several else frame.assign(model=frame["family"]))
+    return item_table(chosen[0]), chosen[1]
+
+
+def analysis_words(report, samples, correlation):
+    """Numbers of the published analysis."""
+    low = report.lowest
+    main = published_analysis.main_table(samples)
+    at = main[main["precision"] == low]
+    tests = published_analysis.chi_squared_tests(samples)
+    decline = published_analysis.relative_decline(samples, low)
+    logit = published_analysis.published_logit(samples)
+    bits = logit[logit["term"] == "bits"].iloc[0]
+    clustered = dose_response.dose_response(samples).set_index("term").loc["trend"]
+    latent = published_analysis.filtered_table(samples)
+    latent = latent[(latent["items_kept"] == "latent") & (latent["precision"] == low)]
+    rates = published_analysis.one_way_transitions(samples)
+    rates = rates.loc[rates["precision"] == low, "rate"]
+
+    def span(values, digits=1):
+        low_text, high_text = (percent(v, digits) for v in (values.min(), values.max()))
+        return low_text if low_text == high_text else f"{low_text} to {high_text}"
+
+    return {
+        **common_words(report),
+        "rise": span(at["d_srs"]), "chi_yes": f"{(tests['p'] < 0.05).sum()} of {len(tests)}",
+        "h_most": f"{tests['cohens_h'].abs().max():.2f}",
+        "decline_unweighted": percent(decline["unweighted"]),
+        "decline_weighted": percent(decline["weighted"]),
+        "latent_change": span(latent["d_srs"]) if len(latent) else ABSENT,
+        "one_way": span(rates),
+        "bits_odds": odds_text(bits, 3), "clustered_odds": odds_text(clustered),
+        "cells_correlation": f"{correlation['estimate']:.2f}".replace("-", "−"),
+        "cells_n": str(correlation["n"]),
+    }
+
+
+def as_percent(table):
+    """A table for the page: rates in percent, changes in points, precisions in capitals."""
+    heads = {"srs": "SRS %", "usr": "USR %", "anti_rate": "anti %", "d_srs": "ΔSRS",
+             "d_usr": "ΔUSR", "d_anti_rate": "Δanti", "items_kept": "kept"}
+    shown = {}
+    for name, column in table.items():
+        if name in ("items", "draws", "n"):
+            shown[name] = column.map("{:,.0f}".format)
+        elif column.dtype.kind == "f":
+            text = [f"{100 * x:.1f}".replace("-", "−") for x in column]
+            shown[heads.get(name, name)] = text
+        else:
+            shown[heads.get(name, name)] = (
+                column.str.upper() if name == "precision" else column)
+    return pd.DataFrame(shown)
+
+
+def tests_table(tests, precision):
+    """Chi-squared tests at one precision, for the page."""
+    rows = tests[tests["precision"] == precision]
+    return pd.DataFrame({
+        "model": rows["model"], "category": rows["category"],
+        "chi-squared": rows["statistic"].map("{:.1f}".format), "df": rows["df"],
+        "p": rows["p"].map(p_text),
+        "Cohen's h": [f"{h:.2f}".replace("-", "−") for h in rows["cohens_h"]],
+        "draws": rows["n"].map("{:,}".format)})
+
+
+def p_text(p):
+    """A p-value for a table.
+
+    Examples
+    --------
+    >>> p_text(0.00002), p_text(0.0312)
+    ('< 0.001', '0.031')
+    """
+    if np.isnan(p):
+        return "none"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def odds_table(table):
+    """Odds ratios for the page."""
+    term = table["term"].str.replace(r"C\(category\)\[T\.(.*)\]", r"category \1", regex=True)
+    return pd.DataFrame({
+        "term": term, "odds ratio (95 % interval)": [odds_text(row, 3)
+                                                     for _, row in table.iterrows()],
+        "p": table["p"].map(p_text), "answers": table["n"].map("{:,}".format)})
+
+
+def series_alt(what, frame, labels, scale=1.0):
+    """Alt text of a figure drawn by ``figures_controls.together``."""
+    if frame is None:
+        return f"{what}: {ABSENT}."
+    rows = frame[frame["measure"].isin(labels)]
+    rows = rows.assign(series=rows["measure"].map(labels), measure="one",
+                       estimate=rows["estimate"] * scale)
+    return alt_text(what, rows, "one", by="series")
+
+
+def main_alt(table):
+    """Alt text of a table of SRS."""
+    rows = table.assign(measure="srs", estimate=table["srs"])
+    rows["name"] = rows["model"] + (" " + rows["category"] if "category" in rows else "")
+    return told("Stereotyped answers", rows, "srs", by="name")
+
+
+def amplification_alt(curve, precision):
+    """Alt text of the amplification curve."""
+    rows = curve[curve["precision"] == precision]
+    parts = [f"{m} {a:.1f} times" if np.isfinite(a) else f"{m} not defined, none at BF16"
+             for m, a in zip(rows["model"], rows["amplification"])]
+    return f"SRS at {precision.upper()} as a multiple of BF16's: {', '.join(parts)}."
+
+
+def transition_alt(table):
+    """Alt text of the one-way transitions."""
+    rows = table.assign(measure="became_biased", estimate=table["rate"])
+    return alt_text("Items that became biased", rows, "became_biased", by="model")
+
+
+def power_table(table):
+    """How often controls said yes to weaker effects, one row a truth and effect."""
+    weak = table[table["effect"] < 1]
+    text = weak.assign(text=[percent(v, 0) for v in weak["estimate"]])
+    wide = text.pivot(index=["truth", "effect"], columns="control", values="text")
+    wide = wide[list(dict.fromkeys(weak["control"]))].reset_index()
+    return wide.assign(effect=wide["effect"].map("{:g}".format))
+
+
+def read_instrument(path=INSTRUMENT):
+    """The instrument's record, made by ``python -m cba_utils.instrument``."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such table; make it with "
+                                "'python -m cba_utils.instrument'")
+    return pd.read_csv(path)
+
+
+def instrument_words(report, table):
+    """Numbers of the instrument's page."""
+    full, no = table[table["effect"] == 1.0], table[table["should"] == "no"]
+    wrong, right = full[full["should"] == "no"], full[full["should"] == "yes"]
+    worst, anywhere = (part.loc[part["estimate"].idxmax()] for part in (wrong, no))
+    weakest = right.loc[right["estimate"].idxmin()]
+    return {
+        **common_words(report),
+        "simulations": f"{full['n'].min():,}",
+        "worst_rate": interval(worst), "worst_control": worst["control"],
+        "worst_truth": worst["truth"],
+        "anywhere_rate": interval(anywhere), "anywhere_control": anywhere["control"],
+        "anywhere_truth": anywhere["truth"], "anywhere_effect": f"{anywhere['effect']:g}",
+        "fewer": f"{table['n'].min():,}",
+        "false_median": percent(wrong["estimate"].median()),
+        "weakest_rate": interval(weakest), "weakest_control": weakest["control"],
+        "weakest_truth": weakest["truth"],
+    }

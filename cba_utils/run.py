@@ -1,0 +1,218 @@
+"""Execute a study's notebooks: ``python -m cba_utils.run model|collect|report``.
+
+papermill does the work; this module passes parameters as typed values, refuses unknown ones
+(papermill would only warn), sets a timeout, and lets no half-executed notebook take the place of
+a whole one.
+"""
+
+import argparse
+import gc
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from nbformat.v4 import new_output
+from papermill.engines import Engine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from cba_utils.items import PROJECT
+from cba_utils.records import collect, write_text
+from cba_utils.study import RESULTS, cells, read_study
+
+RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
+SHIPPED = "organisms"
+_HOUR = 3600
+
+
+class InProcess(Engine):
+    """A papermill engine without a kernel: cells run in this process, in a namespace of their own.
+
+    Starting a kernel and importing everything anew takes longer than evaluating an organism.
+    """
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **_):
+        """Run the code cells in order; the first error ends the notebook."""
+        # display() reaches the one registered shell: a new one takes the place of the last.
+        InteractiveShell.clear_instance()
+        shell = InteractiveShell.instance(user_ns={})
+        for index, cell in enumerate(nb_man.nb.cells):
+            nb_man.cell_start(cell, index)
+            if cell.cell_type == "code":
+                with capture_output(stderr=False) as captured:
+                    # run_cell would put its own hook back, which prints the last value as text.
+                    shell.display_trap.hook = sys.displayhook
+                    result = shell.run_cell(cell.source, store_history=False)
+                cell.outputs = _outputs(captured)
+                error = result.error_before_exec or result.error_in_exec
+                if error:
+                    cell.outputs.append(new_output(
+                        "error", ename=type(error).__name__, evalue=str(error), traceback=[]))
+                    nb_man.cell_exception(cell, index)
+                    break
+            nb_man.cell_complete(cell, index)
+        InteractiveShell.clear_instance()
+        gc.collect()
+        return nb_man.nb
+
+
+def _outputs(captured):
+    found = [new_output("stream", name="stdout", text=captured.stdout)] if captured.stdout else []
+    for rich in captured.outputs:
+        found.append(new_output("display_data", data=rich.data, metadata=rich.metadata or {}))
+    return found
+
+
+papermill_engines.register("in-process", InProcess)
+
+
+def execute(notebook, output, parameters=None, engine=None, timeout=12 * _HOUR):
+    """Execute a notebook with papermill, whole or not at all.
+
+    Parameters
+    ----------
+    notebook, output : Path
+    parameters : dict, optional
+        Values for the notebook's parameters; with none, no cell is injected.
+    engine : str, optional
+        ``"in-process"``, or papermill's own, which starts a kernel.
+    timeout : float
+        Seconds that one cell of the notebook may take in a kernel.
+
+    Raises
+    ------
+    ValueError
+        If the notebook has no parameter of a given name.
+    RuntimeError
+        If a cell of the notebook fails: its last line says why, and the notebook as far as it
+        came lies beside the output.
+    """
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = sorted(set(parameters or {}) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{notebook}: no parameter {unknown[0]!r}; it has {', '.join(sorted(known))}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    # Not named like a notebook of the study, so that nothing takes it for one.
+    failed = output.with_name(f"failed.{output.name}")
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(scratch),
+            parameters=parameters or {},
+            engine_name=engine,
+            cwd=str(PROJECT),
+            execution_timeout=timeout,
+            progress_bar=False,
+            log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )
+    except PapermillExecutionError as error:
+        shutil.move(scratch, failed)
+        raise RuntimeError(f"{notebook}: {error.ename}: {error.evalue} (see {failed})") from error
+    executed = nbformat.read(scratch, as_version=4)
+    scratch.unlink()
+    failed.unlink(missing_ok=True)
+    write_text(nbformat.writes(_without_run_traces(executed)) + "\n", output)
+
+
+def _without_run_traces(notebook):
+    """Leave out times and paths: an unchanged result must give an unchanged file."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        cell["id"] = f"cell-{number}"
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    return notebook
+
+
+def run_model(study, name):
+    """Execute the run notebook for every cell of one model.
+
+    Parameters
+    ----------
+    study : dict
+    name : str
+        The model's name in the study.
+    """
+    mine = [cell for cell in cells(study) if cell.name == name]
+    if not mine:
+        names = ", ".join(dict.fromkeys(cell.name for cell in cells(study)))
+        raise ValueError(f"study {study['name']!r} has no model {name!r}; it has {names}")
+    for number, cell in enumerate(mine, 1):
+        folder = RESULTS / study["name"] / cell.folder
+        print(f"{name} at {cell.precision} ({number} of {len(mine)})", file=sys.stderr, flush=True)
+        execute(
+            RUN_NOTEBOOK,
+            folder / RUN_NOTEBOOK.name,
+            {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
+            engine="in-process",
+        )
+
+
+def run_report(study, notebook):
+    """Execute a report: in place for the shipped study, else as a copy in the study's own book.
+
+    Parameters
+    ----------
+    study : dict
+    notebook : Path
+    """
+    if study["name"] == SHIPPED:
+        execute(notebook, notebook, timeout=_HOUR)
+    else:
+        target = RESULTS / study["name"] / "book" / "notebooks" / notebook.name
+        execute(notebook, target, {"study": study["name"]}, timeout=_HOUR)
+
+
+def copy_book(study):
+    """Put the book's sources into a study's own folder, beside its executed reports.
+
+    Parameters
+    ----------
+    study : dict
+    """
+    target = RESULTS / study["name"] / "book"
+    shutil.copytree(PROJECT / "book", target / "book", dirs_exist_ok=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(PROJECT / name, target / name)
+
+
+def main(arguments=None):
+    """Run one step of a study from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m cba_utils.run", description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name in ("model", "collect", "report", "sources"):
+        step = steps.add_parser(name)
+        step.add_argument("study", type=Path, help="study file, e.g. config/organisms.yml")
+        if name == "model":
+            step.add_argument("name", help="the model's name in the study")
+        if name == "report":
+            step.add_argument("notebook", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        study = read_study(options.study)
+        if options.step == "model":
+            run_model(study, options.name)
+        elif options.step == "collect":
+            collect(study)
+        elif options.step == "report":
+            run_report(study, options.notebook)
+        else:
+            copy_book(study)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Read and check a study file; the list of its cells; what running them would take.
+
+``python -m cba_utils.study config/paper.yml`` prints the cells and the estimate.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from cba_utils.items import PROJECT
+
+PRECISIONS = ("bf16", "q8", "q6", "q5", "q4", "q3", "q2")
+SCHEMA = Path(__file__).with_name("study_schema.json")
+RESULTS = PROJECT / "results"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model at one precision on one item set: one execution of the run notebook.
+
+    Attributes mirror the parameters of ``notebooks/10_evaluate.ipynb``; ``family``, ``replicate``
+    and ``depth`` only label the cell in the study's tables.
+    """
+
+    name: str
+    model: str
+    precision: str
+    items: str
+    categories: tuple | None
+    condition: str
+    limit: int | None
+    orders: str
+    seeds: tuple
+    temperature: float
+    max_tokens: int
+    parser: str
+    text: str
+    sequences: int
+    sequence_length: int
+    text_seed: int
+    family: str
+    replicate: int
+    depth: str
+
+    @property
+    def folder(self):
+        """Where the cell's records go, below the study's results."""
+        return f"{self.name}/{self.precision}"
+
+    def parameters(self):
+        """Parameters of the run notebook, as plain YAML values."""
+        labels = ("name", "family", "replicate", "depth")
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key not in labels
+        }
+
+
+def read_study(path):
+    """Read a study file and check it against the schema.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file, see ``config/``. ``$NAME`` in it is replaced from the environment.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        Naming the file, the key, what was wrong and what would be right.
+
+    Examples
+    --------
+    >>> read_study(PROJECT / "config" / "smoke.yml")["name"]
+    'smoke'
+    """
+    path = Path(path)
+    text = os.path.expandvars(path.read_text(encoding="utf-8"))
+    try:
+        study = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    problem = jsonschema.exceptions.best_match(validator.iter_errors(study))
+    if problem:
+        raise ValueError(f"{path}: {_explain(problem)}")
+    if str(study["items"]["source"]).startswith("$"):
+        variable = study["items"]["source"].lstrip("${").rstrip("}")
+        raise ValueError(
+            f"{path}: items.source needs the environment variable {variable}: the folder of BBQ's "
+            f"JSONL files (make book STUDY={study['name']} {variable}=<folder>)"
+        )
+    names = [model["name"] for model in study["models"]]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: two models have the same name; names are folders of results")
+    from cba_utils.models import parse_precision
+
+    for precision in {p for model in study["models"] for p in _precisions(study, model)}:
+        try:
+            parse_precision(precision)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return study
+
+
+def cells(study):
+    """All cells of a study, model by model, from the highest precision down.
+
+    Parameters
+    ----------
+    study : dict
+        From `read_study`.
+
+    Returns
+    -------
+    list of Cell
+    """
+    items, samples, text = study["items"], study["samples"], study["perplexity"]
+    return [
+        Cell(
+            name=model["name"],
+            model=model["source"],
+            precision=precision,
+            items=items["source"],
+            categories=tuple(items["categories"]) if items.get("categories") else None,
+            condition=items["condition"],
+            limit=items.get("limit"),
+            orders=model.get("orders", study["orders"]),
+            seeds=tuple(samples["seeds"]),
+            temperature=samples["temperature"],
+            max_tokens=samples["max_tokens"],
+            parser=samples["parser"],
+            text=text["source"],
+            sequences=text["sequences"],
+            sequence_length=text["sequence_length"],
+            text_seed=text["seed"],
+            family=model["family"],
+            replicate=model.get("replicate", 1),
+            depth=model.get("depth", "full"),
+        )
+        for model in study["models"]
+        for precision in _precisions(study, model)
+    ]
+
+
+def _precisions(study, model):
+    return model.get("precisions", study["precisions"])
+
+
+def _explain(problem):
+    where = ".".join(str(part) for part in problem.absolute_path) or "the top level"
+    if problem.validator == "additionalProperties":
+        unknown = sorted(set(problem.instance) - set(problem.schema["properties"]))
+        return (f"{where}: unknown key {unknown[0]!r}; the keys are "
+                f"{', '.join(problem.schema['properties'])}")
+    return f"{where}: {problem.message}"
+
+
+def estimate(study):
+    """What running a study would take on this machine; nothing is downloaded.
+
+    Parameters
+    ----------
+    study : dict
+
+    Returns
+    -------
+    dict
+        ``cells``, ``prompts``, ``memory`` and ``disk`` in bytes, ``seconds``, ``rate`` (floating
+        point operations a second that a matrix product reaches here, measured now).
+
+    Notes
+    -----
+    Two operations a weight and token; prompts of 130 tokens, five sixths of which are run after
+    shared beginnings are taken out. An order-of-magnitude figure, and named so.
+    """
+    from cba_utils.prompts import ORDERS
+
+    grid, items = cells(study), _item_count(study)
+    prompts = {cell: items * len(ORDERS[cell.orders]) for cell in grid}
+    text_tokens = study["perplexity"]["sequences"] * study["perplexity"]["sequence_length"]
+    rate, bytes_each = _matmul_rate()
+    weights = {model["name"]: _parameters(model) for model in study["models"]}
+    operations = sum(2 * weights[cell.name] * (110 * prompts[cell] + text_tokens) for cell in grid)
+    largest = max(weights.values())
+    stored = {(cell.name, cell.precision) for cell in grid}
+    bits = {p: 16 if p == "bf16" else int("".join(c for c in p.split("-")[0] if c.isdigit())) + 0.5
+            for _, p in stored}
+    return {
+        "cells": len(grid),
+        "prompts": sum(prompts.values()),
+        "memory": int(largest * bytes_each * 1.25 + 5e8),
+        "disk": int(sum(weights[name] * bits[p] / 8 for name, p in stored)
+                    + sum(prompts.values()) * 60),
+        "seconds": operations / rate + 6 * len(grid),
+        "rate": rate,
+    }
+
+
+def _item_count(study):
+    items = study["items"]
+    count = items.get("expected")
+    if count is None:
+        from cba_utils.items import load_items
+
+        count = len(load_items(items["source"], items.get("categories"), items["condition"]))
+    return min(count, items.get("limit") or count)
+
+
+def _parameters(model):
+    """Weights of a model: as stated, else read from the headers of its local files."""
+    if "parameters" in model:
+        return model["parameters"]
+    from safetensors import safe_open
+
+    from cba_utils.models import find_checkpoint
+
+    total = 0
+    for file in find_checkpoint(model["source"]).glob("model*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _matmul_rate():
+    """Operations a second of a product like the models', and bytes a weight takes there."""
+    import mlx.core as mx
+
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    kind = mx.float32 if on_cpu else mx.bfloat16
+    a, b = (mx.random.normal(shape).astype(kind) for shape in ((2048, 1024), (1024, 2048)))
+    mx.eval(a @ b)
+    start = time.perf_counter()
+    for _ in range(4):
+        mx.eval(a @ b)
+    rate = 4 * 2 * 2048 * 1024 * 2048 / (time.perf_counter() - start)
+    # Half the peak is what whole forward passes reach.
+    return rate / 2, 4 if on_cpu else 2
+
+
+def main(arguments=None):
+    """Print the cells of a study and what they would take."""
+    parser = argparse.ArgumentParser(prog="python -m cba_utils.study", description=__doc__)
+    parser.add_argument("study", type=Path)
+    try:
+        study = read_study(parser.parse_args(arguments).study)
+        expected = estimate(study)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{study['name']}: {study['title']}")
+    grid = cells(study)
+    for name in dict.fromkeys(cell.name for cell in grid):
+        mine = [cell for cell in grid if cell.name == name]
+        print(f"  {name:24} {mine[0].model:48} {' '.join(cell.precision for cell in mine)}")
+    print(f"cells    {expected['cells']}")
+    print(f"prompts  {expected['prompts']:,}")
+    print(f"memory   about {expected['memory'] / 1e9:.1f} GB at the highest precision")
+    print(f"disk     about {expected['disk'] / 1e9:.1f} GB of weights and records")
+    print(f"time     about {_duration(expected['seconds'])} here, at {expected['rate'] / 1e9:,.0f} "
+          f"GFLOP/s (rough: half of a matrix product's rate)")
+    print("nothing was downloaded")
+
+
+def _duration(seconds):
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.0f} hours"
+
+
+if __name__ == "__main__":
+    main()

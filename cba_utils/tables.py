@@ -1,0 +1,159 @@
+"""Item tables: one row an item, from which every measure is computed.
+
+Sampled answers give counts of each role; exact answers give expected counts (probabilities), so
+the same measures serve both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+STUDY = ["model", "family", "replicate", "depth", "precision"]
+ITEM = ["item_id", "category", "question_index", "question_polarity", "context_condition",
+        "template_id"]
+ROLES = ["stereotyped", "anti_stereotyped", "unknown"]
+NEEDED = ["item_id", "category", "context_condition", "template_id"]
+COUNTS = [*ROLES, "unparsed", "parsed", "correct"]
+LETTERS = ["A", "B", "C"]
+
+
+def study_columns(frame: pd.DataFrame) -> list[str]:
+    """Return the columns of ``frame`` that name a cell of a study."""
+    return [c for c in STUDY if c in frame]
+
+
+def item_columns(frame: pd.DataFrame) -> list[str]:
+    """Return the columns of ``frame`` that describe an item."""
+    return [c for c in ITEM if c in frame]
+
+
+def _need(frame, columns, what):
+    missing = [c for c in columns if c not in frame]
+    if missing:
+        raise ValueError(f"{what} needs the columns {missing}; the frame has {list(frame)}")
+
+
+def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "all"):
+    """One row an item (and cell) with how often it was answered in each role.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        ``samples`` (then the columns are counts of draws), ``answers`` (then they are
+        probabilities, see :func:`role_probabilities`), or an item table, returned as it is.
+    temperature, orders : str
+        Passed to :func:`role_probabilities`.
+
+    Returns
+    -------
+    DataFrame
+        The study's columns, the item's, and ``stereotyped, anti_stereotyped, unknown, unparsed,
+        parsed, correct, draws, unbiased``. ``unbiased`` says that no draw was stereotyped and is
+        there for samples only.
+    """
+    if "draws" in frame:
+        return frame
+    if "logp_A" in frame or "p_stereotyped" in frame:
+        if "logp_A" in frame:
+            frame = role_probabilities(frame, temperature, orders)
+        names = {**{f"p_{r}": r for r in ROLES}, "p_other": "unparsed", "p_correct": "correct"}
+        table = frame.rename(columns=names)
+        return table.assign(parsed=1 - table["unparsed"], draws=1.0)
+    _need(frame, [*NEEDED, "role", "correct"], "a samples frame")
+    known = [*ROLES, "unparsed"]
+    role = frame["role"]
+    if not role.isin(known).all():
+        row = (~role.isin(known)).to_numpy().argmax()
+        raise ValueError(f"samples row {row} has the role {role.iloc[row]!r}; "
+                         f"a role is one of {known}")
+    keys = [*study_columns(frame), *item_columns(frame)]
+    ones = {r: (role == r).astype("int32") for r in known}
+    ones["correct"] = frame["correct"].astype("int32")
+    wide = pd.DataFrame({**{k: frame[k] for k in keys}, **ones, "draws": np.int32(1)})
+    grouped = wide.groupby(keys, observed=True, dropna=False, sort=False)
+    table = grouped[[*ones, "draws"]].sum().reset_index()
+    table["parsed"] = table["draws"] - table["unparsed"]
+    return table.assign(unbiased=table["stereotyped"] == 0)
+
+
+def role_of_letters(answers: pd.DataFrame, temperature: str = "unit") -> pd.DataFrame:
+    """Probability of each role for every item and option order, without averaging.
+
+    Parameters
+    ----------
+    temperature : {"unit", "study"}
+        Temperature 1, or the temperature of the study (0.3 in the paper).
+
+    Returns
+    -------
+    DataFrame
+        The study's columns, the item's, ``order``, and ``p_stereotyped, p_anti_stereotyped,
+        p_unknown, p_other, p_correct, p_A, p_B, p_C``.
+    """
+    if temperature not in ("unit", "study"):
+        raise ValueError(f"temperature must be 'unit' or 'study', not {temperature!r}")
+    suffix = "_t" if temperature == "study" else ""
+    logp = [f"logp_{x}{suffix}" for x in LETTERS]
+    _need(answers, [*NEEDED, "order", "correct", *logp, f"mass_other{suffix}"], "an answers frame")
+    p = np.exp(answers[logp].to_numpy(float))
+    result = answers[[*study_columns(answers), *item_columns(answers), "order"]].copy()
+    roles = [answers[f"role_{x}"].to_numpy() for x in LETTERS]
+    for role in ROLES:
+        result[f"p_{role}"] = sum(p[:, k] * (roles[k] == role) for k in range(3))
+    result["p_other"] = answers[f"mass_other{suffix}"].to_numpy(float)
+    correct = answers["correct"].to_numpy()
+    result["p_correct"] = sum(p[:, k] * (correct == x) for k, x in enumerate(LETTERS))
+    for k, letter in enumerate(LETTERS):
+        result[f"p_{letter}"] = p[:, k]
+    return result
+
+
+def role_probabilities(answers: pd.DataFrame, temperature: str = "unit", orders: str = "all"):
+    """Probability of each role for every item, averaged over its option orders.
+
+    Parameters
+    ----------
+    temperature : {"unit", "study"}
+    orders : {"all", "original"}
+        ``"original"`` keeps only the order in which the item was written, which is the one the
+        five seeds of the paper saw.
+    """
+    if orders not in ("all", "original"):
+        raise ValueError(f"orders must be 'all' or 'original', not {orders!r}")
+    if orders == "original":
+        answers = answers[answers["order"] == "012"]
+    each = role_of_letters(answers, temperature)
+    columns = [*(f"p_{r}" for r in ROLES), "p_other", "p_correct"]
+    keys = [*study_columns(each), *item_columns(each)]
+    grouped = each.groupby(keys, observed=True, dropna=False, sort=False)
+    return grouped[columns].mean().reset_index()
+
+
+def pair_with(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+    """Join every precision's item table with the reference's, item by item.
+
+    Columns of the reference get the suffix ``_ref``. The items must be the same: a paired
+    comparison over different items would compare item sets, so that is an error by name.
+    """
+    table = item_table(frame)
+    _need(table, ["precision"], "a paired comparison")
+    cell = [c for c in study_columns(table) if c != "precision"]
+    is_reference = table["precision"] == reference
+    if not is_reference.any():
+        raise ValueError(f"no row has the reference precision {reference!r}; there are "
+                         f"{sorted(table['precision'].unique())}")
+    values = [c for c in [*COUNTS, "draws", "unbiased"] if c in table]
+    right = table.loc[is_reference, [*cell, "item_id", *values]]
+    paired = table[~is_reference].merge(right, on=[*cell, "item_id"], suffixes=("", "_ref"),
+                                        how="left", validate="many_to_one", indicator=True)
+    lone = paired["_merge"] == "left_only"
+    if lone.any():
+        first = paired[lone].iloc[0]
+        raise ValueError(f"{lone.sum()} items have no {reference} answers, the first is "
+                         f"{first['item_id']} at {first['precision']}")
+    sizes = table.groupby([*cell, "precision"], observed=True, dropna=False).size()
+    uneven = sizes.groupby(level=cell, dropna=False).nunique() if cell else sizes.nunique()
+    if np.any(uneven > 1):
+        raise ValueError(f"the precisions of one model have different numbers of items:\n{sizes}")
+    return paired.drop(columns="_merge")
