@@ -1,0 +1,1 @@
+"""Speed of this project's scoring against other ways to run the same experiment."""

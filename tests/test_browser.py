@@ -1,0 +1,125 @@
+"""The built book in a real browser: no error, no request leaves the machine, figures readable."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+BUILT = Path(os.environ.get("BOOK_HTML", Path(__file__).parents[1] / "_build" / "html"))
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+PAGES = sorted(
+    str(p.relative_to(BUILT))
+    for p in BUILT.rglob("*.html")
+    # the outermost page only forwards to the first one
+    if "_static" not in p.parts and p != BUILT / "index.html"
+)
+# relative luminance, so that contrast is measured as WCAG does
+CONTRAST = """() => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  // what is painted under a text: the last filled shape drawn before it, else the page
+  const behind = text => {
+    const box = text.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+    const shapes = [...text.ownerSVGElement.querySelectorAll('path, rect, image')].filter(shape =>
+      shape.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING
+      && !shape.closest('defs'));
+    for (const shape of shapes.reverse()) {
+      const c = shape.getBoundingClientRect(), style = getComputedStyle(shape);
+      if (c.x > x || c.right < x || c.y > y || c.bottom < y) continue;
+      if (shape.tagName === 'image') return null;
+      if (style.fill !== 'none' && style.fillOpacity > 0.5) return rgb(style.fill);
+    }
+    for (let node = text.ownerSVGElement; node; node = node.parentElement) {
+      const c = rgb(getComputedStyle(node).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('.cba-figure svg text')].map(node => {
+    const under = behind(node);
+    if (under === null) return 21;
+    const [a, b] = [light(rgb(getComputedStyle(node).fill)), light(under)];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+}"""
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    pytest.mark.skipif(not PAGES, reason="no built book: run `make book`"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pages_open_whole_offline_and_readable(browser, theme):
+    context = browser.new_context()
+    context.add_init_script(
+        f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')"
+    )
+    problems = []
+    for name in PAGES:
+        page = context.new_page()
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+        def note(what, name=name):
+            problems.append(f"{name}: {what}")
+
+        page.on("pageerror", lambda error, note=note: note(f"script error {error}"))
+        page.on(
+            "console",
+            lambda m, note=note: note(f"console {m.text}") if m.type == "error" else None,
+        )
+        page.on("requestfailed", lambda r, note=note: note(f"not loaded {r.url}"))
+        page.on(
+            "request",
+            lambda r, note=note: None
+            if r.url.startswith(("file:", "data:", "blob:"))
+            else note(f"request leaves the machine: {r.url}"),
+        )
+        page.goto((BUILT / name).as_uri())
+        if min(page.evaluate(CONTRAST), default=21) < 4.5:
+            note("a figure's text has too little contrast")
+        unnamed = (
+            "img:not([alt]), "
+            "svg[role=img]:not([aria-label]):not([aria-labelledby]):not([aria-hidden=true])"
+        )
+        if page.locator(unnamed).count():
+            note("an image without alt text")
+        for link in page.evaluate("[...document.links].map(a => a.href)"):
+            path = link.removeprefix("file://").split("#")[0].split("?")[0]
+            if link.startswith("file:") and not Path(path).exists():
+                note(f"broken link {link}")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                note(f"wider than a screen of {width} pixels")
+        page.close()
+    context.close()
+    assert not problems
+
+
+def test_data_behind_a_figure_can_be_downloaded(browser):
+    page = browser.new_page()
+    names = [name for name in PAGES if "dose_response" in name]
+    page.goto((BUILT / names[0]).as_uri())
+    with page.expect_download() as wanted:
+        page.locator("p.cba-data a").first.click()
+    text = Path(wanted.value.path()).read_text()
+    assert text.startswith("family") or text.startswith("model")
+    assert "became_biased" in text or "srs" in text
+    page.close()

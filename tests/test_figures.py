@@ -1,0 +1,80 @@
+"""Figures and words of the reports: deterministic, escaped, and right about what they say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cba_utils import figures, report
+
+PRECISIONS = ["bf16", "q8", "q4", "q3"]
+MEASURES = ["srs", "usr", "became_biased", "became_biased_expected", "became_biased_placebo",
+            "lost_bias_expected", "lost_bias_placebo", "perplexity_change"]  # fmt: skip
+
+
+@pytest.fixture
+def estimates():
+    rows = [
+        (family, precision, measure, 0.1 * k, 0.1 * k - 0.02, 0.1 * k + 0.02, 5)
+        for family in ("mistral", "phi3")
+        for k, precision in enumerate(PRECISIONS)
+        for measure in MEASURES
+    ]
+    columns = ["family", "precision", "measure", "estimate", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_the_same_figure_is_the_same_text_and_its_ids_are_its_own(estimates):
+    texts = [figures.svg(figures.headline(estimates), "one") for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert 'id="one-' in texts[0] and 'id="axes' not in texts[0] and "Matplotlib" not in texts[0]
+
+
+def test_every_estimate_is_drawn_with_its_interval(estimates):
+    (axes,) = figures.dose_response(estimates, ["srs"]).axes
+    drawn = [line for line in axes.containers if line.has_yerr]
+    assert len(drawn) == 2
+    for container in drawn:
+        bars = container.lines[2][0].get_segments()
+        middles = [b[:, 1].mean() for b in bars]
+        assert np.allclose(middles, np.asarray(container.lines[0].get_ydata(), float))
+        assert np.allclose([np.ptp(b[:, 1]) for b in bars], 0.04)
+
+
+def test_a_measure_that_is_not_there_is_named_with_those_that_are(estimates):
+    with pytest.raises(ValueError, match="'s_amb'.*became_biased.*usr"):
+        figures.dose_response(estimates, ["s_amb"])
+
+
+def test_a_figure_needs_alt_text_and_carries_it_escaped(estimates, monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(figures, "display", lambda data, **_: shown.append(data["text/html"]))
+    figure = figures.transitions(estimates)
+    with pytest.raises(ValueError, match="'moved' needs alt text"):
+        figures.show(figure, "moved", " ")
+    figures.show(figure, "moved", 'a "quoted" <b>', estimates, tmp_path)
+    assert 'aria-label="a &quot;quoted&quot; &lt;b&gt;"' in shown[0]
+    assert figures.INK not in shown[0] and "currentColor" in shown[0]
+    read = pd.read_csv(tmp_path / "moved.csv")
+    assert len(read) == len(estimates) and np.allclose(read["high"], estimates["high"])
+    assert (tmp_path / "moved.svg").read_text().startswith("<svg")
+
+
+def test_text_from_data_is_never_markup():
+    hostile = "<script>alert(1)</script> **bold**"
+    table = report.table_html(pd.DataFrame({"answer": [hostile], "p": ["1.0"]})).data
+    prompt = report.prompt_html(hostile).data
+    for text in (table, prompt):
+        assert "<script" not in text and "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reading"),
+    [(0.6, 0.8, "more than"), (0.2, 0.4, "less than"), (0.4, 0.6, "not to be told from")],
+)
+def test_direction_is_read_from_its_interval_not_its_estimate(low, high, reading):
+    class Study:
+        lowest = "q3"
+
+    share = pd.DataFrame({"measure": ["share_to_stereotyped"], "precision": "q3",
+                          "estimate": (low + high) / 2, "low": low, "high": high})  # fmt: skip
+    assert reading in report.direction_sentence(Study, share)

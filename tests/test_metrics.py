@@ -1,0 +1,258 @@
+"""Measures against hand computation, closed forms and simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as sps
+
+from cba_utils.intervals import (
+    Measure,
+    cluster_bootstrap,
+    estimates,
+    ratio,
+    t_interval,
+    wilson,
+)
+from cba_utils.metrics import (
+    bias_scores,
+    five_seed_weights,
+    over_replicates,
+    paired_differences,
+    placebo,
+    role_flow,
+    role_rates,
+    transitions,
+)
+from cba_utils.respondents import draw_samples, simulate_respondents, simulate_study
+from cba_utils.tables import item_table, pair_with, role_probabilities
+
+
+def samples_of(answers, precision="bf16", context="ambig"):
+    """Five roles an item, written as a string: s, a, u or - (unparsed)."""
+    names = {"s": "stereotyped", "a": "anti_stereotyped", "u": "unknown", "-": "unparsed"}
+    rows = [
+        {"model": "m", "precision": precision, "item_id": f"Age/{i}", "category": "Age",
+         "question_index": i // 2, "question_polarity": "neg", "context_condition": context,
+         "template_id": f"Age/{i // 2}", "seed": k, "raw_response": "A", "parsed_answer": "A",
+         "role": names[x], "correct": x == "u"}
+        for i, draws in enumerate(answers) for k, x in enumerate(draws)
+    ]
+    return pd.DataFrame(rows)
+
+
+def value(frame, measure, **where):
+    for column, wanted in {"measure": measure, **where}.items():
+        frame = frame[frame[column] == wanted]
+    assert len(frame) == 1, frame
+    return frame["estimate"].iloc[0]
+
+
+BEFORE = ["uuuuu", "uuuua", "suuuu", "sssss", "aaaaa", "uu---"]
+AFTER = ["uuuus", "uuuuu", "uuuuu", "sssss", "suuua", "uuuuu"]
+
+
+def test_role_rates_by_hand():
+    rates = role_rates(samples_of(BEFORE))
+    assert value(rates, "srs") == pytest.approx(6 / 27)
+    assert value(rates, "usr") == pytest.approx(15 / 27)
+    assert value(rates, "anti_rate") == pytest.approx(6 / 27)
+    assert value(rates, "unparsed_rate") == pytest.approx(3 / 30)
+    assert (rates["n"] == 6).all(), "n counts items, not draws"
+
+
+def test_transitions_by_hand():
+    both = pd.concat([samples_of(BEFORE), samples_of(AFTER, "q3")])
+    moved = transitions(both)
+    # Unbiased at BF16: items 0, 1, 4, 5; of these 0 and 4 became biased. Biased: 2 and 3; 2 left.
+    assert value(moved, "became_biased") == pytest.approx(2 / 4)
+    assert value(moved, "lost_bias") == pytest.approx(1 / 2)
+    assert value(moved, "became_anti") == pytest.approx(0 / 4)
+    assert value(moved, "lost_anti") == pytest.approx(1 / 2)
+    assert value(moved, "net_biased") == pytest.approx(1 / 6)
+    assert value(moved, "net_anti") == pytest.approx(-1 / 6)
+    flow = role_flow(both).set_index(["from_role", "to_role"])["items"]
+    assert flow["anti_stereotyped", "unknown"] == 1
+    assert flow["unknown", "unknown"] == 3 and flow["unparsed", "unknown"] == 1
+    assert flow.sum() == 6
+
+
+def test_bias_scores_follow_the_bbq_formulas():
+    study = simulate_study("mixed", templates=9, precisions=["bf16", "q3"], seed=3)
+    scores = bias_scores(study["samples"])
+    for precision in ("bf16", "q3"):
+        drawn = study["samples"].query("precision == @precision")
+        for context, name in (("ambig", "s_amb"), ("disambig", "s_dis")):
+            part = drawn[drawn["context_condition"] == context]
+            said = part["role"].value_counts()
+            s = 2 * said["stereotyped"] / (said["stereotyped"] + said["anti_stereotyped"]) - 1
+            parsed = part[part["role"] != "unparsed"]
+            factor = 1 - parsed["correct"].mean() if context == "ambig" else 1
+            assert value(scores, name, precision=precision) == pytest.approx(100 * factor * s)
+        assert value(scores, "accuracy", precision=precision) == pytest.approx(
+            parsed["correct"].mean())
+
+
+def test_exact_rates_are_what_many_draws_converge_to():
+    answers = simulate_respondents("mixed", templates=6, precisions=["q3"], orders="original")
+    exact = role_rates(answers).set_index("measure")["estimate"]
+    drawn = role_rates(draw_samples(answers, seeds=range(400))).set_index("measure")["estimate"]
+    assert np.allclose(exact, drawn, atol=0.006)
+
+
+def test_role_probabilities_average_the_orders():
+    answers = simulate_respondents("letter", templates=3, precisions=["q3"], orders="all")
+    table = role_probabilities(answers)
+    one = answers[answers["item_id"] == answers["item_id"].iloc[7]]
+    by_hand = np.mean([
+        sum(np.exp(row[f"logp_{x}"]) for x in "ABC" if row[f"role_{x}"] == "stereotyped")
+        for _, row in one.iterrows()
+    ])
+    found = table.set_index("item_id").loc[one["item_id"].iloc[0]]
+    assert found["p_stereotyped"] == pytest.approx(by_hand)
+    parts = ["p_stereotyped", "p_anti_stereotyped", "p_unknown", "p_other"]
+    assert np.allclose(table[parts].sum(axis=1), 1, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20))
+def test_five_seed_weights_are_probabilities_of_the_transitions(pairs):
+    p, q = np.array(pairs).T
+    weights = five_seed_weights(p, q)
+    # The four outcomes of an item (stays, gains, loses, stays biased) share out one.
+    assert np.all(weights["gained_bias"] <= weights["could_gain_bias"] + 1e-12)
+    assert np.allclose(weights["could_gain_bias"] + weights["could_lose_bias"], 1)
+    net = weights["gained_bias"].sum() - weights["lost_bias"].sum()
+    assert net == pytest.approx(((1 - p) ** 5 - (1 - q) ** 5).sum())
+
+
+def test_placebo_is_what_fresh_seeds_show():
+    answers = simulate_respondents("bias", templates=12, precisions=["bf16", "q3"],
+                                   orders="original")
+    table = placebo(answers)
+    answers = answers[answers["context_condition"] == "ambig"]
+    again, low = (answers[answers["precision"] == q] for q in ("bf16", "q3"))
+
+    def hits(samples):
+        return (samples["role"] == "stereotyped").groupby(samples["item_id"]).sum()
+
+    found = {"placebo": [], "expected": []}
+    for k in range(16):
+        first = hits(draw_samples(again, seed=2 * k))
+        for name, source in (("placebo", again), ("expected", low)):
+            second = hits(draw_samples(source, seed=2 * k + 1))
+            found[name].append((second[first == 0] > 0).mean())
+    for name, values in found.items():
+        error = 4 * sps.sem(values)
+        assert value(table, f"became_biased_{name}") == pytest.approx(np.mean(values), abs=error)
+
+
+def test_placebo_joins_the_observed_rates():
+    study = simulate_study("noise", templates=9, precisions=["bf16", "q3"])
+    table = placebo(study["answers"], study["samples"])
+    seen = transitions(study["samples"])
+    for name in ("became_biased", "lost_bias", "became_anti"):
+        assert value(table, name) == pytest.approx(value(seen, name))
+        assert value(table, f"{name}_excess") == pytest.approx(
+            value(seen, name) - value(table, f"{name}_placebo"))
+    with pytest.raises(ValueError, match="different items"):
+        placebo(study["answers"], study["samples"].query("item_id != 'Age/0'"))
+
+
+def test_paired_differences_cancel_what_items_share():
+    study = simulate_study("none", templates=24, precisions=["bf16", "q3"], effect=0)
+    exact = paired_differences(study["answers"])
+    assert np.allclose(exact["estimate"], 0)
+    moved = simulate_study("bias", templates=24, precisions=["bf16", "q3"])
+    change = paired_differences(moved["samples"]).set_index("measure").loc["d_srs"]
+    rates = role_rates(moved["samples"]).set_index(["precision", "measure"])
+    by_hand = rates.loc[("q3", "srs"), "estimate"] - rates.loc[("bf16", "srs"), "estimate"]
+    assert change["estimate"] == pytest.approx(by_hand)
+    assert change["low"] > 0
+
+
+def test_pairing_refuses_other_items():
+    both = pd.concat([samples_of(BEFORE), samples_of(AFTER[:-1], "q3")])
+    with pytest.raises(ValueError, match="different numbers of items"):
+        pair_with(both)
+    with pytest.raises(ValueError, match="Age/5"):
+        pair_with(pd.concat([samples_of(BEFORE[:-1]), samples_of(AFTER, "q3")]))
+    with pytest.raises(ValueError, match="no row has the reference"):
+        pair_with(samples_of(AFTER, "q3"))
+
+
+def test_an_unknown_role_is_named():
+    broken = samples_of(BEFORE)
+    broken.loc[3, "role"] = "stereotypical"
+    with pytest.raises(ValueError, match="row 3 has the role 'stereotypical'"):
+        item_table(broken)
+
+
+def test_replicates_are_the_unit():
+    frames = [role_rates(simulate_study("none", seed=s, templates=4)["answers"]).assign(replicate=s)
+              for s in (1, 2, 3)]
+    pooled = over_replicates(pd.concat(frames))
+    row = pooled[(pooled["measure"] == "srs") & (pooled["precision"] == "q4")].iloc[0]
+    values = [value(f, "srs", precision="q4") for f in frames]
+    expected = sps.ttest_1samp(values, 0).confidence_interval()
+    assert (row["estimate"], row["n"]) == (pytest.approx(np.mean(values)), 3)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
+    assert np.isnan(over_replicates(frames[0])["low"]).all()
+
+
+# Intervals
+
+
+def test_bootstrap_agrees_with_scipy():
+    rng = np.random.default_rng(5)
+    totals = pd.DataFrame({"k": rng.binomial(20, rng.beta(1, 6, 40)), "n": 20.0})
+    for method in ("bca", "percentile"):
+        ours = cluster_bootstrap(totals, {"r": ratio("k", "n")}, method, resamples=20_000).iloc[0]
+        theirs = sps.bootstrap(
+            (totals["k"], totals["n"]), lambda k, n, axis: k.sum(axis) / n.sum(axis), paired=True,
+            vectorized=True, n_resamples=20_000, method=method, rng=1,
+        ).confidence_interval
+        assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.003)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3])
+def test_bootstrap_covers_where_items_of_a_template_agree(rate):
+    rng = np.random.default_rng(11)
+    hits = {"template_id": 0, "item": 0}
+    for _ in range(300):
+        own = rng.beta(rate * 9, (1 - rate) * 9, 40)
+        k = rng.binomial(20, own)
+        totals = pd.DataFrame({"k": k, "n": 20})
+        row = cluster_bootstrap(totals, {"r": ratio("k", "n")}, resamples=2000).iloc[0]
+        hits["template_id"] += row["low"] <= rate <= row["high"]
+        low, high = wilson(k.sum(), 800)
+        hits["item"] += low <= rate <= high
+    assert hits["template_id"] / 300 > 0.89
+    assert hits["item"] < hits["template_id"] - 15, "Wilson over items ignores the templates"
+
+
+def test_nothing_seen_is_not_a_rate_of_zero():
+    totals = pd.DataFrame({"k": np.zeros(30), "n": np.full(30, 8.0)})
+    row = cluster_bootstrap(totals, {"r": ratio("k", "n")}).iloc[0]
+    assert (row["low"], row["high"]) == (0, pytest.approx(wilson(0, 30)[1]))
+    change = Measure(lambda t: t["k"] / t["n"], (-1, 1))
+    row = cluster_bootstrap(totals, {"d": change}).iloc[0]
+    assert row["low"] == -row["high"] == pytest.approx(-wilson(0, 30)[1])
+
+
+def test_estimates_group_and_ignore_empty_denominators():
+    table = pd.DataFrame({"g": list("xxyy"), "template_id": list("abab"), "k": [1, 0, 0, 0],
+                          "n": [1, 1, 0, 0]})
+    found = estimates(table, {"r": ratio("k", "n")}, ["k", "n"], ["g"]).set_index("g")
+    assert found.loc["x", "estimate"] == 0.5
+    assert found.loc["y", ["estimate", "low", "high"]].isna().all()
+    with pytest.raises(ValueError, match="'bca'"):
+        cluster_bootstrap(table[["k", "n"]], {"r": ratio("k", "n")}, method="basic")
+
+
+def test_wilson_and_t_by_closed_form():
+    z, k, n = sps.norm.ppf(0.975), 7, 40
+    centre, half = k / n + z**2 / (2 * n), z * np.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
+    assert wilson(k, n) == pytest.approx(np.array([centre - half, centre + half]) / (1 + z**2 / n))
+    assert np.isnan(t_interval([0.4])[1])

@@ -1,0 +1,84 @@
+import json
+import shutil
+
+import mlx.core as mx
+import pytest
+
+from cba_utils import load_model
+from cba_utils.models import BITS, find_checkpoint, parse_precision
+from conftest import build_checkpoint
+
+
+def test_every_precision_loads_and_is_made_once(mistral):
+    for bits in BITS:
+        first = load_model(mistral, f"q{bits}", compute="native")
+        stamp = (first.path / "config.json").stat().st_mtime_ns
+        again = load_model(mistral, f"q{bits}", compute="native")
+        assert again.path == first.path and (again.path / "config.json").stat().st_mtime_ns == stamp
+        settings = json.loads((first.path / "config.json").read_text())["quantization"]
+        assert (settings["bits"], settings["group_size"]) == (bits, 64)
+    assert load_model(mistral, "mxfp4-g32").precision == "mxfp4-g32"
+
+
+def test_changed_weights_are_quantized_anew(mistral, tmp_path):
+    folder = shutil.copytree(mistral, tmp_path / "model")
+    before = load_model(folder, "q4").path
+    weights = mx.load(str(folder / "model.safetensors"))
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 2
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    assert load_model(folder, "q4").path != before
+
+
+@pytest.mark.parametrize("name", ["q1", "q7", "q16", "int4", "q4-g48", "mxfp4-g64", "", "BF16"])
+def test_unknown_precisions_are_refused_with_the_right_ones(name):
+    with pytest.raises(ValueError, match="use bf16, q8, q6, q5, q4, q3, q2"):
+        parse_precision(name)
+
+
+def test_a_group_size_that_does_not_divide_is_named(tmp_path):
+    folder = build_checkpoint(tmp_path, "mistral", layers=1, width=96)
+    with pytest.raises(ValueError, match="needs a width that is a multiple of 64, and .* has 96"):
+        load_model(folder, "q4")
+    assert load_model(folder, "q4-g32").precision == "q4-g32"
+
+
+def test_broken_weights_are_named(mistral, tmp_path):
+    folder = shutil.copytree(mistral, tmp_path / "model")
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        load_model(folder)
+    file.write_bytes(whole)
+    weights = mx.load(str(file))
+    weights["model.norm.weight"] = weights["model.norm.weight"] * mx.nan
+    mx.save_safetensors(str(file), weights)
+    with pytest.raises(ValueError, match=r"tensor 'model\.norm\.weight' holds values"):
+        load_model(folder)
+    file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no model\*\.safetensors"):
+        load_model(folder)
+
+
+def test_a_quantized_checkpoint_serves_only_its_own_precision(mistral):
+    quantized = load_model(mistral, "q4").path
+    assert load_model(quantized, "q4").source_path == quantized
+    with pytest.raises(ValueError, match="quantized to 4 bits, group 64, affine; 'q3' was asked"):
+        load_model(quantized, "q3")
+
+
+def test_code_in_a_checkpoint_is_not_run(mistral, tmp_path):
+    folder = shutil.copytree(mistral, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model_file"] = "evil.py"
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="evil.py"):
+        load_model(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_is_nowhere_is_named():
+    with pytest.raises(FileNotFoundError, match="'no_such_model' is no folder .* none of the"):
+        find_checkpoint("no_such_model")

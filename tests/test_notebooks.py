@@ -1,0 +1,45 @@
+"""nbval really compares: a planted wrong number must fail."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from conftest import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "22_run_log.ipynb"
+
+
+def regression(path):
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", str(path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )
+
+
+@pytest.fixture
+def copy():
+    """A copy beside the original, where relative paths still hold."""
+    path = NOTEBOOK.with_name("test_copy.ipynb")
+    shutil.copy(NOTEBOOK, path)
+    yield path
+    path.unlink()
+
+
+def test_a_planted_wrong_number_fails_the_regression(copy):
+    notebook = nbformat.read(copy, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("data", {}).get("text/html", "")
+            planted = re.sub(r">(\d+)<", lambda m: f">{int(m[1]) + 1}<", text, count=1)
+            if planted != text:
+                output["data"]["text/html"] = planted
+                nbformat.write(notebook, copy)
+                done = regression(copy)
+                assert done.returncode == 1, done.stdout[-2000:]
+                assert "failed" in done.stdout
+                return
+    pytest.fail("no output of the notebook shows a whole number")

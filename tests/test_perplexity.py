@@ -1,0 +1,47 @@
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pandas as pd
+import pytest
+
+from cba_utils import load_model, perplexity
+from cba_utils.perplexity import load_texts
+
+
+def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
+    loaded = load_model(checkpoint, "q4")
+    texts = load_texts("bundled", loaded, 0)[:6]
+    found = perplexity(loaded, texts, sequence_length=64)
+    ids = sum((loaded.hf_tokenizer.encode(text) for text in texts), [])
+    for row in found.itertuples():
+        sequence = mx.array([ids[64 * row.sequence : 64 * (row.sequence + 1)]])
+        losses = nn.losses.cross_entropy(loaded.model(sequence[:, :-1]), sequence[:, 1:])
+        assert row.tokens == 63
+        assert row.nll == pytest.approx(losses.sum().item(), rel=1e-4)
+    assert len(found) == len(ids) // 64
+
+
+def test_a_random_model_is_as_lost_as_chance(mistral):
+    loaded = load_model(mistral)
+    loaded.model.lm_head.weight = mx.zeros_like(loaded.model.lm_head.weight)
+    nll = perplexity(loaded, load_texts("bundled", loaded, 0)[:3], 32)
+    assert np.exp(nll["nll"].sum() / nll["tokens"].sum()) == pytest.approx(640, rel=1e-4)
+
+
+def test_hub_conversations_come_in_the_seeds_order(mistral, tmp_path, monkeypatch):
+    loaded = load_model(mistral)
+    talks = [[{"role": "user", "content": f"say {n}"}] for n in range(50)]
+    pd.DataFrame({"messages": talks}).to_parquet(tmp_path / "train-0.parquet")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
+    found = load_texts("allenai/tulu-3-sft-mixture", loaded, 30, seed=123)
+    first = np.random.RandomState(123).permutation(50)[0]
+    assert loaded.hf_tokenizer.decode(found[0]) == f"<s>[INST]say {first}[/INST]"
+    assert sum(map(len, found)) >= 30 > sum(map(len, found[:-1]))
+
+
+def test_too_little_text_and_too_long_sequences_are_named(mistral):
+    loaded = load_model(mistral)
+    with pytest.raises(ValueError, match="fewer than one sequence of 100"):
+        perplexity(loaded, ["short"], 100)
+    with pytest.raises(ValueError, match="sequence_length: 600 must lie between 2 and the context"):
+        perplexity(loaded, ["short"], 600)

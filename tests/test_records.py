@@ -1,0 +1,151 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cba_utils import load_items, records
+from conftest import ROOT
+
+PARAMETERS = dict(
+    model=None, precision="q4", items="bundled", categories=None, condition="both", limit=1100,
+    orders="original", seeds=[42, 123], temperature=0.3, max_tokens=2, parser="strict",
+    text="bundled", sequences=4, sequence_length=64, text_seed=1,
+)
+FILES = ("answers.parquet", "samples.parquet", "perplexity.parquet")
+
+
+@pytest.fixture
+def parameters(mistral):
+    return {**PARAMETERS, "model": str(mistral)}
+
+
+def small(parameters):
+    return {**parameters, "limit": 20}
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    records.evaluate(parameters, whole)
+    code = f"from cba_utils import records; records.evaluate({parameters!r}, {str(killed)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (killed / "parts" / "samples-0.parquet").exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "provenance.json").exists()
+    first = (killed / "parts" / "samples-0.parquet").stat().st_mtime_ns
+    seen = []
+    original = records.write_table
+    records.write_table = lambda table, path: (seen.append(path.name), original(table, path))
+    try:
+        records.evaluate(parameters, killed)
+    finally:
+        records.write_table = original
+    assert "samples-0.parquet" not in seen and first
+    for name in FILES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_cell_is_reused_only_if_all_that_decides_it_is_the_same(parameters, tmp_path):
+    parameters = small(parameters)
+    records.evaluate(parameters, tmp_path)
+    stamp = (tmp_path / "provenance.json").stat().st_mtime_ns
+    records.evaluate(parameters, tmp_path)
+    assert (tmp_path / "provenance.json").stat().st_mtime_ns == stamp
+    for change in ({"temperature": 0.5}, {"seeds": [1, 2]}, {"precision": "q3"}, {"limit": 19}):
+        records.evaluate({**parameters, **change}, tmp_path)
+        known = json.loads((tmp_path / "provenance.json").read_text())
+        assert known["identity"]["parameters"] == {**parameters, **change}
+    known["identity"]["weights_sha256"] = "0" * 64
+    (tmp_path / "provenance.json").write_text(json.dumps(known))
+    records.evaluate({**parameters, "limit": 19}, tmp_path)
+    again = json.loads((tmp_path / "provenance.json").read_text())
+    assert again["identity"]["weights_sha256"] != "0" * 64
+
+
+def test_every_item_is_there_once(parameters, tmp_path):
+    tables = records.evaluate(small(parameters), tmp_path)
+    items = records.select_items(small(parameters))
+    assert tables["answers"]["item_id"].tolist() == items["item_id"].tolist()
+    for break_it in (lambda t: t.iloc[1:], lambda t: pd.concat([t, t.iloc[:1]])):
+        broken = {**tables, "samples": break_it(tables["samples"])}
+        with pytest.raises(ValueError, match=f"samples: item '{items['item_id'][0]}' has"):
+            records._check_complete(broken, items, small(parameters))
+
+
+def test_a_full_disk_is_named_and_loses_nothing(parameters, tmp_path, monkeypatch):
+    parameters = small(parameters)
+    original = os.fsync
+
+    def full(descriptor):
+        if (tmp_path / "parts" / "answers-0.parquet").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="samples-0.parquet: cannot be written .No space left"):
+        records.evaluate(parameters, tmp_path)
+    assert (tmp_path / "parts" / "answers-0.parquet").exists()
+    assert not list(tmp_path.rglob(".*parquet*"))
+    monkeypatch.setattr(os, "fsync", original)
+    records.evaluate(parameters, tmp_path)
+
+
+def test_jsonl_of_the_published_code_survives_a_round_trip(parameters, tmp_path):
+    tables = records.evaluate(small(parameters), tmp_path)
+    items = load_items("bundled", condition="both")
+    ours = tables["samples"].assign(model="m", precision="q4")
+    records.write_jsonl(ours, items, tmp_path / "raw.jsonl")
+    back = records.read_jsonl([tmp_path / "raw.jsonl"])
+    same = ["item_id", "category", "seed", "raw_response", "role"]
+    pd.testing.assert_frame_equal(
+        back[same].astype(str), ours[same].astype(str).reset_index(drop=True), check_dtype=False
+    )
+
+
+def test_jsonl_undefined_targets_are_not_letter_c(tmp_path):
+    row = dict(model="m", quant=3, item_id="Age/1", category="Age", seed=42, raw_response="C",
+               parsed_answer="C", stereotype_target_index=-1, anti_stereotype_target_index=-1,
+               unknown_index=0, elapsed_s=0.1)
+    good = {**row, "item_id": "Age/2", "stereotype_target_index": 2,
+            "anti_stereotype_target_index": 1}
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(map(json.dumps, (row, good))))
+    samples = records.read_jsonl([path])
+    assert samples["role"].tolist() == ["stereotyped"]
+    assert samples.attrs["undefined_targets"] == ["Age/1"]
+    path.write_text(json.dumps({**row, "quant": 5}))
+    with pytest.raises(ValueError, match="quant: 5 is not one of"):
+        records.read_jsonl([path])
+    path.write_text('{"model": "m"}\n{broken')
+    with pytest.raises(ValueError, match="raw.jsonl: a line is not JSON"):
+        records.read_jsonl([path])
+
+
+def test_collected_tables_hold_what_the_cells_hold(parameters, tmp_path, monkeypatch):
+    from cba_utils.study import cells, read_study
+
+    study = read_study(ROOT / "config" / "smoke.yml")
+    study["models"][0]["source"] = parameters["model"]
+    study["items"]["limit"] = 12
+    with pytest.raises(FileNotFoundError, match="not finished; run the study again"):
+        records.collect(study, tmp_path)
+    for cell in cells(study):
+        single = records.evaluate(cell.parameters(), tmp_path / "smoke" / cell.folder)
+    records.collect(study, tmp_path)
+    tables = records.load_study("smoke", tmp_path)
+    assert tables["answers"].groupby("precision").size().to_dict() == {"bf16": 12, "q3": 12}
+    last = tables["answers"].query("precision == 'q3'")
+    np.testing.assert_array_equal(last["logp_A"], single["answers"]["logp_A"])
+    assert tables["provenance"]["precision"].tolist() == ["bf16", "q3"]
+    with pytest.raises(FileNotFoundError, match="make book STUDY=other"):
+        records.load_study("other", tmp_path)

@@ -1,0 +1,386 @@
+"""Tests and models against closed forms, the libraries' other routes, and known truth."""
+
+import doctest
+import importlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+import statsmodels.formula.api as smf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as sps
+from statsmodels.stats.weightstats import DescrStatsW
+
+from cba_utils import controls, dose_response, sensitivity, stats
+from cba_utils.intervals import Measure, ratio
+from cba_utils.metrics import paired_differences, placebo, transitions
+from cba_utils.respondents import draw_samples, simulate_respondents, simulate_study
+from cba_utils.tables import item_table
+
+MEAN = Measure(lambda t: t["d"] / t["n"], (-9, 9))
+TWO = ["bf16", "q3"]
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return {truth: simulate_study(truth, templates=30, precisions=TWO, orders="all", seed=1)
+            for truth in ("none", "noise", "bias", "letter", "mixed")}
+
+
+def only(frame, measure, precision="q3"):
+    frame = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+@pytest.mark.parametrize("name", ["intervals", "tables", "metrics", "stats", "dose_response",
+                                  "controls", "sensitivity", "respondents"])
+def test_examples_run(name):
+    module = importlib.import_module(f"cba_utils.{name}")
+    assert doctest.testmod(module).failed == 0
+
+
+# Tests over templates
+
+
+def test_jackknife_of_a_mean_is_the_t_test():
+    values = np.random.default_rng(0).normal(0.4, 1, 20)
+    table = pd.DataFrame({"template_id": range(20), "d": values, "n": 1.0})
+    found = stats.change_tests(table, {"mean": MEAN}, ["d", "n"]).iloc[0]
+    assert found["p"] == pytest.approx(sps.ttest_1samp(values, 0).pvalue)
+    assert found["error"] == pytest.approx(sps.sem(values))
+
+
+def test_jackknife_of_a_ratio_is_close_to_the_sandwich():
+    rng = np.random.default_rng(1)
+    n = rng.integers(5, 40, 60)
+    k = rng.binomial(n, rng.beta(2, 6, 60))
+    totals = pd.DataFrame({"k": k, "n": n})
+    _, error, _ = stats.jackknife(totals, ratio("k", "n"))
+    rows = np.repeat(np.arange(60), n)
+    hit = np.concatenate([np.r_[np.ones(a), np.zeros(b - a)] for a, b in zip(k, n)])
+    fit = sm.OLS(hit, np.ones(len(hit))).fit(cov_type="cluster", cov_kwds={"groups": rows})
+    assert error == pytest.approx(fit.bse[0], rel=0.05)
+
+
+def test_sign_flip_counts_all_flips():
+    values = np.array([3.0, 1.0, -2.0, 5.0, 0.0, 4.0])
+    nonzero = values[values != 0]
+    signs = np.array(np.meshgrid(*[[-1, 1]] * len(nonzero))).reshape(len(nonzero), -1)
+    extreme = np.abs(nonzero @ signs) >= abs(nonzero.sum())
+    assert stats.sign_flip(values) == pytest.approx(extreme.mean())
+    assert stats.sign_flip([]) == 1.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=15))
+def test_corrections_by_their_definitions(p):
+    found = stats.adjust(pd.DataFrame({"p": [*p, np.nan]}))
+    p, m = np.array(p), len(p)
+    order = np.argsort(p)
+    holm = np.minimum(np.maximum.accumulate((m - np.arange(m)) * p[order]), 1)
+    bh = np.minimum(np.minimum.accumulate((m / np.arange(m, 0, -1)) * p[order][::-1]), 1)[::-1]
+    assert np.allclose(found["p_holm"][:-1].to_numpy()[order], holm)
+    assert np.allclose(found["p_bh"][:-1].to_numpy()[order], bh)
+    assert np.isnan(found["p_holm"].iloc[-1]), "a test that was not made is not in the family"
+
+
+def test_cohens_h_and_chi_squared_by_hand():
+    assert stats.cohens_h(0.3, 0.1) == pytest.approx(
+        2 * (np.arcsin(np.sqrt(0.3)) - np.arcsin(np.sqrt(0.1))))
+    table = np.array([[30.0, 10, 60], [15, 15, 70]])
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    statistic = ((table - expected) ** 2 / expected).sum()
+    found = stats.chi_squared(pd.DataFrame(table))
+    assert found["statistic"] == pytest.approx(statistic)
+    assert found["p"] == pytest.approx(sps.chi2.sf(statistic, 2))
+    assert np.isnan(stats.chi_squared(pd.DataFrame([[5, 0], [7, 0]]))["p"])
+
+
+def test_equivalence_is_the_librarys_tost():
+    study = simulate_study("none", templates=30, items_per_template=40, precisions=["bf16", "q8"])
+    samples = study["samples"]
+    found = stats.equivalence(samples, 0.01).iloc[0]
+    # With five parsed draws of as many items in every template, the change is a plain mean.
+    assert (samples["role"] != "unparsed").all()
+    ambiguous = samples[samples["context_condition"] == "ambig"]
+    srs = (ambiguous["role"] == "stereotyped").groupby(
+        [ambiguous["precision"], ambiguous["template_id"]]).mean()
+    change = srs["q8"] - srs["bf16"]
+    p, *_ = DescrStatsW(change).ttost_mean(-0.01, 0.01)
+    assert found["p"] == pytest.approx(p)
+    assert found["equivalent"] == (p < 0.05)
+    assert not stats.equivalence(samples, found["smallest_margin"] * 0.999)["equivalent"].any()
+    assert stats.equivalence(samples, found["smallest_margin"] * 1.001)["equivalent"].all()
+    with pytest.raises(ValueError, match="margin"):
+        stats.equivalence(samples, 0)
+    with pytest.raises(ValueError, match="d_srss"):
+        stats.equivalence(samples, 0.1, "d_srss")
+
+
+def test_difference_tests_agree_with_their_intervals(studies):
+    tests = stats.difference_tests(studies["bias"]["samples"])
+    intervals = paired_differences(studies["bias"]["samples"])
+    assert only(tests, "d_srs")["estimate"] == only(intervals, "d_srs")["estimate"]
+    assert only(tests, "d_srs")["p"] < 0.001 < 0.05 < only(tests, "d_anti_rate")["p"]
+
+
+def test_power_grows_from_the_level_to_one():
+    study = simulate_study("none", templates=40, precisions=["bf16"])
+    curve = stats.minimum_detectable_effect(item_table(study["samples"]), simulations=400)
+    assert curve["power"].iloc[0] < 0.09, "no effect is found at the level of the test"
+    assert curve["power"].iloc[-1] > 0.9
+    at = np.interp(0.8, curve["power"], curve["effect"])
+    assert curve.attrs["mde"] == pytest.approx(at, rel=0.2)
+
+
+# Models
+
+
+def test_published_logit_is_the_fit_to_single_draws(studies):
+    samples = studies["mixed"]["samples"]
+    draws = samples[(samples["context_condition"] == "ambig") & (samples["role"] != "unparsed")]
+    draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int),
+                         bits=draws["precision"].map(dose_response.BITS))
+    direct = smf.logit("hit ~ bits + C(category)", draws).fit(disp=0)
+    found = dose_response.published_logit(samples).set_index("term")
+    assert found.loc["bits", "estimate"] == pytest.approx(np.exp(direct.params["bits"]))
+    assert found.loc["bits", "low"] == pytest.approx(np.exp(direct.conf_int().loc["bits", 0]))
+    assert found.loc["bits", "n"] == len(draws)
+
+
+def test_dose_response_is_gee_over_single_draws(studies):
+    samples = studies["mixed"]["samples"]
+    draws = samples[(samples["context_condition"] == "ambig") & (samples["role"] != "unparsed")]
+    draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int))
+    gee = smf.gee("hit ~ C(precision) + C(category)", "template_id", draws,
+                  family=sm.families.Binomial()).fit()
+    found = dose_response.dose_response(samples).set_index("term")
+    assert found.loc["q3", "estimate"] == pytest.approx(np.exp(gee.params["C(precision)[T.q3]"]))
+    z = np.log(found.loc["q3", "estimate"]) / gee.bse["C(precision)[T.q3]"]
+    ours = sps.t.isf(found.loc["q3", "p"] / 2, 29)
+    assert ours == pytest.approx(z, rel=0.05), "same sandwich up to its small-sample factor"
+    pooled = dose_response.published_logit(samples).set_index("term").loc["bits"]
+    width = np.log(found.loc["q3", "high"] / found.loc["q3", "low"])
+    assert width > 13 * np.log(pooled["high"] / pooled["low"]), "templates widen the interval"
+
+
+def test_odds_without_events_are_missing_not_huge():
+    study = simulate_study("bias", templates=12, precisions=["bf16", "q4", "q3"], replicates=2)
+    samples = study["samples"]
+
+    def silenced(where):
+        role = samples["role"].mask(where & (samples["role"] == "stereotyped"), "unknown")
+        return samples.assign(role=role)
+
+    found = dose_response.dose_response(silenced(samples["precision"] == "bf16"))
+    found = found.set_index("term")
+    assert found.loc[["q4", "q3"], "estimate"].isna().all()
+    assert found.loc["trend", "estimate"] > 1
+    one = silenced(samples["precision"] != "q3")
+    assert dose_response.dose_response(one).set_index("term").loc["trend"].isna()["estimate"]
+    assert dose_response.published_logit(one)["estimate"].isna().all()
+    # A model that never answers so leaves the others' odds as they are.
+    lone = samples["model"] == "simulated-s2"
+    table = dose_response.dose_response(silenced(lone)).set_index("term")
+    alone = dose_response.dose_response(samples[~lone]).set_index("term")
+    assert table.loc["q3", "estimate"] == pytest.approx(alone.loc["q3", "estimate"])
+
+
+def test_trend_follows_the_ladder():
+    study = simulate_study("bias", templates=24, precisions=["bf16", "q8", "q6", "q4", "q3"])
+    found = dose_response.dose_response(study["samples"]).set_index("term")
+    assert found.loc["trend", "low"] > 1
+    with pytest.raises(ValueError, match="'q7'"):
+        dose_response.dose_response(study["samples"].replace({"precision": {"q6": "q7"}}))
+
+
+def test_flips_by_hand_and_uncertain_answers_flip_more(studies):
+    table = dose_response.flips(studies["noise"]["answers"])
+    row = table.iloc[5]
+    answers = studies["noise"]["answers"].query("order == '012'").set_index(
+        ["item_id", "precision"])
+    letters = ["logp_A", "logp_B", "logp_C"]
+    before, after = (answers.loc[(row["item_id"], q), letters].to_numpy(float) for q in TWO)
+    p = np.exp(before) / np.exp(before).sum()
+    assert row["entropy"] == pytest.approx(sps.entropy(p, base=2))
+    assert row["margin"] == pytest.approx(np.sort(p)[2] - np.sort(p)[1])
+    assert row["flip"] == (before.argmax() != after.argmax())
+    rates = dose_response.flip_rates(studies["noise"]["answers"])
+    flips = rates[rates["measure"] == "flip_rate"].sort_values("bin")
+    assert flips["estimate"].iloc[-1] > 1.5 * flips["estimate"].iloc[0]
+    assert only(rates, "flip_ratio")["low"] > 1
+    wide = rates[rates["bin"] > 0].pivot(index="bin", columns="measure", values="estimate")
+    assert np.allclose(wide["flip_rate"], wide["predicted"], atol=0.1), "the curve is calibrated"
+    assert wide["predicted"].mean() == pytest.approx(wide["flip_rate"].mean(), abs=1e-3)
+
+
+def test_perplexity_change_by_hand(studies):
+    frame = studies["none"]["perplexity"]
+    found = only(dose_response.perplexity_change(frame), "perplexity_change")
+    total = frame.groupby("precision")[["nll", "tokens"]].sum()
+    perplexity = np.exp(total["nll"] / total["tokens"])
+    assert found["estimate"] == pytest.approx(perplexity["q3"] / perplexity["bf16"] - 1)
+    wide = frame.pivot(index="sequence", columns="precision", values="nll")
+    change = DescrStatsW((wide["q3"] - wide["bf16"]) / 512)
+    low, high = np.exp(change.tconfint_mean()) - 1
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.003)
+    _, upper = np.exp(change.tconfint_mean(alpha=0.1)) - 1
+    assert found["bound"] == pytest.approx(upper, abs=0.001)
+    shifted = frame.assign(tokens=frame["tokens"] + (frame["precision"] == "q3"))
+    with pytest.raises(ValueError, match="not those of bf16"):
+        dose_response.perplexity_change(shifted)
+
+
+def test_perplexity_and_bias_ranks_cells():
+    study = simulate_study("bias", templates=12, precisions=["bf16", "q6", "q4", "q3"])
+    rates = transitions(study["samples"])
+    cells, found = dose_response.perplexity_and_bias(study["perplexity"], rates)
+    ranks = cells[["perplexity_change", "became_biased"]].rank()
+    assert found["estimate"] == pytest.approx(np.corrcoef(ranks.T)[0, 1])
+    assert found["n"] == 3
+
+
+# Controls on known truth
+
+
+def test_direction_by_hand(studies):
+    samples = studies["mixed"]["samples"].query("context_condition == 'ambig'")
+    wide = samples.pivot(index=["item_id", "seed"], columns="precision", values="role")
+    left = wide[(wide["bf16"] == "unknown") & wide["q3"].isin(["stereotyped", "anti_stereotyped"])]
+    found = only(controls.direction(samples), "share_to_stereotyped")
+    assert found["estimate"] == pytest.approx((left["q3"] == "stereotyped").mean())
+    assert found["n"] == left.index.get_level_values(0).nunique()
+    share = only(controls.direction(samples), "left_unknown")
+    assert share["estimate"] == pytest.approx(len(left) / (wide["bf16"] == "unknown").sum())
+
+
+@pytest.mark.parametrize(("truth", "biased", "lettered"), [
+    ("none", False, False), ("noise", False, False), ("bias", True, False),
+    ("letter", False, True), ("mixed", True, True)])
+def test_controls_tell_the_truths_apart(studies, truth, biased, lettered):
+    study = studies[truth]
+    for frame in (study["answers"], study["samples"]):
+        p = controls.direction_tests(frame)["p"].fillna(1)
+        assert (p < 0.05).tolist() == [biased]
+    assert (controls.position_tests(study["answers"])["p"] < 0.01).tolist() == [lettered]
+    beyond = only(controls.matched_skill(study["answers"]), "s_amb_beyond_guessing")
+    assert (beyond["low"] > 0) == biased
+    gap = only(controls.capability(study["answers"], study["items"]), "alignment_gap")
+    assert (gap["low"] > 0.05) == biased
+
+
+def test_false_positive_rates_hold_their_level():
+    answers = simulate_respondents("noise", templates=16, items_per_template=12, precisions=TWO,
+                                   replicates=60)
+    rejected = {
+        "direction": controls.direction_tests(answers, resamples=999)["p"] < 0.05,
+        "position": controls.position_tests(answers)["p"] < 0.05,
+    }
+    for name, values in rejected.items():
+        assert len(values) == 60
+        # The chance of more than 8 in 60 at a true 5 % is below one in 200.
+        assert values.sum() <= 8, name
+
+
+def test_direction_subtracts_the_lean_that_was_there():
+    answers = simulate_respondents("noise", templates=24, precisions=TWO, seed=4)
+    found = controls.direction(answers)
+    share, lean, above = (only(found, m)["estimate"] for m in (
+        "share_to_stereotyped", "leaned_before", "share_above_lean"))
+    assert above == pytest.approx(share - lean)
+    assert only(found, "share_above_lean")["low"] < 0 < only(found, "share_above_lean")["high"]
+
+
+def test_position_splits_the_change(studies):
+    found = controls.position(studies["letter"]["answers"])
+    letters = [only(found, f"d_letter_{x}")["estimate"] for x in "ABC"]
+    assert sum(letters) == pytest.approx(0, abs=1e-6) and letters[2] > 0.1
+    parts = [only(found, f"d_srs_{x}")["estimate"] for x in ("original", "averaged", "letter")]
+    assert parts[0] - parts[1] == pytest.approx(parts[2])
+    start = only(found, "letter_C", "bf16")["estimate"]
+    assert start == pytest.approx(1 / 3, abs=1e-5), "balanced orders cancel what options say"
+    with pytest.raises(ValueError, match="not balanced"):
+        controls.position(studies["letter"]["answers"].query("order != '012'"))
+
+
+def test_order_dependence_by_hand(studies):
+    answers = studies["letter"]["answers"].query("context_condition == 'ambig'")
+    best = answers[["logp_A", "logp_B", "logp_C"]].to_numpy().argmax(axis=1)
+    role = answers[["role_A", "role_B", "role_C"]].to_numpy()[np.arange(len(best)), best]
+    kinds = answers.assign(role=role).groupby(["precision", "item_id"])["role"].nunique()
+    found = controls.order_dependence(answers)
+    for precision in TWO:
+        assert only(found, "order_dependent", precision)["estimate"] == (
+            (kinds[precision] > 1).mean())
+    assert only(found, "order_dependent")["estimate"] > 0.4
+
+
+def test_matched_skill_recovers_guessing():
+    answers = simulate_respondents("none", templates=12, precisions=TWO, seed=2)
+    guessed = 0.4
+    low = answers["precision"] == "q3"
+    for x in "ABC":
+        mixed = (1 - guessed) * np.exp(answers[f"logp_{x}_t"]) + guessed / 3
+        answers.loc[low, f"logp_{x}_t"] = np.log(mixed[low]).astype("float32")
+    answers.loc[low, "mass_other_t"] *= np.float32(1 - guessed)
+    found = controls.matched_skill(answers)
+    assert only(found, "guessed")["estimate"] == pytest.approx(guessed, abs=1e-3)
+    assert only(found, "srs_beyond_guessing")["estimate"] == pytest.approx(0, abs=1e-3)
+    assert only(found, "s_amb_beyond_guessing")["estimate"] == pytest.approx(0, abs=0.1)
+
+
+def test_five_seed_range_is_that_of_fresh_draws():
+    answers = simulate_respondents("noise", templates=10, items_per_template=20, precisions=TWO)
+    drawn = [draw_samples(answers, seed=k) for k in range(30)]
+    found = sensitivity.five_seed_range(answers, drawn[0])
+    for measure in ("srs", "became_biased"):
+        row = only(found, measure)
+        values = []
+        for frame in drawn:
+            table = item_table(frame.query("context_condition == 'ambig'"))
+            wide = table.pivot(index="item_id", columns="precision", values="stereotyped")
+            values.append(wide["q3"].sum() / (5 * len(wide)) if measure == "srs"
+                          else ((wide["bf16"] == 0) & (wide["q3"] > 0)).sum()
+                          / (wide["bf16"] == 0).sum())
+        error = (row["high"] - row["low"]) / (2 * sps.norm.ppf(0.975))
+        assert row["estimate"] == pytest.approx(np.mean(values), abs=4 * error / np.sqrt(30))
+        assert np.std(values) == pytest.approx(error, rel=0.35)
+        assert row["observed"] == pytest.approx(values[0])
+
+
+def test_reparse_gives_back_the_roles_and_the_papers_slips():
+    study = simulate_study("mixed", templates=6, precisions=TWO)
+    samples, items = study["samples"], study["items"]
+    again = sensitivity.reparse(samples, items, "strict")
+    assert (again["role"] == samples["role"]).all()
+    assert (again["correct"] == samples["correct"]).all()
+    spoken = samples.assign(raw_response="Cannot be determined")
+    assert (sensitivity.reparse(spoken, items, "strict")["role"] == "unparsed").all()
+    slips = sensitivity.reparse(spoken, items, "paper")
+    roles = items.set_index("item_id")
+    assert (slips["parsed_answer"] == "C").all()
+    unknown_is_c = slips["item_id"].map(roles["unknown_index"] == 2)
+    assert ((slips["role"] == "unknown") == unknown_is_c).all()
+
+
+def test_specification_curve_holds_the_measures_known_elsewhere():
+    study = simulate_study("bias", templates=18, precisions=TWO)
+    curve = sensitivity.specification_curve(study["answers"], study["samples"], study["items"],
+                                            "q3").set_index(
+        ["draws", "parser", "weights", "counting"]).sort_index()
+    assert len(curve) == 3 * 2 * 3
+    seen = transitions(study["samples"])
+    at = curve.loc[("study's", "strict", "items")]
+    assert at.loc["one way", "estimate"] == pytest.approx(only(seen, "became_biased")["estimate"])
+    null = placebo(study["answers"], study["samples"])
+    assert at.loc["minus placebo", "estimate"] == pytest.approx(
+        only(null, "became_biased_excess")["estimate"])
+    fresh = curve.loc[("fresh", "strict", "items", "one way"), "estimate"]
+    assert fresh == pytest.approx(only(null, "became_biased_expected")["estimate"])
+    by_category = transitions(study["samples"], ["category"])
+    by_category = by_category[by_category["measure"] == "became_biased"]["estimate"]
+    assert curve.loc[("study's", "strict", "categories", "one way"), "estimate"] == pytest.approx(
+        by_category.mean())

@@ -1,0 +1,78 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cba_utils.run import execute
+from cba_utils.study import cells, estimate, read_study
+from conftest import ROOT
+
+CONFIGS = sorted((ROOT / "config").glob("*.yml"))
+
+
+def changed(tmp_path, change):
+    study = yaml.safe_load((ROOT / "config" / "smoke.yml").read_text())
+    change(study)
+    path = tmp_path / "study.yml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_studies_pass_their_own_schema(path, monkeypatch):
+    monkeypatch.setenv("BBQ_DIR", "somewhere")
+    study = read_study(path)
+    folders = [cell.folder for cell in cells(study)]
+    assert study["name"] == path.stem and len(set(folders)) == len(folders)
+
+
+def test_the_paper_study_is_the_published_grid():
+    study = read_study(ROOT / "config" / "paper.yml")
+    assert len(cells(study)) == 15
+    # 12,148 items, five seeds each, in fifteen cells: the 911,100 records of the abstract.
+    assert study["items"]["expected"] * 5 * 15 == 911_100
+    expected = estimate(study)
+    assert 25e9 < expected["memory"] < 45e9 and 85e9 < expected["disk"] < 95e9
+
+
+def test_the_estimate_is_printed_and_nothing_is_downloaded():
+    done = subprocess.run(
+        [sys.executable, "-m", "cba_utils.study", "config/paper.yml"],
+        cwd=ROOT, capture_output=True, text=True, check=True, env={"HF_HUB_OFFLINE": "1", "PATH": ""},
+    )
+    assert "cells    15" in done.stdout and "nothing was downloaded" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(precison=["q4"]), "unknown key 'precison'; the keys are schema_version"),
+        (lambda s: s["models"][0].update(sauce="x"), r"models\.0: unknown key 'sauce'"),
+        (lambda s: s.update(precisions=["q9"]), "precision: 'q9' is unknown; use bf16, q8"),
+        (lambda s: s["samples"].update(temperature=0), "samples.temperature"),
+        (lambda s: s["models"].append(s["models"][0]), "two models have the same name"),
+        (lambda s: s["items"].update(source="$NO_SUCH_DIR"), "environment variable NO_SUCH_DIR"),
+        (lambda s: s.pop("orders"), "'orders' is a required property"),
+    ],
+)
+def test_bad_studies_are_refused_by_key(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        read_study(changed(tmp_path, change))
+
+
+def test_an_unknown_notebook_parameter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no parameter 'precison'; it has categories"):
+        execute(ROOT / "notebooks" / "10_evaluate.ipynb", tmp_path / "out.ipynb", {"precison": "q4"})
+
+
+@pytest.mark.parametrize("engine", ["in-process", None])
+def test_a_failing_notebook_says_why_and_leaves_no_half_result(tmp_path, engine):
+    with pytest.raises(RuntimeError, match="FileNotFoundError: model: 'nowhere/at/all' is no"):
+        execute(
+            ROOT / "notebooks" / "10_evaluate.ipynb",
+            tmp_path / "out.ipynb",
+            {"model": "nowhere/at/all", "output": str(tmp_path / "cell")},
+            engine=engine,
+        )
+    assert [p.name for p in tmp_path.glob("*.ipynb")] == ["failed.out.ipynb"]
