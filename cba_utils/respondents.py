@@ -69,6 +69,7 @@ def simulate_respondents(
     effect: float = 1.0,
     temperature: float = 0.3,
     seed: int = 0,
+    categories: Sequence[str] = CATEGORIES,
 ) -> pd.DataFrame:
     """Exact answers of simulated respondents, in the schema of ``answers``.
 
@@ -94,7 +95,7 @@ def simulate_respondents(
     frames = []
     for replicate in range(1, replicates + 1):
         rng = np.random.default_rng([seed, replicate])
-        items = simulate_items(templates, items_per_template, rng)
+        items = simulate_items(templates, items_per_template, rng, categories)
         frame = _answers(items, truth, precisions, ORDERS[orders], effect, temperature, rng)
         for position, (column, value) in enumerate(
             [("model", f"{family}-s{replicate}"), ("family", family), ("replicate", replicate),

@@ -1,0 +1,137 @@
+"""Records that come from elsewhere: what is refused, and that the reports see the same in them."""
+
+import doctest
+import json
+
+import pandas as pd
+import pytest
+
+from cba_utils import load_items, metrics, raw, records
+from cba_utils.respondents import simulate_study
+
+RECORD = dict(model="m", quant=16, item_id="Age/2", category="Age", seed=42, raw_response="C",
+              parsed_answer="C", stereotype_target_index=2, anti_stereotype_target_index=1,
+              unknown_index=0, elapsed_s=0.1)
+
+
+def written(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n"
+                            for row in rows))
+    return path
+
+
+def grid(**changes):
+    """Four records of one model: two precisions, two items."""
+    return [{**RECORD, "quant": quant, "item_id": item, **changes}
+            for quant in (16, 3) for item in ("Age/2", "Age/4")]
+
+
+def test_examples_run():
+    assert doctest.testmod(raw).failed == 0 and doctest.testmod(records).failed == 0
+
+
+@pytest.fixture(scope="module")
+def study():
+    return simulate_study("bias", templates=6, items_per_template=20, replicates=1,
+                          precisions=["bf16", "q4", "q3"], orders="original")
+
+
+def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_path):
+    (tmp_path / "raw").mkdir()
+    samples = study["samples"]
+    for precision, part in samples.groupby("precision"):
+        records.write_jsonl(part, study["items"], tmp_path / "raw" / f"{precision}.jsonl")
+    raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
+    tables = records.load_study("theirs", tmp_path)
+    ours = samples[samples["context_condition"] == "ambig"]
+    for measure in (metrics.role_rates, metrics.transitions, metrics.role_flow):
+        mine, theirs = (
+            measure(frame).drop(columns=["family", "low", "high"], errors="ignore")
+            for frame in (ours, tables["samples"]))
+        keys = [c for c in mine if mine[c].dtype.kind not in "fi"]
+        pd.testing.assert_frame_equal(mine.sort_values(keys).reset_index(drop=True),
+                                      theirs.sort_values(keys).reset_index(drop=True),
+                                      check_dtype=False)
+    assert tables["answers"].empty and tables["perplexity"].empty
+    about = tables["provenance"]
+    assert about["counts.samples"].sum() == len(ours)
+    assert sum(c.startswith("identity.records_sha256") for c in about) == 3
+
+
+def test_items_that_were_asked_give_texts_and_templates(tmp_path):
+    items = load_items("bundled").groupby("category").head(12).reset_index(drop=True)
+    rows = [{**RECORD, "quant": quant, "item_id": item.item_id, "category": item.category,
+             "stereotype_target_index": int(item.stereotyped_index),
+             "anti_stereotype_target_index": int(item.anti_stereotyped_index),
+             "unknown_index": int(item.unknown_index)}
+            for quant in (16, 4) for item in items.itertuples()]
+    (tmp_path / "raw").mkdir()
+    written(tmp_path / "raw" / "a.jsonl", rows)
+    raw.import_raw("theirs", tmp_path / "raw", "bundled", tmp_path)
+    tables = records.load_study("theirs", tmp_path)
+    pd.testing.assert_frame_equal(tables["items"], items, check_dtype=False)
+    expected = items["category"] + "/" + items["question_index"].astype(str)
+    seen = tables["samples"].query("precision == 'q4'")["template_id"]
+    assert seen.tolist() == expected.tolist()
+    written(tmp_path / "raw" / "a.jsonl", [{**row, "unknown_index": row["stereotype_target_index"],
+                                            "stereotype_target_index": row["unknown_index"]}
+                                           for row in rows])
+    with pytest.raises(ValueError, match="the numbers must be those of the same data"):
+        raw.import_raw("theirs", tmp_path / "raw", "bundled", tmp_path)
+    written(tmp_path / "raw" / "a.jsonl", grid())
+    with pytest.raises(ValueError, match="item 'Age/2' of the records is no ambiguous item of"):
+        raw.import_raw("theirs", tmp_path / "raw", "bundled", tmp_path)
+
+
+def test_undefined_targets_are_not_letter_c_and_are_counted(tmp_path):
+    rows = grid()
+    for row in rows[1::2]:
+        row["stereotype_target_index"] = -1
+    written(tmp_path / "a.jsonl", rows)
+    samples, items = records.read_jsonl([tmp_path / "a.jsonl"])
+    assert samples["role"].tolist() == ["stereotyped"] * 2
+    assert items.attrs["undefined_targets"] == ["Age/4"]
+    raw.import_raw("theirs", tmp_path, results=tmp_path)
+    about = records.load_study("theirs", tmp_path)["provenance"]
+    assert about["undefined_targets"].tolist() == [["Age/4"]] * 2
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda rows: [*rows, "{broken"], r"a.jsonl:5: not a JSON object"),
+    (lambda rows: [*rows, "[1]"], r"a.jsonl:5: a JSON object was due, not list"),
+    (lambda rows: [{k: v for k, v in rows[0].items() if k != "seed"}, *rows[1:]],
+     r"a.jsonl:1: field 'seed' is missing; a record has model, quant"),
+    (lambda rows: [rows[0], {**rows[1], "quant": 5}, *rows[2:]],
+     r"a.jsonl:2: quant is 5; it must be one of 16, 8, 6, 4, 3"),
+    (lambda rows: [{**rows[0], "unknown_index": "0"}, *rows[1:]],
+     r"a.jsonl:1: unknown_index is '0'; it must be an index from 0 to 2"),
+    (lambda rows: [{**rows[0], "item_id": 2}, *rows[1:]], r"item_id is 2; it must be a text"),
+    (lambda rows: [{**row, "anti_stereotype_target_index": 0} for row in rows],
+     r"a.jsonl:1: the three indices of item 'Age/2' are \[2, 0, 0\]"),
+    (lambda rows: [*rows[:3], {**rows[3], "category": "SES"}],
+     r"a.jsonl:4: item 'Age/4' has category .* at .*a.jsonl:2; an item is the same everywhere"),
+    (lambda rows: [*rows, rows[1]],
+     r"a.jsonl:5: model 'm' at quant 16, item 'Age/4', seed 42 is already at .*a.jsonl:2"),
+    (lambda rows: rows[:3],
+     r"model 'm' at quant 3 has no record of item 'Age/4' with seed 42, and .*a.jsonl:2 has"),
+    (lambda rows: [*rows, {**rows[3], "seed": 7}],
+     r"model 'm' at quant 16 has no record of item 'Age/2' with seed 7"),
+    (lambda rows: rows[:2], r"model 'm' has records at bf16 alone; a comparison needs"),
+    (lambda rows: [], r"a.jsonl: no record"),
+])
+def test_bad_records_are_refused_in_one_line(tmp_path, change, message):
+    written(tmp_path / "a.jsonl", change(grid()))
+    with pytest.raises(ValueError, match=message) as error:
+        raw.import_raw("theirs", tmp_path, results=tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_study_of_its_own_name_and_a_folder_of_records_are_asked_for(tmp_path):
+    for name in ("organisms", "paper"):
+        with pytest.raises(ValueError, match=f"STUDY: '{name}' has a file in config/"):
+            raw.import_raw(name, tmp_path, results=tmp_path)
+    with pytest.raises(ValueError, match="STUDY: 'Their/s' is no name"):
+        raw.import_raw("Their/s", tmp_path, results=tmp_path)
+    with pytest.raises(FileNotFoundError, match="RAW is the folder of the records"):
+        raw.import_raw("theirs", tmp_path, results=tmp_path)
