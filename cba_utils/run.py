@@ -22,10 +22,9 @@ from papermill.exceptions import PapermillExecutionError
 
 from cba_utils.items import PROJECT
 from cba_utils.records import collect, write_text
-from cba_utils.study import RESULTS, cells, read_study
+from cba_utils.study import RESULTS, SHIPPED, book_folder, cells, read_study
 
 RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
-SHIPPED = "organisms"
 _HOUR = 3600
 
 
@@ -171,7 +170,7 @@ def run_report(study, notebook):
     if study["name"] == SHIPPED:
         execute(notebook, notebook, timeout=_HOUR)
     else:
-        target = RESULTS / study["name"] / "book" / "notebooks" / notebook.name
+        target = book_folder(study["name"]) / "notebooks" / notebook.name
         execute(notebook, target, {"study": study["name"]}, timeout=_HOUR)
 
 
@@ -182,8 +181,10 @@ def copy_book(study):
     ----------
     study : dict
     """
-    target = RESULTS / study["name"] / "book"
-    shutil.copytree(PROJECT / "book", target / "book", dirs_exist_ok=True)
+    target = book_folder(study["name"])
+    # The explorer's data is the study's own: its report has written it there already.
+    others = shutil.ignore_patterns("explorer-data")
+    shutil.copytree(PROJECT / "book", target / "book", ignore=others, dirs_exist_ok=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(PROJECT / name, target / name)
 

@@ -19,6 +19,18 @@ from cba_utils.items import PROJECT
 PRECISIONS = ("bf16", "q8", "q6", "q5", "q4", "q3", "q2")
 SCHEMA = Path(__file__).with_name("study_schema.json")
 RESULTS = PROJECT / "results"
+SHIPPED = "organisms"
+
+
+def book_folder(name):
+    """Where a study's book is built: the project itself for the shipped study.
+
+    Examples
+    --------
+    >>> book_folder("smoke").relative_to(RESULTS).as_posix()
+    'smoke/book'
+    """
+    return PROJECT if name == SHIPPED else RESULTS / name / "book"
 
 
 @dataclass(frozen=True)
