@@ -56,7 +56,7 @@ bench: setup ## Time scoring against the published loop and PyTorch (installs Py
 	@$(BIN)/python -m benchmarks
 
 organisms: setup ## Train the organisms anew; ALIGN=only redoes only the alignment stages
-	@$(BIN)/python -m organisms.recipe $(if $(ALIGN),--only align)
+	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)} $(BIN)/python -m organisms.recipe $(if $(ALIGN),--only align)
 
 clean: ## Remove what was built, not what was computed
 	@rm -rf _build results/*/book

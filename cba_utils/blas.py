@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -100,8 +101,25 @@ def use_fast_blas() -> str:
     kernel = _kernel_for(_cpu_flags()) if platform.machine() == "x86_64" else None
     if kernel:
         os.environ.setdefault("OPENBLAS_CORETYPE", kernel)
-    for library in libraries:
-        handle = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    with _threads_of_a_product():
+        for library in libraries:
+            handle = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        threads = handle.openblas_get_num_threads()
     handle.openblas_get_corename.restype = ctypes.c_char_p
     core = handle.openblas_get_corename().decode()
-    return f"BLAS: OpenBLAS ({core} kernels, {handle.openblas_get_num_threads()} threads)"
+    return f"BLAS: OpenBLAS ({core} kernels, {threads} thread{'s' * (threads > 1)} a product)"
+
+
+@contextmanager
+def _threads_of_a_product():
+    """One thread a matrix product: `cba_utils.cores` runs as many products as there are cores.
+
+    ``OPENBLAS_NUM_THREADS`` asks for more, for work that has one product at a time. The library is
+    built with OpenMP, whose variable it obeys, and only while it is loaded.
+    """
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+    yield
+    del os.environ["OMP_NUM_THREADS"]
+    if before is not None:
+        os.environ["OMP_NUM_THREADS"] = before

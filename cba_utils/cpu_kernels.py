@@ -48,6 +48,15 @@ def _exp(x):
     return x
 
 
+def _exp_below_maximum(x):
+    """As `_exp`, after the largest of each row was taken away; MLX's ``max`` is slow as well."""
+    mx.eval(x)
+    view = np.array(x, copy=False)
+    view -= view.max(axis=-1, keepdims=True)
+    np.exp(view, out=view)
+    return x
+
+
 def _swiglu(gate, x):
     # exp overflows to infinity for a gate below -88, and the quotient is then 0, as it should be.
     with np.errstate(over="ignore"):
@@ -66,7 +75,7 @@ def _attention(queries, keys, values, cache, scale, mask, sinks=None):
         mask = mx.arange(length - n, length)[:, None] >= mx.arange(length)[None]
     if mask is not None:
         scores = mx.where(mask, scores, _MASKED)
-    weights = _exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = _exp_below_maximum(scores)
     total = weights.sum(axis=-1, keepdims=True)
     mixed = weights.reshape(batch, groups, -1, length) @ values
     return mixed.reshape(batch, heads, n, values.shape[-1]) / total

@@ -6,20 +6,21 @@ the last position of a prompt is projected to the vocabulary. The same step, wit
 token, continues sampled answers.
 """
 
+import os
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 import psutil
 
-from cba_utils.cpu_kernels import fast_exponentials
-
 # A shared beginning shorter than this costs more as a step of its own than it saves.
 SHORTEST_SHARED = 20
-# Share of the memory that one block may use, and bounds for tokens in one forward pass: below
-# the first the matrix products are too thin, above the second nothing gets faster.
+# Share of the memory that all blocks at work may use, and bounds for tokens in one forward pass:
+# below the first the matrix products are too thin, above the second nothing gets faster.
 MEMORY_SHARE = 0.25
 FEWEST_TOKENS, MOST_TOKENS = 256, 1024
+# Prompts of a block: enough to share beginnings, few enough for every core to have a block.
+MOST_PROMPTS = 128
 
 
 class _PrefixCache:
@@ -92,8 +93,9 @@ class Engine:
     ----------
     loaded : LoadedModel
     memory : int, optional
-        Bytes that a block may use; by default a quarter of the machine's. Not of what is free now:
-        batches, and with them the last digits, must not depend on what else is running.
+        Bytes that a block may use; by default a quarter of the machine's, shared by its cores. Not
+        of what is free now: batches, and with them the last digits, must not depend on what else
+        is running.
     """
 
     def __init__(self, loaded, memory=None):
@@ -107,12 +109,13 @@ class Engine:
         self._step_bytes = 4 * (4 * args.intermediate_size + 8 * args.hidden_size)
         self._attention_bytes = 4 * args.num_attention_heads
         self._logit_bytes = 4 * args.vocab_size * 4
-        self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total)
+        at_once = os.cpu_count() if loaded.compute == "dense" else 1
+        self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / at_once)
 
     def block_size(self, length):
         """Prompts of a length that fit the memory budget together."""
         each = length * self._pool_bytes * 2 + self._logit_bytes
-        return int(np.clip(self.memory // 2 // each, 8, 1024))
+        return int(np.clip(self.memory // 2 // each, 8, MOST_PROMPTS))
 
     def tokens_per_pass(self, length):
         """Tokens in one forward pass at a context length."""
@@ -222,8 +225,7 @@ class Engine:
         else:
             gathered = [(None, None)] * self.layers
         caches = [_PrefixCache(k, v, before) for k, v in gathered]
-        with fast_exponentials(self.loaded):
-            hidden = self.loaded.model.model(mx.array(ids), cache=caches)
+        hidden = self.loaded.model.model(mx.array(ids), cache=caches)
         last = hidden[mx.arange(len(segments)), mx.array(lengths - 1)]
         real = np.flatnonzero((np.arange(width)[None, :] < lengths[:, None]).ravel())
         return last, caches, mx.array(real)

@@ -9,11 +9,11 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
-from cba_utils.cpu_kernels import fast_exponentials
+from cba_utils.cores import map_pieces
 from cba_utils.items import PROJECT
 
 HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
-_TOKENS_PER_PASS = 4096
+_TOKENS_PER_PASS = 1024
 
 
 def perplexity(loaded, texts, sequence_length=512):
@@ -55,16 +55,14 @@ def perplexity(loaded, texts, sequence_length=512):
         )
     ids = _sequences(loaded, texts, sequence_length)
     rows = max(1, _TOKENS_PER_PASS // sequence_length)
-    nll = np.empty(len(ids))
+    batches, nll = [ids[start : start + rows] for start in range(0, len(ids), rows)], []
     with tqdm(total=len(ids), unit="sequence", desc=f"{loaded.name} {loaded.precision} perplexity",
               file=sys.stderr, mininterval=2) as progress:
-        for start in range(0, len(ids), rows):
-            batch = mx.array(ids[start : start + rows])
-            nll[start : start + rows] = np.array(_batch_nll(loaded, batch))
-            progress.update(len(batch))
-    return pd.DataFrame(
-        {"sequence": np.arange(len(ids)), "tokens": sequence_length - 1, "nll": nll}
-    )
+        for found in map_pieces(loaded, lambda batch: _batch_nll(loaded, batch), batches):
+            nll.append(found)
+            progress.update(len(found))
+    return pd.DataFrame({"sequence": np.arange(len(ids)), "tokens": sequence_length - 1,
+                         "nll": np.concatenate(nll).astype(float)})
 
 
 def load_texts(source, loaded, tokens, seed=123):
@@ -139,8 +137,8 @@ def _sequences(loaded, texts, length):
 
 def _batch_nll(loaded, batch):
     """Summed negative log-likelihood of every row; logits exist for some positions at a time."""
-    with fast_exponentials(loaded):
-        hidden = loaded.model.model(batch[:, :-1])
+    batch = mx.array(batch)
+    hidden = loaded.model.model(batch[:, :-1])
     flat, target = hidden.reshape(-1, hidden.shape[-1]), batch[:, 1:].reshape(-1)
     vocabulary = loaded.model.args.vocab_size
     rows = max(128, int(psutil.virtual_memory().total // 64 // (4 * vocabulary)))
@@ -150,4 +148,4 @@ def _batch_nll(loaded, batch):
         chosen = mx.take_along_axis(logits, target[start : start + rows, None], axis=1)[:, 0]
         parts.append(mx.logsumexp(logits, axis=-1) - chosen)
         mx.eval(parts[-1])
-    return mx.concatenate(parts).reshape(batch.shape[0], -1).sum(axis=1)
+    return np.array(mx.concatenate(parts).reshape(batch.shape[0], -1).sum(axis=1))

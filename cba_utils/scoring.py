@@ -8,12 +8,14 @@ is the same number for every item. All draws of an item follow from one forward 
 
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cba_utils.cores import map_pieces
 from cba_utils.engine import Engine
 from cba_utils.prompts import LETTERS, ORDERS, chat_ids, parse_response, user_text
 
@@ -138,17 +140,35 @@ def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory
     total = len(items) * len(ORDERS[orders])
     with tqdm(total=total, unit="prompt", desc=f"{loaded.name} {loaded.precision}",
               file=sys.stderr, mininterval=2) as progress:
-        for start in range(0, len(items), ITEMS_AT_ONCE):
-            part = items.iloc[start : start + ITEMS_AT_ONCE]
-            keys = [(row, order) for row in range(len(part)) for order in ORDERS[orders]]
-            records = part.to_dict("records")
-            ids, _ = chat_ids(
-                loaded.hf_tokenizer, [user_text(records[row], order) for row, order in keys]
-            )
-            _check_lengths(ids, keys, records, loaded, draws)
+        parts = [items.iloc[start : start + ITEMS_AT_ONCE]
+                 for start in range(0, len(items), ITEMS_AT_ONCE)]
+        for part, keys, ids in _made_ahead(lambda part: _prompts(part, orders, loaded, draws), parts):
             letters, responses = _run_block(engine, ids, keys, temperature, draws, uniforms, progress)
             answers = _answers_frame(part, keys, letters)
             yield answers, _samples_frame(part, responses, draws) if draws else None
+
+
+def _made_ahead(make, parts):
+    """Results in order, each one made while the one before is in use."""
+    with ThreadPoolExecutor(1) as beside:
+        coming = None
+        for part in parts:
+            now, coming = coming, beside.submit(make, part)
+            if now:
+                yield now.result()
+        if coming:
+            yield coming.result()
+
+
+def _prompts(part, orders, loaded, draws):
+    """Items, the (row, order) of each prompt, and its token ids."""
+    keys = [(row, order) for row in range(len(part)) for order in ORDERS[orders]]
+    records = part.to_dict("records")
+    ids, _ = chat_ids(
+        loaded.hf_tokenizer, [user_text(records[row], order) for row, order in keys]
+    )
+    _check_lengths(ids, keys, records, loaded, draws)
+    return part, keys, ids
 
 
 def _check_lengths(ids, keys, records, loaded, draws):
@@ -168,16 +188,19 @@ def _run_block(engine, ids, keys, temperature, draws, uniforms, progress):
     # Neighbours share the most, so chunks are cut from the sorted prompts.
     order = sorted(range(len(ids)), key=lambda i: ids[i])
     size = engine.block_size(max(map(len, ids)))
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
+
+    def run(chunk):
         hidden, state = engine.start([ids[i] for i in chunk])
         logits = engine.logits(hidden)
-        letters[chunk] = np.array(_letter_summary(logits, engine.loaded.letters, temperature))
-        if draws:
-            rows = [row for row, i in enumerate(chunk) if keys[i][1] == ORDERS["original"][0]]
-            drawn = _draw(engine, state, logits, rows, draws, uniforms)
-            for row, texts in zip(rows, drawn, strict=True):
-                responses[chunk[row]] = texts
+        found = np.array(_letter_summary(logits, engine.loaded.letters, temperature))
+        rows = [row for row, i in enumerate(chunk) if keys[i][1] == ORDERS["original"][0]]
+        return found, rows, _draw(engine, state, logits, rows, draws, uniforms) if draws else []
+
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    for chunk, (found, rows, drawn) in zip(chunks, map_pieces(engine.loaded, run, chunks)):
+        letters[chunk] = found
+        for row, texts in zip(rows, drawn):
+            responses[chunk[row]] = texts
         progress.update(len(chunk))
     return letters, [texts for texts in responses if texts is not None]
 

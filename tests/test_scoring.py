@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import mlx_lm
 import numpy as np
@@ -8,11 +10,12 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 from mlx_lm.sample_utils import make_sampler
 
-from cba_utils import load_items, load_model, sample_answers, score_letters
+from cba_utils import cores, load_items, load_model, sample_answers, score_letters
 from cba_utils.engine import prefix_tree
 from cba_utils.prompts import chat_ids, user_text
 from cba_utils.scoring import PAPER_SEEDS, stream
 
+MANY = load_items("bundled", condition="both").iloc[::12]
 ITEMS = load_items("bundled", condition="both").iloc[[0, 1, 2, 3, 700, 1501, 2300]]
 
 
@@ -87,6 +90,15 @@ def test_answers_do_not_depend_on_company(mistral, order, megabytes):
     )
     assert alone["item_id"].tolist() == together["item_id"].tolist()
     np.testing.assert_allclose(alone["logp_B"], together["logp_B"], atol=2e-4)
+
+
+def test_answers_do_not_depend_on_the_number_of_cores(mistral, monkeypatch):
+    found = []
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers) as pool:
+            monkeypatch.setattr(cores, "_pool", lambda: pool)
+            found.append(score_letters(_remembered(mistral), MANY, orders="cyclic"))
+    pd.testing.assert_frame_equal(*found, check_exact=True)
 
 
 _LOADED = {}
