@@ -79,7 +79,7 @@ def published_logit(samples: pd.DataFrame) -> pd.DataFrame:
     """The published model: logit of a stereotyped answer on bits, as a number, and category.
 
     It pools models and takes all draws as independent, so its intervals are too narrow: see
-    :func:`dose_response`. Its odds ratio is per bit kept, and BF16 counts as 16 bits, so that one
+    ``dose_response``. Its odds ratio is per bit kept, and BF16 counts as 16 bits, so that one
     step from 16 to 8 weighs as much as eight steps from 4 to 3. It is missing where fewer than
     two precisions have any stereotyped answer.
     """
