@@ -10,9 +10,11 @@ import base64
 import html
 import io
 import re
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.image
 import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
@@ -478,6 +480,36 @@ def alt_shares(shares):
         f"{category}: {', '.join(f'{role} {percent(value)}' for role, value in row.items())}."
         for category, row in shares.iterrows()
     )
+
+
+def preview(estimates, title, note, published=None):
+    """The headline figure beside the book's title: what a link to the book shows elsewhere.
+
+    Parameters
+    ----------
+    estimates : pandas.DataFrame
+        As for :func:`headline`.
+    title : str
+    note : str
+        Whose numbers they are.
+    published : pandas.DataFrame, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        1200 by 630 pixels when it is saved as PNG, the size that such previews have.
+    """
+    story = headline(estimates, published)
+    buffer = io.BytesIO()
+    with style():
+        story.savefig(buffer, dpi=580 / story.get_figheight())
+        image = mpl.image.imread(io.BytesIO(buffer.getvalue()))
+        card = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+        card.figimage(image, 1150 - image.shape[1], 25)
+        lines = "\n".join(textwrap.wrap(title, 16))
+        card.text(0.05, 0.88, lines, size=38, va="top", weight="bold", linespacing=1.3)
+        card.text(0.05, 0.09, note, size=20, linespacing=1.4)
+    return card
 
 
 def svg(figure, name, ink=INK):

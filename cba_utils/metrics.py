@@ -89,7 +89,7 @@ TRANSITIONS = {
 
 
 def observed_changes(paired: pd.DataFrame) -> pd.DataFrame:
-    """Flags of the items of a :func:`pair_with` table that changed, and of those that could."""
+    """Flags of the items of a ``pair_with`` table that changed, and of those that could."""
     flags = {}
     for name, role in CHANGED.items():
         was, now = paired[f"{role}_ref"] > 0, paired[role] > 0

@@ -25,6 +25,7 @@ from cba_utils.records import collect, write_text
 from cba_utils.study import RESULTS, SHIPPED, book_folder, cells, read_study
 
 RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
+EXAMPLE = Path("notebooks", "11_one_cell.ipynb")  # the executed one that the book shows
 _HOUR = 3600
 
 
@@ -175,18 +176,32 @@ def run_report(study, notebook):
 
 
 def copy_book(study):
-    """Put the book's sources into a study's own folder, beside its executed reports.
+    """Put the book's sources beside a study's executed reports, with one executed run notebook.
 
     Parameters
     ----------
     study : dict
     """
     target = book_folder(study["name"])
+    grid = cells(study)
+    shown = [cell for cell in grid if cell.name == grid[0].name][-1]
+    executed = RESULTS / study["name"] / shown.folder / RUN_NOTEBOOK.name
+    if executed.exists():
+        shutil.copy2(executed, target / EXAMPLE)
+    if target == PROJECT:
+        return
     # The explorer's data is the study's own: its report has written it there already.
     others = shutil.ignore_patterns("explorer-data")
     shutil.copytree(PROJECT / "book", target / "book", ignore=others, dirs_exist_ok=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy2(PROJECT / name, target / name)
+    cards = [p for ending in ("*.md", "training_log.csv") for p in (PROJECT / "organisms").rglob(ending)]
+    for path in [*cards, PROJECT / "data" / "README.md", PROJECT / "_config.yml"]:
+        copy = target / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    toc = (PROJECT / "_toc.yml").read_text()
+    if not executed.exists():  # imported records come without
+        toc = toc.replace(f"- file: {EXAMPLE.with_suffix('')}\n        title: One cell, executed\n", "")
+    write_text(toc, target / "_toc.yml")
 
 
 def main(arguments=None):

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 import yaml
 
+from cba_utils.run import EXAMPLE
+
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 REPORTS = [path for path in NOTEBOOKS if path.name[0] in "23456789"]
@@ -77,8 +79,22 @@ def test_words_that_promise_too_much_are_absent():
 def test_every_page_is_in_the_table_of_contents():
     toc = yaml.safe_load((PROJECT / "_toc.yml").read_text())
     listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
-    pages = [*PROJECT.glob("book/*.md"), *REPORTS]
+    pages = [*PROJECT.glob("book/*.md"), PROJECT / EXAMPLE, *REPORTS]
     assert {str(p.relative_to(PROJECT).with_suffix("")) for p in pages} == listed
+
+
+def test_every_module_is_in_the_reference():
+    text = (PROJECT / "book" / "api.md").read_text()
+    listed = re.findall(r"automodule:: cba_utils\.(\w+)", text)
+    modules = {p.stem for p in PROJECT.glob("cba_utils/*.py")} - {"__init__"}
+    assert sorted(listed) == sorted(modules)
+
+
+def test_the_example_is_the_run_notebook_executed():
+    run, shown = (code(PROJECT / path) for path in ("notebooks/10_evaluate.ipynb", EXAMPLE))
+    executed = [c for c in shown if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in executed] == [c.source for c in run]
+    assert len(shown) == len(run) + 1 and shown[-1].outputs
 
 
 class Loads(HTMLParser):

@@ -1,0 +1,130 @@
+"""What this book adds to Sphinx: model cards, executed notebooks, buttons, a preview image."""
+
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pandas as pd
+from sphinx.util.docutils import SphinxDirective
+
+from cba_utils.figures import preview
+from cba_utils.published import load_published
+from cba_utils.run import RUN_NOTEBOOK
+from cba_utils.study import PRECISIONS, SHIPPED
+
+IMAGE = "_static/preview.png"
+
+
+# What other packages write and a screen reader would stumble over.
+REPAIRS = {
+    # a list may hold list items only, and docutils puts links into this one
+    '<div role="list" class="citation-list">': "<div>",
+    ' role="doc-biblioentry"': "",
+    # hides the words that say what is unfolded
+    '<summary aria-label="Toggle hidden content">': "<summary>",
+}
+
+
+def study_folder(app):
+    """Results of the study whose book this is: other books lie in their study's folder."""
+    source = Path(app.srcdir)
+    return source.parent if source.name == "book" else source / "results" / SHIPPED
+
+
+class ModelCards(SphinxDirective):
+    """The cards of a family's organisms, each to be unfolded."""
+
+    required_arguments = 1
+
+    def run(self):
+        """Write one dropdown a card; its front matter and title are left out."""
+        family = Path(self.env.srcdir, "organisms", self.arguments[0])
+        # the base, then full alignments, then the depths in between
+        cards = sorted(family.glob("*/README.md"), key=lambda p: (p.parent.name != "base", p))
+        text = "".join(
+            f":::{{dropdown}} {card.parent.name}\n"
+            f"```{{include}} /{card.relative_to(self.env.srcdir).as_posix()}\n"
+            f":start-line: 13\n:heading-offset: 1\n```\n:::\n\n"
+            for card in cards
+        )
+        return self.parse_text_to_nodes(text)
+
+
+class ExecutedNotebooks(SphinxDirective):
+    """Downloads of the executed run notebooks, in a book whose study was run beside it."""
+
+    def run(self):
+        """Write a list, one line a model, or why there is none."""
+        study = study_folder(self.env.app)
+        lines = []
+        for model in sorted({path.parent.parent for path in study.glob(f"*/*/{RUN_NOTEBOOK.name}")}):
+            found = [path.parent.name for path in model.glob(f"*/{RUN_NOTEBOOK.name}")]
+            found.sort(key=lambda p: (PRECISIONS.index(p) if p in PRECISIONS else 99, p))
+            up = Path("..") if study == Path(self.env.srcdir).parent else Path("results", SHIPPED)
+            links = (
+                f"{{download}}`{p} </{up / model.name / p / RUN_NOTEBOOK.name}>`" for p in found
+            )
+            lines.append(f"- {model.name}: {', '.join(links)}")
+        if not lines:
+            lines = [
+                "This copy of the book was built from the study's tables alone; the executed "
+                f"notebooks are not beside them. `make book STUDY={study.name}` makes them, and "
+                "lists them here."
+            ]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def show_buttons(app, config):
+    """Turn on everything that needs a repository, if the book knows one."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        buttons = ("repository", "issues", "edit_page", "source")
+        options |= {f"use_{name}_button": True for name in buttons}
+        options["launch_buttons"] = {
+            "notebook_interface": "jupyterlab",
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+        }
+
+
+def complete_page(app, pagename, templatename, context, doctree):
+    """Add what a link to the page shows elsewhere, and make the repairs."""
+    base = app.config.html_baseurl
+    image = urljoin(base, IMAGE) if base else context["pathto"](IMAGE, resource=True)
+    tags = {
+        "og:type": "website",
+        "og:site_name": app.config.html_title,
+        "og:title": context.get("title", app.config.html_title),
+        "og:image": image,
+        "og:image:alt": "Items that became biased, and perplexity change, by precision",
+        "twitter:card": "summary_large_image",
+    }
+    context["metatags"] = context.get("metatags", "") + "".join(
+        f'<meta property="{name}" content="{text}">\n' for name, text in tags.items()
+    )
+    body = context.get("body", "")
+    for wrong, right in REPAIRS.items():
+        body = body.replace(wrong, right)
+    context["body"] = body
+
+
+def draw_preview(app, error):
+    """Draw the image that a link to the book shows, from the data behind the first figure."""
+    study = study_folder(app)
+    data = study / "figures" / "headline.csv"
+    if error is None and app.builder.name == "html" and data.exists():
+        # the families are named like models that people use
+        note = "An executable paper, measured on\nsmall models made for the purpose"
+        if study.name != SHIPPED:
+            note = f"Study “{study.name}”"
+        figure = preview(pd.read_csv(data), app.config.html_title, note, load_published())
+        figure.savefig(Path(app.outdir, IMAGE))
+
+
+def setup(app):
+    """Register it all."""
+    app.add_directive("model-cards", ModelCards)
+    app.add_directive("executed-notebooks", ExecutedNotebooks)
+    app.connect("config-inited", show_buttons)
+    app.connect("html-page-context", complete_page)
+    app.connect("build-finished", draw_preview)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
