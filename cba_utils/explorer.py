@@ -66,10 +66,9 @@ def answer_shares(report):
     flags = observed_changes(paired)
     kinds = list(TRANSITIONS)
     seen = flags[[gained for gained, _ in TRANSITIONS.values()]].to_numpy(bool)
-    changes = paired[CELL].astype(str).assign(
-        change=["+".join(k for k, on in zip(kinds, row, strict=True) if on) or "unchanged"
-                for row in seen]
-    )
+    named = ["+".join(k for k, on in zip(kinds, row, strict=True) if on) or "unchanged"
+             for row in seen]
+    changes = paired[CELL].astype(str).assign(change=np.array(named, object))
     shares = shares.merge(changes, on=CELL, how="left", validate="one_to_one")
     places = {"model": shares["model"].unique().tolist(), "precision": report.precisions}
     return shares.assign(change=shares["change"].fillna("")).sort_values(

@@ -51,23 +51,30 @@
     if (select.selectedIndex < 0) select.selectedIndex = 0; // an address of another study
   }
 
-  function fillPrecisions(wanted) {
+  function fillPrecisions(precision) {
     const all = [...cells.get(controls.model.value).keys()];
     const others = all.filter((name) => name !== data.reference);
     const names = others.length ? others : all;
     fill(controls.precision, names);
     for (const option of controls.precision.options) option.text = option.value.toUpperCase();
-    choose(controls.precision, names.includes(wanted) ? wanted : names[names.length - 1]);
+    choose(controls.precision, names.includes(precision) ? precision : names.at(-1));
   }
 
   function hash(changed = {}) {
-    const state = { item: read().get("item"), ...changed };
+    const state = { item: wanted.get("item"), ...changed };
     const usual = (name) => controls[name].value === "all" && !data.start[name];
     const filters = FILTERS.filter((name) => !usual(name)).map((name) => [name, controls[name].value]);
     return "#" + new URLSearchParams([...filters, ...Object.entries(state).filter((p) => p[1])]);
   }
 
-  const read = () => new URLSearchParams(location.hash.slice(1));
+  let wanted = new URLSearchParams();
+
+  function read() {
+    const found = new URLSearchParams(location.hash.slice(1));
+    const ours = found.has("model"); // else a link to a heading of the page
+    if (ours) wanted = found;
+    return ours;
+  }
 
   // ---- the table
 
@@ -98,7 +105,9 @@
       { title: "Change", field: "change", minWidth: 92, responsive: 1, ...wrapped },
     ],
   });
-  table.on("rowClick", (event, row) => { location.hash = hash({ item: row.getIndex() }); });
+  table.on("rowClick", (event, row) => {
+    if (!event.target.closest("a")) location.hash = hash({ item: row.getIndex() });
+  });
 
   let width = 0;
   new ResizeObserver(([{ contentRect }]) => {
@@ -130,10 +139,12 @@
   }
 
   function mark(id) {
-    table.deselectRow();
-    for (const row of table.getRows()) row.getElement().removeAttribute("aria-selected");
-    const row = shown.has(id) && table.getRow(id);
-    if (!row) return;
+    for (const row of table.getSelectedRows()) {
+      row.deselect();
+      row.getElement().removeAttribute("aria-selected");
+    }
+    if (!shown.has(id)) return;
+    const row = table.getRow(id);
     row.select();
     row.getElement().setAttribute("aria-selected", "true");
   }
@@ -206,7 +217,6 @@
   let filtered = null;
 
   async function render() {
-    const wanted = read();
     for (const name of FILTERS.filter((name) => name !== "precision")) {
       choose(controls[name], wanted.get(name) ?? data.start[name] ?? "all");
     }
@@ -226,15 +236,15 @@
     const id = wanted.get("item") ?? table.getRows("active")[0]?.getIndex();
     show(id);
     mark(id);
-    return wanted.get("item");
   }
 
   form.addEventListener("input", () => location.replace(hash()));
   form.addEventListener("submit", (event) => event.preventDefault());
   addEventListener("hashchange", async () => {
-    const before = detail.querySelector("h3")?.textContent;
-    const item = await render();
-    if (item && item !== before) detail.scrollIntoView({ block: "nearest" });
+    const before = wanted.get("item");
+    if (!read()) return;
+    await render();
+    if (wanted.get("item") !== before) detail.scrollIntoView({ block: "nearest" });
   });
 
   fill(controls.model, [...cells.keys()]);
@@ -248,7 +258,9 @@
   table.on("tableBuilt", async () => {
     // Tabulator makes its scrolling part a tab stop without a role; the links in it are stops enough.
     root.querySelector(".tabulator-tableholder").removeAttribute("tabindex");
-    const item = await render();
+    read();
+    await render();
+    const item = wanted.get("item");
     if (!item) return;
     detail.scrollIntoView({ block: "start" });
     if (shown.has(item)) table.scrollToRow(item, "center", false);
