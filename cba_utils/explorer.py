@@ -270,4 +270,6 @@ def words(report, shares):
         "explorer_measure": measure(report),
         "explorer_start": f"{model} at {precision.upper()}",
         "explorer_draws": str(report.samples["seed"].nunique()),
+        "scope_note": report.scope_note,
+        "provenance_line": report.provenance_line,
     }
