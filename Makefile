@@ -10,6 +10,16 @@ STUDY ?= organisms
 # The backend of MLX on Linux: cpu, or cuda for an NVIDIA GPU. On macOS Metal comes with MLX.
 ACCEL ?= cpu
 ALIGN ?=
+# Any of the first three makes another study of STUDY, with its results and book in results/NAME.
+# ITEMS is a number of items, or a folder of BBQ's JSONL files, or a hub data set.
+MODELS ?=
+PRECISIONS ?=
+ITEMS ?=
+NAME ?= my-$(STUDY)
+MODEL ?= mistral/aligned-s1
+PRECISION ?= q4
+A ?= organisms
+B ?= smoke
 BIN := .venv/bin
 export BBQ_DIR
 # Jupyter would write its settings to the home folder, and warn about its own future.
@@ -17,9 +27,13 @@ export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
 
-BOOK := $(if $(filter organisms,$(STUDY)),.,results/$(STUDY)/book)
+CHANGED := $(if $(RAW),,$(strip $(MODELS)$(PRECISIONS)$(ITEMS)))
+RUN := $(if $(CHANGED),$(NAME),$(STUDY))
+STUDY_FILE := $(if $(CHANGED),results/$(NAME)/study.yml,config/$(STUDY).yml)
+CHANGES := --models '$(MODELS)' --precisions '$(PRECISIONS)' --items '$(ITEMS)'
+BOOK := $(if $(filter organisms,$(RUN)),.,results/$(RUN)/book)
 
-.PHONY: help setup book test pages bench organisms estimate clean
+.PHONY: help setup book test pages bench organisms estimate cell compare doctor clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -33,11 +47,12 @@ setup: .venv/ready-$(ACCEL) ## A virtual environment with everything, pinned
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev]'
 	@rm -f .venv/ready-* && touch $@
 
-book: setup ## Run STUDY (default: organisms) and build its book; STUDY=bbq needs BBQ_DIR=<folder>
+book: setup ## Run STUDY (default: organisms) or MODELS, PRECISIONS, ITEMS of it, or import RAW=<folder>
 	@$(BIN)/python -c 'import cba_utils; print(cba_utils.BLAS)'
+	$(if $(CHANGED),@$(BIN)/python -m cba_utils.study config/$(STUDY).yml $(CHANGES) --write $(STUDY_FILE))
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --profile workflow/profiles/local \
-		--config study=config/$(STUDY).yml
-	@echo "The book of study '$(STUDY)': open $(BOOK)/_build/html/index.html"
+		--config study=$(STUDY_FILE) $(if $(RAW),'raw=$(RAW)' 'items=$(or $(ITEMS),$(BBQ_DIR))')
+	@echo "The book of study '$(RUN)': open $(BOOK)/_build/html/index.html"
 
 pages: setup ## Build the book from the committed results alone: no model is run
 	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
@@ -49,7 +64,16 @@ test: setup ## Tests, and nbval over every report notebook
 	@echo "All tests passed, and every report notebook gave its committed outputs again"
 
 estimate: setup ## What STUDY would run, and the memory, disk and time it would take
-	@$(BIN)/python -m cba_utils.study config/$(STUDY).yml
+	@$(BIN)/python -m cba_utils.study config/$(STUDY).yml $(if $(CHANGED),$(CHANGES))
+
+cell: setup ## One cell by hand: MODEL=mistral/aligned-s1 PRECISION=q4 [ITEMS=200]
+	@$(BIN)/python -m cba_utils.run cell '$(MODEL)' '$(PRECISION)' '$(ITEMS)'
+
+compare: setup ## Two studies that were run, side by side: A=organisms B=smoke
+	@$(BIN)/python -m cba_utils.compare '$(A)' '$(B)'
+
+doctor: setup ## What this machine is, and which studies it can run
+	@$(BIN)/python -m cba_utils.doctor
 
 bench: setup ## Time scoring against the published loop and PyTorch (installs PyTorch; ~15 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev,bench]'

@@ -23,7 +23,7 @@ def map_pieces(loaded, function, pieces):
     Parameters
     ----------
     loaded : LoadedModel
-        Computed natively, its pieces run one after the other: a GPU is busy with one.
+        On a GPU its pieces run one after the other: it is busy with one.
     function : callable
         Returns NumPy arrays or plain objects; arrays of MLX belong to their stream.
     pieces : list
@@ -39,7 +39,7 @@ def map_pieces(loaded, function, pieces):
     >>> list(map_pieces(load_model("mistral/aligned-s1"), len, ["a", "bc"]))
     [1, 2]
     """
-    if loaded.compute == "native":
+    if mx.default_device() != mx.Device(mx.cpu):
         yield from map(function, pieces)
         return
     # What is still to be computed belongs to this thread's stream: other threads cannot do it.

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -220,8 +221,8 @@ def find_checkpoint(model):
     if model.count("/") != 1 or model.startswith((".", "/")) or (ORGANISMS / model).parent.exists():
         have = sorted(str(p.parent.relative_to(ORGANISMS)) for p in ORGANISMS.glob("*/*/config.json"))
         raise FileNotFoundError(
-            f"model: {model!r} is no folder with a config.json, no hub id, and none of the "
-            f"organisms {', '.join(have)}"
+            f"model: {model!r} is no folder with a config.json, no hub id, and no organism (nearest: "
+            f"{', '.join(get_close_matches(model, have, 3, 0))})"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -1,14 +1,18 @@
 """Read and check a study file; the list of its cells; what running them would take.
 
-``python -m cba_utils.study config/paper.yml`` prints the cells and the estimate.
+``python -m cba_utils.study config/paper.yml`` prints the cells and the estimate; with ``--models``,
+``--precisions``, ``--items`` and ``--write`` it makes another study of it.
 """
 
 import argparse
+import copy
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +23,7 @@ from cba_utils.items import PROJECT
 PRECISIONS = ("bf16", "q8", "q6", "q5", "q4", "q3", "q2")
 SCHEMA = Path(__file__).with_name("study_schema.json")
 RESULTS = PROJECT / "results"
+CONFIG = PROJECT / "config"
 SHIPPED = "organisms"
 
 
@@ -104,26 +109,37 @@ def read_study(path):
         study = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from None
+    return _checked(study, path)
+
+
+def _checked(study, where):
+    """The study, if it fits the schema and what the schema cannot say."""
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     problem = jsonschema.exceptions.best_match(validator.iter_errors(study))
     if problem:
-        raise ValueError(f"{path}: {_explain(problem)}")
+        raise ValueError(f"{where}: {_explain(problem)}")
     if str(study["items"]["source"]).startswith("$"):
         variable = study["items"]["source"].lstrip("${").rstrip("}")
         raise ValueError(
-            f"{path}: items.source needs the environment variable {variable}: the folder of BBQ's "
+            f"{where}: items.source needs the environment variable {variable}: the folder of BBQ's "
             f"JSONL files (make book STUDY={study['name']} {variable}=<folder>)"
         )
     names = [model["name"] for model in study["models"]]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: two models have the same name; names are folders of results")
+        raise ValueError(f"{where}: two models have the same name; names are folders of results")
     from cba_utils.models import parse_precision
 
-    for precision in {p for model in study["models"] for p in _precisions(study, model)}:
-        try:
-            parse_precision(precision)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+    for model in study["models"]:
+        for precision in _precisions(study, model):
+            try:
+                parse_precision(precision)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        if "bf16" not in _precisions(study, model):
+            raise ValueError(
+                f"{where}: precisions of {model['name']}: bf16 is missing, and every change is "
+                f"measured since it"
+            )
     return study
 
 
@@ -139,6 +155,8 @@ def cells(study):
     -------
     list of Cell
     """
+    if not study["models"]:  # imported records
+        return []
     items, samples, text = study["items"], study["samples"], study["perplexity"]
     return [
         Cell(
@@ -165,6 +183,75 @@ def cells(study):
         for model in study["models"]
         for precision in _precisions(study, model)
     ]
+
+
+def narrow(study, name, models=None, precisions=None, items=None):
+    """Another study on the same items with the same protocol.
+
+    Parameters
+    ----------
+    study : dict
+    name : str
+        Of the new study, whose results go to ``results/<name>``.
+    models : list of str, optional
+        Names of the study's models, or what a model's ``source`` can be: a folder with safetensors,
+        a hub id, an organism.
+    precisions : list of str, optional
+        For all of these models; the changes that reports show are since ``bf16``.
+    items : int or str, optional
+        At most so many, or another source of items.
+
+    Returns
+    -------
+    dict
+        Checked like one that was read.
+
+    Raises
+    ------
+    ValueError
+        Naming what was wrong and what would be right.
+
+    Examples
+    --------
+    >>> study = read_study(PROJECT / "config" / "smoke.yml")
+    >>> [cell.folder for cell in cells(narrow(study, "mine", ["qwen2/aligned-s2"], ["bf16", "q4"]))]
+    ['qwen2-aligned-s2/bf16', 'qwen2-aligned-s2/q4']
+    """
+    new = copy.deepcopy(study) | {"name": name}
+    if name == SHIPPED:
+        raise ValueError(f"NAME: {name!r} is the shipped study, whose results stay as they are")
+    if models:
+        known = {model["name"]: model for model in new["models"]}
+        new["models"] = [known.get(model) or _model_entry(model, known) for model in models]
+    if precisions:
+        new["precisions"] = precisions
+        for model in new["models"]:
+            model.pop("precisions", None)
+    if isinstance(items, int):
+        new["items"]["limit"] = items
+    elif items:
+        new["items"] = {"source": items, "condition": study["items"]["condition"]}
+    changed = {"models": models, "precisions": precisions, "items": items}
+    told = "; ".join(f"{key} {' '.join(value) if isinstance(value, list) else value}"
+                     for key, value in changed.items() if value)
+    new["title"] = f"{study['title']}, changed: {told}"
+    return _checked(new, "the study asked for")
+
+
+def _model_entry(source, known):
+    from cba_utils.models import find_checkpoint
+
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")
+    entry = {"name": slug, "source": source, "family": slug}
+    if source.count("/") == 1 and not Path(source).exists() and not (
+        PROJECT / "organisms" / source.split("/")[0]).exists():
+        return entry  # a hub id, looked up when it is loaded
+    try:
+        find_checkpoint(source)
+    except FileNotFoundError as error:
+        nearest = ", ".join(get_close_matches(source, known, 3, 0))
+        raise ValueError(f"{error}; models of the study: {nearest}") from None
+    return entry
 
 
 def _precisions(study, model):
@@ -216,7 +303,7 @@ def estimate(study):
         "memory": int(largest * bytes_each * 1.25 + 5e8),
         "disk": int(sum(weights[name] * bits[p] / 8 for name, p in stored)
                     + sum(prompts.values()) * 60),
-        "seconds": operations / rate + 6 * len(grid),
+        "seconds": operations / rate + 2 * len(grid),
         "rate": rate,
     }
 
@@ -267,11 +354,24 @@ def _matmul_rate():
 
 
 def main(arguments=None):
-    """Print the cells of a study and what they would take."""
+    """Print the cells of a study and what they would take, or write a study made from it."""
     parser = argparse.ArgumentParser(prog="python -m cba_utils.study", description=__doc__)
     parser.add_argument("study", type=Path)
+    parser.add_argument("--models", type=_listed, help="names in the study, or sources")
+    parser.add_argument("--precisions", type=_listed, help="for all models, e.g. bf16,q4")
+    parser.add_argument("--items", default="", help="at most so many, or where they come from")
+    parser.add_argument("--write", type=Path, help="results/<name>/study.yml, and print nothing")
+    options = parser.parse_args(arguments)
     try:
-        study = read_study(parser.parse_args(arguments).study)
+        study = read_study(options.study)
+        if options.models or options.precisions or options.items:
+            name = options.write.parent.name if options.write else "asked"
+            study = narrow(study, name, options.models, options.precisions, parse_items(options.items))
+        if options.write:
+            write = yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
+            options.write.parent.mkdir(parents=True, exist_ok=True)
+            options.write.write_text(write, encoding="utf-8")
+            return
         expected = estimate(study)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -284,12 +384,50 @@ def main(arguments=None):
     print(f"prompts  {expected['prompts']:,}")
     print(f"memory   about {expected['memory'] / 1e9:.1f} GB at the highest precision")
     print(f"disk     about {expected['disk'] / 1e9:.1f} GB of weights and records")
-    print(f"time     about {_duration(expected['seconds'])} here, at {expected['rate'] / 1e9:,.0f} "
+    print(f"time     about {duration(expected['seconds'])} here, at {expected['rate'] / 1e9:,.0f} "
           f"GFLOP/s (rough: half of a matrix product's rate)")
     print("nothing was downloaded")
 
 
-def _duration(seconds):
+def _listed(text):
+    return [part for part in re.split(r"[,\s]+", text) if part]
+
+
+def parse_items(text):
+    """Items asked for on a command line: a number of them, or where they come from.
+
+    Returns
+    -------
+    int, str or None
+
+    Raises
+    ------
+    ValueError
+        If it is neither a number, nor ``bundled``, nor a folder, nor the id of a hub data set.
+
+    Examples
+    --------
+    >>> parse_items("200"), parse_items("bundled"), parse_items("")
+    (200, 'bundled', None)
+    """
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    if text in ("", "bundled") or Path(text).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        return text or None
+    raise ValueError(
+        f"ITEMS: {text!r} is no number of items above 0, nor 'bundled', nor a folder of BBQ's JSONL "
+        f"files, nor the id of a hub data set"
+    )
+
+
+def duration(seconds):
+    """A length of time for people.
+
+    Examples
+    --------
+    >>> duration(90), duration(900), duration(9000)
+    ('90 seconds', '15 minutes', '2 hours')
+    """
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     if seconds < 7200:
