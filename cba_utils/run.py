@@ -1,4 +1,4 @@
-"""Execute a study's notebooks: ``python -m cba_utils.run model|collect|report``.
+"""Execute a study's notebooks: ``python -m cba_utils.run model|collect|import|report``.
 
 papermill does the work; this module passes parameters as typed values, refuses unknown ones
 (papermill would only warn), sets a timeout, and lets no half-executed notebook take the place of
@@ -8,8 +8,10 @@ a whole one.
 import argparse
 import gc
 import os
+import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -21,8 +23,10 @@ from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from cba_utils.items import PROJECT
+from cba_utils.models import find_checkpoint, parse_precision
+from cba_utils.raw import import_raw, imported_study
 from cba_utils.records import collect, write_text
-from cba_utils.study import RESULTS, SHIPPED, book_folder, cells, read_study
+from cba_utils.study import RESULTS, SHIPPED, book_folder, cells, duration, parse_items, read_study
 
 RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
 EXAMPLE = Path("notebooks", "11_one_cell.ipynb")  # the executed one that the book shows
@@ -149,15 +153,54 @@ def run_model(study, name):
     if not mine:
         names = ", ".join(dict.fromkeys(cell.name for cell in cells(study)))
         raise ValueError(f"study {study['name']!r} has no model {name!r}; it has {names}")
-    for number, cell in enumerate(mine, 1):
+    started = time.monotonic()
+    for done, cell in enumerate(mine):
+        each = (time.monotonic() - started) / max(done, 1)
+        left = f", {each:.1f} s a cell, {duration(each * (len(mine) - done))} left" if done else ""
+        print(f"{name} at {cell.precision}: {done} of {len(mine)} cells done{left}", file=sys.stderr)
         folder = RESULTS / study["name"] / cell.folder
-        print(f"{name} at {cell.precision} ({number} of {len(mine)})", file=sys.stderr, flush=True)
         execute(
             RUN_NOTEBOOK,
             folder / RUN_NOTEBOOK.name,
             {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
             engine="in-process",
         )
+
+
+def run_cell(model, precision, items=None):
+    """Execute the run notebook for a model and precision outside of any study.
+
+    Parameters
+    ----------
+    model, precision : str
+        As `cba_utils.load_model` takes them.
+    items : int or str, optional
+        At most so many of the bundled items, or another source of items.
+
+    Returns
+    -------
+    Path
+        The executed notebook, which lies beside the cell's records.
+    """
+    parse_precision(precision)
+    find_checkpoint(model.replace("{precision}", precision))
+    folder = RESULTS / "cells" / re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") / precision
+    parameters = {"model": model, "precision": precision,
+                  "output": str(folder.relative_to(PROJECT))}
+    if items is not None:
+        parameters["limit" if isinstance(items, int) else "items"] = items
+    output = folder / RUN_NOTEBOOK.name
+    execute(RUN_NOTEBOOK, output, parameters, engine="in-process")
+    return output
+
+
+def _told(notebook):
+    """What the cells of an executed notebook printed or returned, as text."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            text = output.get("text") or output.get("data", {}).get("text/plain", "")
+            if text and not text.startswith("<"):
+                yield text.rstrip()
 
 
 def run_report(study, notebook):
@@ -184,8 +227,8 @@ def copy_book(study):
     """
     target = book_folder(study["name"])
     grid = cells(study)
-    shown = [cell for cell in grid if cell.name == grid[0].name][-1]
-    executed = RESULTS / study["name"] / shown.folder / RUN_NOTEBOOK.name
+    shown = [cell.folder for cell in grid if cell.name == grid[0].name][-1:]
+    executed = RESULTS.joinpath(study["name"], *shown, RUN_NOTEBOOK.name)
     if executed.exists():
         shutil.copy2(executed, target / EXAMPLE)
     if target == PROJECT:
@@ -208,17 +251,34 @@ def main(arguments=None):
     """Run one step of a study from the command line."""
     parser = argparse.ArgumentParser(prog="python -m cba_utils.run", description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
-    for name in ("model", "collect", "report", "sources"):
+    for name in ("model", "collect", "import", "report", "sources"):
         step = steps.add_parser(name)
-        step.add_argument("study", type=Path, help="study file, e.g. config/organisms.yml")
+        step.add_argument("study", type=Path, help="study file, e.g. config/organisms.yml, or the "
+                          "name of imported records")
+        if name == "import":
+            step.add_argument("folder", type=Path, help="folder of the records, *.jsonl")
+            step.add_argument("--items", help="the items that were asked: a folder of BBQ's JSONL "
+                              "files, a hub id, or bundled")
         if name == "model":
             step.add_argument("name", help="the model's name in the study")
         if name == "report":
             step.add_argument("notebook", type=Path)
+    cell = steps.add_parser("cell")
+    cell.add_argument("model", help="a folder, an organism or a hub id")
+    cell.add_argument("precision")
+    cell.add_argument("items", nargs="?", default="", help="at most so many, or where they come from")
     options = parser.parse_args(arguments)
     try:
-        study = read_study(options.study)
-        if options.step == "model":
+        if options.step == "cell":
+            output = run_cell(options.model, options.precision, parse_items(options.items))
+            print("\n".join(_told(output)))
+            print(f"The executed notebook and its records: {output.parent.relative_to(PROJECT)}")
+            return
+        from_file = options.study.suffix == ".yml"
+        study = read_study(options.study) if from_file else imported_study(str(options.study))
+        if options.step == "import":
+            import_raw(study["name"], options.folder, options.items)
+        elif options.step == "model":
             run_model(study, options.name)
         elif options.step == "collect":
             collect(study)
