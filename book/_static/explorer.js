@@ -97,7 +97,7 @@
     initialSort: [{ column: "rise", dir: "desc" }],
     columnDefaults: { titleFormatter: button, formatter: text, resizable: false },
     columns: [
-      { title: "Item", field: "id", width: 96, responsive: 0, formatter: link, ...wrapped },
+      { title: "Item", field: "id", width: 90, responsive: 0, formatter: link, ...wrapped },
       { title: "Question", field: "question", minWidth: 150, responsive: 3 },
       { title: "before", field: "before", responsive: 0, ...numeric },
       { title: "after", field: "after", responsive: 0, ...numeric },
