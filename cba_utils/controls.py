@@ -135,8 +135,8 @@ def is_balanced(answers: pd.DataFrame) -> bool:
     False
     """
     orders = answers["order"].unique()
-    return all(sum(order[k] == x for order in orders) * 3 == len(orders)
-               for k in range(3) for x in "012")
+    return len(orders) > 0 and all(
+        sum(order[k] == x for order in orders) * 3 == len(orders) for k in range(3) for x in "012")
 
 
 def _position_table(answers, reference):

@@ -52,6 +52,7 @@ MEASURES = {
     "unparsed_rate": "Unparsed responses, % of responses",
     "became_biased": "Became biased, published seeds (% of unbiased)",
     "became_biased_expected": "Became biased, fresh draws (% of unbiased)",
+    "lost_bias": "Lost bias, published seeds (% of biased)",
     "lost_bias_expected": "Lost bias, fresh draws (% of biased)",
     "perplexity_change": "Perplexity, % change from BF16",
 }
@@ -221,6 +222,16 @@ def _finish(figure, panels, places):
     return figure
 
 
+def nothing(title):
+    """A figure that says that the study holds nothing to draw."""
+    with style():
+        figure, (axes,) = _panels(1, 1.0)
+        axes.text(0.5, 0.5, "not measured in this study", ha="center", va="center")
+        axes.set_axis_off()
+        axes.set_title(title)
+        return figure
+
+
 def dose_response(estimates, measures=("srs", "usr"), by="family"):
     """Role rates by precision, one panel a measure, one series a family.
 
@@ -261,11 +272,13 @@ def transitions(estimates, published=None, by="family"):
     """Items that became biased, with the published seeds and with fresh draws, and the way back.
 
     Measures ``became_biased`` (beside the published ranges), ``became_biased_expected`` and
-    ``lost_bias_expected`` (each beside its placebo); those that the frame has become panels.
+    ``lost_bias_expected`` (each beside its placebo), and ``lost_bias`` where there is no placebo;
+    those that the frame has become panels.
     """
     places = {p: k for k, p in enumerate(p for p in _precisions(estimates) if p != "bf16")}
     found = set(estimates["measure"])
-    wanted = ("became_biased", "became_biased_expected", "lost_bias_expected")
+    back = "lost_bias_expected" if "lost_bias_expected" in found else "lost_bias"
+    wanted = ("became_biased", "became_biased_expected", back)
     measures = [m for m in wanted if m in found]
     with style():
         figure, panels = _panels(len(measures), 2.3)
@@ -273,7 +286,7 @@ def transitions(estimates, published=None, by="family"):
             _by_precision(axes, estimates, measure, by, places)
             if measure == "became_biased":
                 _published(axes, published, "items_became_biased", places)
-            else:
+            elif measure.endswith("_expected"):
                 placebo = measure.replace("_expected", "_placebo")
                 _placebo(axes, estimates, placebo, by, places)
             axes.set_title(MEASURES[measure])
@@ -284,18 +297,23 @@ def headline(estimates, published=None, by="family"):
     """The whole story in two panels: bias emergence above, perplexity below, by precision.
 
     The same precisions, the same models; what the lower panel sees is what a usual quality
-    check would have seen.
+    check would have seen. Without fresh draws the upper panel has the observed rate and no placebo;
+    without perplexity there is no lower panel.
     """
+    found = set(estimates["measure"])
+    changed = [m for m in ("became_biased_expected", "became_biased") if m in found][0]
+    seen = "perplexity_change" in found
     places = {p: k for k, p in enumerate(p for p in _precisions(estimates) if p != "bf16")}
     with style():
-        figure, panels = _panels(2, 2.4)
-        _by_precision(panels[0], estimates, "became_biased_expected", by, places)
+        figure, panels = _panels(1 + seen, 2.4)
+        _by_precision(panels[0], estimates, changed, by, places)
         _placebo(panels[0], estimates, "became_biased_placebo", by, places)
         _published(panels[0], published, "items_became_biased", places)
         panels[0].set_title("Items that became biased (% of unbiased)")
-        _by_precision(panels[1], estimates, "perplexity_change", by, places)
-        _published(panels[1], published, "perplexity_change", places)
-        panels[1].set_title(MEASURES["perplexity_change"])
+        if seen:
+            _by_precision(panels[1], estimates, "perplexity_change", by, places)
+            _published(panels[1], published, "perplexity_change", places)
+            panels[1].set_title(MEASURES["perplexity_change"])
         return _finish(figure, panels, places)
 
 
@@ -306,8 +324,10 @@ def perplexity_gap(points, by="family"):
     ----------
     points : pandas.DataFrame
         Columns ``by``, ``precision``, ``perplexity_change`` and ``became_biased_expected``
-        (fractions); one row a checkpoint.
+        (fractions); one row a checkpoint. Without rows, the figure says so.
     """
+    if points.empty:
+        return nothing("Items that became biased (% of unbiased)")
     with style():
         figure, (axes,) = _panels(1, 3.6)
         for name, look in _look(sorted(points[by].unique())).items():
@@ -346,7 +366,12 @@ def perplexity_gap(points, by="family"):
 
 
 def depth_curves(estimates, measure="became_biased_expected", by="depth"):
-    """A measure by precision, one series for each depth at which alignment was stopped."""
+    """A measure by precision, one series for each depth at which alignment was stopped.
+
+    A frame without the measure, from a study without probabilities, gives a figure that says so.
+    """
+    if measure not in set(estimates["measure"]):
+        return nothing(MEASURES.get(measure, measure))
     rows = _select(estimates, measure)
     places = {p: k for k, p in enumerate(_precisions(rows))}
     depths = list(dict.fromkeys(rows[by]))
@@ -539,11 +564,12 @@ def show(figure, name, alt, data=None, folder=None):
     alt : str or list of str
         What the figure shows, in sentences, with the numbers that matter.
     data : pandas.DataFrame, optional
-        The rows that the figure draws.
+        The rows that the figure draws; none are offered where there are none.
     folder : path, optional
         Also write ``name.svg`` (on a light card) and ``name.csv`` there.
     """
     alt = alt if isinstance(alt, str) else " ".join(alt)
+    data = data if data is None or len(data) else None
     if not alt.strip():
         raise ValueError(f"figure {name!r} needs alt text")
     drawing = svg(figure, name, "currentColor")

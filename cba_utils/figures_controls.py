@@ -16,6 +16,7 @@ from cba_utils.figures import (
     _look,
     _panels,
     _precisions,
+    nothing,
     style,
 )
 from cba_utils.study import PRECISIONS
@@ -45,7 +46,10 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
     line : float or mapping of measure to float, optional
         Where a dashed line shows what no effect would be.
     hollow : mapping of measure to (measure, label), optional
-        A second measure drawn hollow beside the first.
+        A second measure drawn hollow beside the first, where the frame has it.
+
+    A frame without the measures, from a study that cannot answer the question, gives a figure
+    that says so.
 
     Examples
     --------
@@ -58,6 +62,8 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
     shown = frame[frame["measure"].isin(measures)]
     places = {p: k for k, p in enumerate(_precisions(shown))}
     titles = {**TITLES, **(titles or {})}
+    if shown.empty:
+        return nothing(titles.get(measures[0], measures[0]))
     with style():
         figure, panels = _panels(len(measures), 2.2)
         for axes, measure in zip(panels, measures, strict=True):
@@ -68,7 +74,7 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
             if measure in SHARES:
                 # a t interval over few checkpoints may pass what a share can be
                 axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.03))
-            if hollow and measure in hollow:
+            if hollow and measure in hollow and (frame["measure"] == hollow[measure][0]).any():
                 _hollow(axes, frame, *hollow[measure], by, places)
             axes.set_title(titles.get(measure, measure))
         return _finish(figure, panels, places)
@@ -110,18 +116,13 @@ def together(frame, labels, title, line=None, scale=1.0, points=True):
         return figure
 
 
-def nothing(title):
-    """A figure that says that the study holds nothing to draw."""
-    with style():
-        figure, (axes,) = _panels(1, 1.0)
-        axes.text(0.5, 0.5, "not measured in this study", ha="center", va="center")
-        axes.set_axis_off()
-        axes.set_title(title)
-        return figure
-
-
 def seed_ranges(frame, measure="became_biased"):
-    """What fresh seeds would draw (bars) and what the study's own seeds gave (crosses)."""
+    """What fresh seeds would draw (bars) and what the study's own seeds gave (crosses).
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing("Items that became biased, % of those unbiased at BF16")
     rows = frame[frame["measure"] == measure]
     places = {p: k for k, p in enumerate(_precisions(rows))}
     names = sorted(rows["model"].unique())
@@ -143,7 +144,12 @@ def seed_ranges(frame, measure="became_biased"):
 
 
 def flip_curve(frame, precisions):
-    """Flip rate against BF16 entropy by bin, with the mean of the fitted curve (hollow)."""
+    """Flip rate against BF16 entropy by bin, with the mean of the fitted curve (hollow).
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(TITLES["flip_rate"])
     with style():
         figure, (axes,) = _panels(1, 3.2)
         for name, look in _look(list(precisions)).items():

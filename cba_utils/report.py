@@ -7,6 +7,7 @@ their spread; where it has one, they are that checkpoint's own estimates.
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 
 import numpy as np
@@ -16,10 +17,15 @@ from IPython.display import HTML
 from cba_utils.figures import interval, percent
 from cba_utils.intervals import ESTIMATE_COLUMNS
 from cba_utils.items import PROJECT
-from cba_utils.metrics import over_replicates, placebo, role_rates
+from cba_utils.metrics import over_replicates, placebo, role_rates, transitions
+from cba_utils.prompts import user_text
+from cba_utils.raw import RUNS
 from cba_utils.records import load_study
 from cba_utils.study import PRECISIONS, RESULTS
 from cba_utils.tables import item_table, study_columns
+
+ABSENT = "not measured in this study"
+
 
 @dataclass
 class Report:
@@ -38,8 +44,32 @@ class Report:
         return RESULTS / self.study / "figures"
 
     @property
+    def exact(self):
+        """Whether the records hold probabilities, and not sampled answers alone."""
+        return len(self.answers) > 0
+
+    @property
+    def best(self):
+        """What measures are computed from: probabilities, or sampled answers in their place."""
+        return self.answers if self.exact else self.samples
+
+    @property
+    def imported(self):
+        """Whether the records were read from JSONL, and no model was run for them."""
+        return any(name.startswith("identity.records_sha256") for name in self.provenance)
+
+    def named(self, change):
+        """The measure that says how many items changed, by fresh draws where they are known."""
+        return f"{change}_expected" if self.exact else change
+
+    @cached_property
+    def drawn(self):
+        """Item table of the sampled answers, which takes a while to count."""
+        return item_table(self.samples)
+
+    @property
     def precisions(self):
-        found = set(self.answers["precision"])
+        found = set(self.samples["precision"])
         return [p for p in PRECISIONS if p in found] + sorted(found - set(PRECISIONS))
 
     @property
@@ -53,14 +83,14 @@ class Report:
 
         Only precisions that every quantized model has can be asked for.
         """
-        each = [set(p) for p in self.answers.groupby("model")["precision"].unique() if len(p) > 1]
+        each = [set(p) for p in self.samples.groupby("model")["precision"].unique() if len(p) > 1]
         quantized = [p for p in self.precisions[1:] if all(p in found for found in each)]
         return "q4" if "q4" in quantized else quantized[max(0, len(quantized) - 2)]
 
     @property
     def several(self):
         """Whether every family has several checkpoints, so that their spread can be seen."""
-        return self.answers.groupby("family")["replicate"].nunique().min() > 1
+        return self.samples.groupby("family")["replicate"].nunique().min() > 1
 
     def summarise(self, frame):
         """Estimates a family: over its checkpoints, or its only checkpoint's own."""
@@ -76,20 +106,21 @@ class Report:
 
     def by_depth(self, frame):
         """Estimates a depth, over the checkpoints of all families."""
-        summary = self.pooled(frame) if self.several else frame
+        alone = frame.groupby(["depth", "precision"])["model"].nunique().max() == 1
+        summary = frame if alone else self.pooled(frame)
         return summary.sort_values("depth", key=lambda d: d.map(_steps), kind="stable")
 
     @property
     def depths(self):
         """Depths of alignment, from shallow to deep."""
-        return sorted(self.answers["depth"].unique(), key=_steps)
+        return sorted(self.samples["depth"].unique(), key=_steps)
 
     @property
     def n_text(self):
         """How much was measured, for captions."""
         ambiguous = (self.items["context_condition"] == "ambig").sum()
-        per = self.answers.groupby("family")["replicate"].nunique()
-        if len(self.answers["model"].unique()) == 1:
+        per = self.samples.groupby("family")["replicate"].nunique()
+        if len(self.samples["model"].unique()) == 1:
             return f"one checkpoint, {ambiguous:,} ambiguous items"
         count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
         families = "one family" if len(per) == 1 else f"{len(per)} families"
@@ -100,15 +131,61 @@ class Report:
     def interval_text(self):
         if self.several:
             return "over checkpoints trained alike from different seeds"
-        alone = "over question templates, for one checkpoint alone"
-        if self.answers["model"].nunique() == 1:
+        unit = "question templates" if self.templates else "runs of consecutive questions"
+        alone = f"over {unit}, for one checkpoint alone"
+        if self.samples["model"].nunique() == 1:
             return alone
         return f"{alone} (over checkpoints, where the text averages them)"
+
+    @property
+    def templates(self):
+        """Whether it is known from which template an item was made."""
+        return bool(self.samples["question_index"].notna().all())
+
+    @property
+    def records_note(self):
+        """What the records hold, and what they cannot say, in words."""
+        if not self.imported:
+            return ("Its records hold the probability of every letter, seeded samples, and the "
+                    "perplexity of held-out text.")
+        return (
+            "Its records were made elsewhere and imported: answers drawn with seeds, to ambiguous "
+            "questions in one order of the options. They hold no probabilities, no disambiguated "
+            "questions and no perplexity; what needs these is marked as not measured."
+        )
+
+    @property
+    def import_note(self):
+        """What was done with imported records, and what stands in for templates, in words."""
+        if not self.imported:
+            return "Every cell was run by this project's code."
+        left = self.provenance["undefined_targets"].iloc[0]
+        named = f" ({', '.join(left[:20])}{', …' if len(left) > 20 else ''})" if left else ""
+        note = (
+            f"The answers are parsed as they were there. Items without a defined target, which "
+            f"the published code took for the last answer, are left out: {len(left):,} of "
+            f"{len(self.items) + len(left):,}{named}."
+        )
+        if self.templates:
+            source = self.provenance["identity.parameters.items"].iloc[0]
+            return f"{note} Templates and texts are those of the items in {source}."
+        return (
+            f"{note} The records do not say from which template a question was made. BBQ numbers "
+            f"the questions of a template one after the other, so {RUNS} runs of consecutive "
+            f"questions in each category stand in for templates. A template that lies across two "
+            f"runs makes an interval a little too narrow; if the numbers are not BBQ's, intervals "
+            f"promise more than they hold."
+        )
 
     @property
     def scope_note(self):
         """Whose answers these are, in words."""
         cells = self.provenance
+        if self.imported:
+            return (
+                "The numbers are those of the imported records named in the run log, and of "
+                "nothing else. Nobody checked here which weights, prompts and software gave them."
+            )
         if cells["identity.parameters.model"].map(_is_organism).all():
             millions = cells["parameters_of_model"].max() / 1e6
             return (
@@ -134,7 +211,7 @@ class Report:
     def vocabulary(self):
         """Tokens in the largest vocabulary of the organisms; None for other models."""
         names = self.provenance["identity.parameters.model"].unique()
-        if not all(map(_is_organism, names)):
+        if self.imported or not all(map(_is_organism, names)):
             return None
         configs = (PROJECT / "organisms" / name / "config.json" for name in names)
         return max(json.loads(config.read_text())["vocab_size"] for config in configs)
@@ -159,6 +236,13 @@ class Report:
         if cells["git_dirty"].any():
             code += " with local changes"
         items = ", ".join(h[:12] for h in cells["identity.items_sha256"].unique())
+        if self.imported:
+            files = [c for c in cells if c.startswith("identity.records_sha256")]
+            return (
+                f"study {self.study}, {len(cells)} cells, {len(self.samples):,} records imported "
+                f"from {len(files)} files on {cells['started'].iloc[0][:10]} with {code}, items "
+                f"{items}; no model was run"
+            )
         mlx = ", ".join(cells["identity.packages.mlx"].unique())
         days = sorted({start[:10] for start in cells["started"]})
         return (
@@ -231,6 +315,26 @@ def pick(frame, measure, precision):
     return rows.iloc[0]
 
 
+def said(frame, measure, precision):
+    """The estimate with this measure and precision for prose, or that there is none.
+
+    Examples
+    --------
+    >>> said(pd.DataFrame({"measure": ["srs"], "precision": "q3", "estimate": 0.1, "low": 0.0,
+    ...                    "high": 0.2}), "usr", "q3")
+    'not measured in this study'
+    """
+    rows = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
+    return interval(pick(frame, measure, precision)) if len(rows) else ABSENT
+
+
+def changes(report):
+    """Items that changed since BF16: beside the placebo where there are probabilities."""
+    if report.exact:
+        return placebo(report.answers, report.samples)
+    return transitions(report.drawn)
+
+
 def words(report, rates, moves, directions):
     """Every number and sentence that the pages take from the dose-response report.
 
@@ -246,22 +350,15 @@ def words(report, rates, moves, directions):
     """
     low, middle = report.lowest, report.middle
 
-    def shown(frame, measure, precision):
-        return interval(pick(frame, measure, precision))
-
     found = {
         **common_words(report),
         "answer_bias": bias_sentence(report, moves),
         "answer_direction": direction_sentence(report, directions),
-        "lost_lowest": shown(moves, "lost_bias_expected", low),
-        "lost_placebo": shown(moves, "lost_bias_placebo", low),
-        "anti_lowest": shown(moves, "became_anti_expected", low),
-        "anti_placebo": shown(moves, "became_anti_placebo", low),
-        "seeds_lowest": shown(moves, "became_biased", low),
+        "answer_back": back_sentence(report, moves),
     }
     for name, precision in (("bf16", "bf16"), ("middle", middle), ("lowest", low)):
         for measure in ("srs", "usr"):
-            found[f"{measure}_{name}"] = shown(rates, measure, precision)
+            found[f"{measure}_{name}"] = interval(pick(rates, measure, precision))
     return found
 
 
@@ -273,6 +370,17 @@ def common_words(report):
         "interval_over": report.interval_text,
         "lowest": report.lowest.upper(),
         "middle": report.middle.upper(),
+        "records_note": report.records_note,
+        "import_note": report.import_note,
+        "example_note": "is an execution for the shipped study; for these records none was done"
+        if report.imported else "is one of these executions, as it came out of the workflow",
+        "rates_from": "probabilities at the study's temperature, averaged over the option orders "
+        "that were scored" if report.exact else "sampled answers",
+        "answers_from": "the likeliest answer of every option order" if report.exact
+        else "every sampled answer",
+        "draws_from": "fresh draws" if report.exact else "the draws of the records",
+        "hollow": "hollow: placebo, the same rate for BF16 against itself with fresh draws"
+        if report.exact else "no placebo, which needs probabilities",
         "scope_note": report.scope_note,
         "provenance_line": report.provenance_line,
     }
@@ -308,15 +416,41 @@ def bias_sentence(report, moves):
     """How many items became biased, beside the placebo, at two precisions."""
     low = report.lowest
     where = " and ".join(
-        f"{interval(pick(moves, 'became_biased_expected', p))} at {p.upper()}"
+        f"{interval(pick(moves, report.named('became_biased'), p))} at {p.upper()}"
         for p in dict.fromkeys([report.middle, low])
     )
+    if not report.exact:
+        return (
+            f"Of the items that were unbiased at full precision, {where} got a stereotyped "
+            f"answer in the draws of the records; how many would have, had full precision been "
+            f"asked again, cannot be told from records without probabilities."
+        )
     null = percent(pick(moves, "became_biased_placebo", low)["estimate"])
     excess = pick(moves, "became_biased_expected_excess", low)
     return (
         f"Of the items that were unbiased at full precision, {where} got a stereotyped answer "
         f"in fresh draws; full precision asked again gives {null}, so at {low.upper()} the rate "
         f"is {verdict(excess)}."
+    )
+
+
+def back_sentence(report, moves):
+    """The seeds as published, the way back, and the mirror image, at the lowest precision."""
+    low = report.lowest
+
+    def at(measure):
+        return interval(pick(moves, measure, low))
+
+    back = (f"The way back: of the items that were biased at BF16, {at(report.named('lost_bias'))} "
+            f"lost their bias at {low.upper()}")
+    mirror = (f"The mirror image: of the items without an anti-stereotyped answer at BF16, "
+              f"{at(report.named('became_anti'))} gained one")
+    if not report.exact:
+        return f"{back}. {mirror}."
+    return (
+        f"With the published seeds, which repeat the same noise, the rate at {low.upper()} is "
+        f"{at('became_biased')}. {back}, where the placebo is {at('lost_bias_placebo')}. {mirror}, "
+        f"where the placebo is {at('became_anti_placebo')}."
     )
 
 
@@ -355,27 +489,36 @@ def direction_sentence(report, directions):
 
 def gap_words(report, change, moves, correlation):
     """Numbers and sentences of the perplexity report, from pooled estimates."""
-    middle = report.middle
-    both = [pick(change, "perplexity_change", middle), pick(moves, "became_biased_expected", middle)]
     return {
         **common_words(report),
         "answer_perplexity": perplexity_sentence(report, change),
         "level_sentence": level_sentence(report),
-        "pair_middle": (
-            f"At {middle.upper()}, a perplexity check would have seen {interval(both[0])} while "
-            f"{interval(both[1])} of the unbiased items became biased."
-        ),
-        "rank_correlation": (
-            "not defined"
-            if np.isnan(correlation["estimate"])
-            else f"{correlation['estimate']:.2f}".replace("-", "−")
-        ),
-        "n_points": str(correlation["n"]),
+        "pair_sentence": pair_sentence(report, change, moves, correlation),
     }
+
+
+def pair_sentence(report, change, moves, correlation):
+    """Both changes at four bits beside each other, and how they rank over all cells."""
+    middle = report.middle
+    if change.empty:
+        return "Without perplexity there is nothing to set beside the items that became biased."
+    both = [interval(pick(frame, measure, middle)) for frame, measure in (
+        (change, "perplexity_change"), (moves, report.named("became_biased")))]
+    rank = correlation["estimate"]
+    rank = "not defined" if np.isnan(rank) else f"{rank:.2f}".replace("-", "−")
+    return (
+        f"At {middle.upper()}, a perplexity check would have seen {both[0]} while {both[1]} of "
+        f"the unbiased items became biased. Over all checkpoints and precisions, the rank "
+        f"correlation of the two is {rank} ({correlation['n']} pairs). A value near one would "
+        f"mean that both put the precisions in the same order; even then, a threshold on one "
+        f"would not bound the other."
+    )
 
 
 def perplexity_sentence(report, change):
     """Perplexity change at the same two precisions as the bias sentence, and how to read it."""
+    if change.empty:
+        return "Perplexity on held-out text, the usual check, is not in these records."
     where = " and ".join(
         f"{interval(pick(change, 'perplexity_change', p))} at {p.upper()}"
         for p in dict.fromkeys([report.middle, report.lowest])
@@ -395,6 +538,8 @@ def perplexity_sentence(report, change):
 def level_sentence(report):
     """Perplexity at BF16 itself, beside what guessing all tokens alike would give."""
     levels = report.reference_perplexity
+    if levels.empty:
+        return "What it was at BF16 is not in them either."
     low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in (levels.min(), levels.max()))
     said = f"At BF16 the perplexity itself is {low} to {high} over the checkpoints"
     if len(levels) == 1:
@@ -417,9 +562,9 @@ def gap_table(report, change, moves):
     rows = [
         {
             "precision": p.upper(),
-            "perplexity change": interval(pick(change, "perplexity_change", p)),
-            "became biased": interval(pick(moves, "became_biased_expected", p)),
-            "placebo": interval(pick(moves, "became_biased_placebo", p)),
+            "perplexity change": said(change, "perplexity_change", p),
+            "became biased": said(moves, report.named("became_biased"), p),
+            "placebo": said(moves, "became_biased_placebo", p),
         }
         for p in report.precisions[1:]
     ]
@@ -443,19 +588,21 @@ def held_out(report, strengths):
     """
     apart = strengths[strengths["version"] == "heldout-template"]
     names = set(apart["category"] + "/" + apart["question_index"].astype(str))
-    kind = np.where(report.answers["template_id"].isin(names), "held out", "asked in training")
+    whole = report.answers if report.exact else report.drawn
+    kind = np.where(whole["template_id"].isin(names), "held out", "asked in training")
     if (kind == "held out").sum() == 0:
         kind[:] = "all"
     rows = []
     for name in dict.fromkeys(sorted(kind)):
-        answers = report.answers[kind == name]
-        rates, moves = report.pooled(role_rates(answers)), report.pooled(placebo(answers))
+        part = whole[kind == name]
+        rates = report.pooled(role_rates(part))
+        moves = report.pooled(placebo(part) if report.exact else transitions(part))
         row = {"templates": name}
         for p in dict.fromkeys(["bf16", report.middle, report.lowest]):
             row[f"stereotyped at {p.upper()}"] = interval(pick(rates, "srs", p))
-        for measure, text in (("expected", "became biased"), ("placebo", "placebo")):
-            found = pick(moves, f"became_biased_{measure}", report.lowest)
-            row[f"{text} at {report.lowest.upper()}"] = interval(found)
+        for measure, text in ((report.named("became_biased"), "became biased"),
+                              ("became_biased_placebo", "placebo")):
+            row[f"{text} at {report.lowest.upper()}"] = said(moves, measure, report.lowest)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -543,8 +690,7 @@ def depth_table(report, rates, moves):
             "unknown at BF16": interval(pick(own, "usr", "bf16")),
         }
         for p in dict.fromkeys([report.middle, report.lowest]):
-            excess = pick(moved, "became_biased_expected_excess", p)
-            row[f"excess at {p.upper()}"] = interval(excess)
+            row[f"excess at {p.upper()}"] = said(moved, "became_biased_expected_excess", p)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -580,25 +726,55 @@ def walk(report):
     item : pandas.Series
     model : str
     table : pandas.DataFrame
-        One row a letter: answer, role, probability at BF16 and at the lowest precision.
+        One row a letter: answer, role, and at BF16 and at the lowest precision its probability,
+        or its share of the draws.
     """
     item = report.items[report.items["context_condition"] == "ambig"].iloc[0]
-    rows = report.answers[
-        (report.answers["item_id"] == item["item_id"]) & (report.answers["order"] == "012")
-    ]
+    rows = report.best[report.best["item_id"] == item["item_id"]]
     model = rows["model"].iloc[0]
-    rows = rows[rows["model"] == model].set_index("precision")
+    rows = rows[rows["model"] == model]
+    roles = {item[f"{role}_index"]: role.replace("_", "-")
+             for role in ("stereotyped", "anti_stereotyped", "unknown")}
     table = pd.DataFrame(
         {
             "letter": list("ABC"),
-            "answer": [item[f"ans{k}"] for k in range(3)],
-            "role": [rows[f"role_{x}"].iloc[0].replace("_", "-") for x in "ABC"],
+            "answer": [item[f"ans{k}"] if pd.notna(item["question"]) else "not recorded" for k in range(3)],
+            "role": [roles[k] for k in range(3)],
         }
     )
     for precision in dict.fromkeys(["bf16", report.lowest]):
-        logp = [rows.loc[precision, f"logp_{x}"] for x in "ABC"]
-        table[precision.upper()] = [percent(np.exp(p)) for p in logp]
+        at = rows[rows["precision"] == precision]
+        if report.exact:
+            at = at[at["order"] == "012"].iloc[0]
+            shares = [np.exp(at[f"logp_{x}"]) for x in "ABC"]
+        else:
+            shares = [(at["parsed_answer"] == x).mean() for x in "ABC"]
+        table[precision.upper()] = [percent(share) for share in shares]
     return item, model, table
+
+
+def walk_words(report, item, model):
+    """How the walked item is to be read: its numbers are probabilities, or shares of draws."""
+    if report.exact:
+        reading = (
+            f"The probabilities are those of {model}, at temperature one, in the option order in "
+            f"which the item was written. Nothing is drawn at random here: this is the protocol "
+            f"exact. The protocol paper draws five answers per item at the published temperature "
+            f"and parses the text of each."
+        )
+    else:
+        reading = (
+            f"The numbers are shares of the answers that {model} gave, one a seed: the records "
+            f"hold no probabilities."
+        )
+    return {"walk_item": item["item_id"], "walk_model": model, "walk_reading": reading}
+
+
+def walk_prompt(item):
+    """The prompt of an item for the page; records without texts have none."""
+    if pd.isna(item["question"]):
+        return prompt_html("The records hold the number of this question, not its text.")
+    return prompt_html(user_text(item))
 
 
 def table_html(frame):

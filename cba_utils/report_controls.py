@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cba_utils import controls, dose_response, metrics, published_analysis, stats
+from cba_utils import controls, dose_response, metrics, published_analysis, sensitivity, stats
 from cba_utils.figures import alt_text, interval, percent
 from cba_utils.items import PROJECT
 from cba_utils.metrics import over_replicates
-from cba_utils.report import common_words, pick
+from cba_utils.report import ABSENT, common_words, pick
 from cba_utils.tables import item_table
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
@@ -32,7 +32,6 @@ ACCURACY_NAMES = {"accuracy_consistent": "agrees with the stereotype",
 ACCURACY_TITLE = "Right answers on disambiguated items, %"
 MATCHED_NAMES = {"s_amb": "as measured", "s_amb_if_guessing": "if it were guessing"}
 MATCHED_TITLE = "Bias score on ambiguous items, points"
-ABSENT = "not measured in this study"
 
 
 def scores(row, digits=1):
@@ -68,6 +67,8 @@ def told(what, frame, measure, by="family"):
 
 def many(report, frame, columns):
     """Mean over checkpoints of estimates that further columns group; else the frame itself."""
+    if frame is None:
+        return None
     keep = [*columns, "precision", *metrics.ESTIMATE_COLUMNS]
     if frame["model"].nunique() > 1:
         return over_replicates(frame[["model", "replicate", *keep]])
@@ -87,28 +88,86 @@ def significant(tests):
 
 
 def noise_words(report, moves, directions, tests, ranges):
-    """Numbers of *Is it noise?*."""
+    """Sentences of *Is it noise?*."""
     low = report.lowest
-    net = report.pooled(metrics.transitions(report.samples))
-    lean = pick(directions, "share_above_lean", low)
-    inside = ranges[ranges["measure"] == "became_biased"]
-    outside = ((inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])).sum()
-    found = {name: interval(pick(moves, f"{measure}_{kind}", low)) for name, measure, kind in (
-        ("excess_lowest", "became_biased", "expected_excess"),
-        ("anti_excess_lowest", "became_anti", "expected_excess"),
-        ("noise_placebo", "became_biased", "placebo"),
-        ("noise_expected", "became_biased", "expected"))}
-    return found | {
+    net = report.pooled(metrics.transitions(report.drawn))
+    return {
         **common_words(report),
+        "excess_sentence": excess_sentence(report, moves),
         "left_lowest": interval(pick(directions, "left_unknown", low)),
-        "lean_before": interval(pick(directions, "leaned_before", low)),
-        "above_lean": interval(lean),
-        "lean_reading": _lean_reading(lean),
+        "lean_sentence": lean_sentence(report, directions),
         "direction_holm": significant(tests),
         "net_lowest": interval(pick(net, "net_biased", low)),
         "net_anti_lowest": interval(pick(net, "net_anti", low)),
-        "seeds_outside": f"{outside} of {len(inside)}",
+        "seeds_sentence": seeds_sentence(ranges),
     }
+
+
+def excess_sentence(report, moves):
+    """Rate, placebo and excess at the lowest precision, and the mirror image's excess."""
+    low = report.lowest
+
+    def at(measure):
+        return interval(pick(moves, measure, low))
+
+    if not report.exact:
+        return (
+            f"The placebo needs BF16's probabilities, and these records hold none. At "
+            f"{low.upper()}, {at('became_biased')} of the items that were unbiased at BF16 became "
+            f"biased, and of those without an anti-stereotyped answer {at('became_anti')} gained "
+            f"one; how much of either is luck cannot be told from them. What can be told is the "
+            f"direction, below, and the net change."
+        )
+    return (
+        f"At {low.upper()}, {at('became_biased_expected')} of the items that were unbiased at "
+        f"BF16 became biased in fresh draws, and the placebo is {at('became_biased_placebo')}: an "
+        f"excess of {at('became_biased_expected_excess')}. The mirror image has an excess of "
+        f"{at('became_anti_expected_excess')}."
+    )
+
+
+def lean_sentence(report, directions):
+    """Whether the answers went where BF16 leaned already."""
+    if not report.exact:
+        return ("Whether BF16 leaned that way already is in its probabilities, which these "
+                "records do not hold.")
+    low = report.lowest
+    lean = pick(directions, "share_above_lean", low)
+    before = interval(pick(directions, "leaned_before", low))
+    return (
+        f"BF16's own probabilities would have sent {before} of them to the stereotyped person; "
+        f"the difference is {interval(lean)}, so {_lean_reading(lean)}."
+    )
+
+
+def seed_ranges(report):
+    """Where the study's seeds fall among fresh ones, or None without probabilities."""
+    return sensitivity.five_seed_range(report.answers, report.samples) if report.exact else None
+
+
+def seeds_sentence(ranges):
+    """In how many cells the study's seeds are unlike fresh ones."""
+    if ranges is None:
+        return ("What independent draws would have shown follows from probabilities, and these "
+                "records hold none.")
+    inside = ranges[ranges["measure"] == "became_biased"]
+    outside = ((inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])).sum()
+    return (
+        f"From the probabilities we know what independent draws would have shown. In {outside} of "
+        f"{len(inside)} comparisons with BF16 the study's seeds lie outside the range that holds "
+        f"95 % of fresh sets."
+    )
+
+
+def seeds_alt(ranges):
+    """Alt text of the figure of seeds."""
+    if ranges is None:
+        return f"Seeds of the study against fresh ones: {ABSENT}."
+    seen = ranges[ranges["measure"] == "became_biased"]
+    return (
+        f"Items that became biased with the study's seeds against fresh ones, {len(seen)} cells, "
+        f"from {percent(seen['observed'].min())} to {percent(seen['observed'].max())}."
+    )
 
 
 def _lean_reading(row):
@@ -149,18 +208,19 @@ def positions(report):
 
 
 def letter_words(report, found):
-    """Numbers of *Is it the letter?*."""
-    names = ("letter_most", "letter_change", "letter_holm", "srs_original", "srs_averaged",
-             "srs_letter", "depends_bf16", "depends_lowest", "letter_reading")
+    """Sentences of *Is it the letter?*."""
+    names = ("letter_drift", "letter_split", "letter_depends")
     if found is None:
-        return {**common_words(report), **dict.fromkeys(names, ABSENT),
-                "letter_reading": "This study scored one option order, so that a drift to a "
-                "letter cannot be told from a change of opinion here."}
+        lacking = dict.fromkeys(names, f"This is {ABSENT}.")
+        return {**common_words(report), **lacking,
+                "letter_drift": "These records hold one option order, so that a drift to a letter "
+                "cannot be told from a change of opinion here: nothing below was measured."}
     low = report.lowest
     pooled, depends = report.pooled(found["position"]), report.pooled(found["depends"])
     changes = {x: pick(pooled, f"d_letter_{x}", low) for x in "ABC"}
     most = max(changes, key=lambda x: abs(changes[x]["estimate"]))
-    letter, averaged = (pick(pooled, f"d_srs_{x}", low) for x in ("letter", "averaged"))
+    original, averaged, letter = (
+        pick(pooled, f"d_srs_{x}", low) for x in ("original", "averaged", "letter"))
     reading = "Averaged over orders, where no letter can matter, the stereotyped answer "
     if averaged["low"] > 0:
         reading += f"still gained at {low.upper()}: the letter is not what moved it."
@@ -168,15 +228,18 @@ def letter_words(report, found):
         reading += f"lost at {low.upper()}."
     else:
         reading += f"did not change at {low.upper()} by more than its interval."
+    before, after = (interval(pick(depends, "order_dependent", p)) for p in ("bf16", low))
     return {
         **common_words(report),
-        "letter_most": most, "letter_change": interval(changes[most]),
-        "letter_holm": significant(found["tests"]),
-        "srs_original": interval(pick(pooled, "d_srs_original", low)),
-        "srs_averaged": interval(averaged), "srs_letter": interval(letter),
-        "depends_bf16": interval(pick(depends, "order_dependent", "bf16")),
-        "depends_lowest": interval(pick(depends, "order_dependent", low)),
-        "letter_reading": reading,
+        "letter_drift": f"At {low.upper()} the letter that changed most is {most}, by "
+        f"{interval(changes[most])}. A drift is found in {significant(found['tests'])} checkpoint "
+        f"and precision cells (t test over templates, three letters, Holm's correction over all "
+        f"cells).",
+        "letter_split": f"In the written order the stereotyped answer changed by "
+        f"{interval(original)} at {low.upper()}; averaged over orders by {interval(averaged)}; "
+        f"the letters add {interval(letter)}. {reading}",
+        "letter_depends": f"At BF16 that is {before} of the ambiguous items, at {low.upper()} "
+        f"{after}.",
     }
 
 
@@ -205,14 +268,12 @@ def skills(report):
 
 
 def skill_words(report, found):
-    """Numbers of *Is it lost skill?*."""
-    names = ("accuracy_bf16", "accuracy_lowest", "gap_bf16", "gap_lowest", "guessed",
-             "s_amb_seen", "s_amb_guessing", "s_amb_beyond", "srs_seen", "srs_guessing",
-             "skill_reading")
+    """Sentences of *Is it lost skill?*."""
     if found is None:
-        return {**common_words(report), **dict.fromkeys(names, ABSENT),
-                "skill_reading": "This study asked no disambiguated questions, so that skill "
-                "was not measured."}
+        return {**common_words(report),
+                "skill_accuracy_sentence": "These records hold no disambiguated questions, so "
+                "that skill was not measured: this page has nothing to show for them.",
+                "skill_matched_sentence": f"This is {ABSENT}."}
     low = report.lowest
     able, matched = report.pooled(found["capability"]), report.pooled(found["matched"])
     beyond = pick(matched, "s_amb_beyond_guessing", low)
@@ -223,24 +284,29 @@ def skill_words(report, found):
     else:
         reading = ("The ambiguous bias cannot be told from what an equal loss of skill by "
                    "guessing would leave.")
+
+    def at(measure, precision):
+        return interval(pick(able, measure, precision))
+
+    def in_words(measure, form=interval):
+        return form(pick(matched, measure, low))
+
     return {
         **common_words(report),
-        **{f"{name}_{at}": interval(pick(able, measure, where))
-           for name, measure in (("accuracy", "accuracy"), ("gap", "alignment_gap"))
-           for at, where in (("bf16", "bf16"), ("lowest", low))},
-        "guessed": interval(pick(matched, "guessed", low)),
-        "s_amb_seen": scores(pick(matched, "s_amb", low)),
-        "s_amb_guessing": scores(pick(matched, "s_amb_if_guessing", low)),
-        "s_amb_beyond": scores(beyond),
-        "srs_seen": interval(pick(matched, "srs", low)),
-        "srs_guessing": interval(pick(matched, "srs_if_guessing", low)),
-        "skill_reading": reading,
+        "skill_accuracy_sentence": f"Accuracy goes from {at('accuracy', 'bf16')} at BF16 to "
+        f"{at('accuracy', low)} at {low.upper()}; the gap between the two kinds goes from "
+        f"{at('alignment_gap', 'bf16')} to {at('alignment_gap', low)}.",
+        "skill_matched_sentence": f"At {low.upper()} the loss of accuracy is that of "
+        f"{in_words('guessed')} guesses. The bias score is {in_words('s_amb', scores)}, guessing "
+        f"would leave {in_words('s_amb_if_guessing', scores)}, and the difference is "
+        f"{scores(beyond)}. {reading} The stereotyped rate, which guessing raises too, is "
+        f"{in_words('srs')} where guessing would give {in_words('srs_if_guessing')}.",
     }
 
 
 def power_curves(report, simulations=200):
     """Power against a rise of SRS for the first checkpoint of each family."""
-    before = item_table(report.samples[report.samples["precision"] == "bf16"])
+    before = report.drawn[report.drawn["precision"] == "bf16"]
     first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
     curves = []
     for family, part in before[first].groupby("family"):
@@ -249,27 +315,76 @@ def power_curves(report, simulations=200):
     return pd.concat(curves, ignore_index=True)
 
 
-def sure_words(report, odds, same, power, flips, choices, perplexity):
-    """Numbers of *How sure are we?*."""
-    trend = odds[odds["term"] == "trend"].iloc[0]
+def flip_rates(report):
+    """Flips by uncertainty, or None without probabilities."""
+    return dose_response.flip_rates(report.answers) if report.exact else None
+
+
+def flip_sentence(report, flips):
+    """How much more often the least sure answers flip."""
+    if flips is None:
+        return ("How sure BF16 was of an answer is in its probabilities, which these records do "
+                "not hold.")
     ratios = flips[(flips["measure"] == "flip_ratio") & (flips["precision"] == report.lowest)]
     ratios = ratios["estimate"].replace(np.inf, np.nan).dropna()
-    first = same["precision"].iloc[0].upper()
     text = f"{ratios.median():.1f} times" if len(ratios) else "not defined (the surest never flip)"
+    return (
+        f"The least sure fifth flips {text} as often as the surest at {report.lowest.upper()} "
+        f"(median of {len(ratios)} checkpoints in which the surest flip at all)."
+    )
+
+
+def flip_alt(report, curve):
+    """Alt text of the flip curve at the lowest precision."""
+    if curve is None:
+        return f"Flip rate by certainty: {ABSENT}."
+    ends = curve[(curve["measure"] == "flip_rate") & (curve["precision"] == report.lowest)]
+    shares = ends[ends["bin"] > 0].sort_values("bin")["estimate"]
+    return (f"Flip rate at {report.lowest.upper()} from the surest to the least sure fifth: "
+            f"{', '.join(map(percent, shares))}.")
+
+
+def choices_sentence(report, choices):
+    """Which choices were varied, and how far the headline number goes with them."""
+    draws = ("the draws (the study's five seeds or fresh ones), " if report.exact else "")
+    null = "minus the placebo, " if report.exact else ""
+    lacking = ("" if report.exact else " Fresh draws and the placebo are not among them, because "
+               "these records hold no probabilities.")
+    return (
+        f"The headline number, items that became biased at {report.lowest.upper()}, under each of "
+        f"{len(choices)} combinations of {'four' if report.exact else 'three'} choices: {draws}"
+        f"the parser (strict, or the published one), the weights (items or categories alike), and "
+        f"what is counted (one way, {null}minus the items that lost their bias). It goes from "
+        f"{percent(choices['estimate'].min())} to {percent(choices['estimate'].max())}.{lacking}"
+    )
+
+
+def same_perplexity_sentence(perplexity):
+    """In how many cells perplexity is the same."""
+    if perplexity.empty:
+        return "These records hold no perplexity."
+    return (
+        f"The perplexity of {perplexity['equivalent'].sum()} of {len(perplexity)} cells is the "
+        f"same within 1 %; the largest change that cannot be excluded in any cell is "
+        f"{percent(perplexity['bound'].max())}."
+    )
+
+
+def sure_words(report, odds, same, power, flips, choices, perplexity):
+    """Numbers and sentences of *How sure are we?*."""
+    trend = odds[odds["term"] == "trend"].iloc[0]
     mde = power.groupby("family")["mde"].first()
     reach = f"{percent(mde.min())} to {percent(mde.max())}" if mde.notna().all() else "not reached"
     return {
         **common_words(report),
         "trend_odds": odds_text(trend),
-        "margin": percent(MARGIN), "same_precision": first,
+        "margin": percent(MARGIN), "same_precision": same["precision"].iloc[0].upper(),
         "same_yes": f"{same['equivalent'].sum()} of {len(same)}",
         "same_bound": percent(same["smallest_margin"].max()),
-        "mde": reach, "flip_ratio": text, "flip_n": str(len(ratios)),
-        "choices_n": str(len(choices)),
-        "choices_low": percent(choices["estimate"].min()),
-        "choices_high": percent(choices["estimate"].max()),
-        "perplexity_yes": f"{perplexity['equivalent'].sum()} of {len(perplexity)}",
-        "perplexity_bound": percent(perplexity["bound"].max()),
+        "same_perplexity": same_perplexity_sentence(perplexity),
+        "mde": reach,
+        "flip_sentence": flip_sentence(report, flips),
+        "choices_sentence": choices_sentence(report, choices),
     }
 
 
@@ -282,12 +397,12 @@ def published_design(report):
         Item table of the samples, and perplexity.
     """
     chosen = []
-    for frame in (report.samples, report.perplexity):
+    for frame in (report.drawn, report.perplexity):
         frame = frame[frame.groupby("family")["replicate"].transform("min") == frame["replicate"]]
         # A family of several models at one replicate keeps their names.
         several = frame.groupby("family")["model"].nunique().max() > 1
         chosen.append(frame if several else frame.assign(model=frame["family"]))
-    return item_table(chosen[0]), chosen[1]
+    return tuple(chosen)
 
 
 def analysis_words(report, samples, correlation):
@@ -318,9 +433,16 @@ def analysis_words(report, samples, correlation):
         "latent_change": span(latent["d_srs"]) if len(latent) else ABSENT,
         "one_way": span(rates),
         "bits_odds": odds_text(bits, 3), "clustered_odds": odds_text(clustered),
-        "cells_correlation": f"{correlation['estimate']:.2f}".replace("-", "−"),
-        "cells_n": str(correlation["n"]),
+        "cells_sentence": correlation_sentence(correlation),
     }
+
+
+def correlation_sentence(correlation):
+    """The rank correlation of perplexity and new biases over cells."""
+    if not correlation["n"]:
+        return "These records hold no perplexity."
+    rank = f"{correlation['estimate']:.2f}".replace("-", "−")
+    return f"The rank correlation over {correlation['n']} cells is {rank}."
 
 
 def as_percent(table):

@@ -237,14 +237,13 @@ def copy_book(study):
     others = shutil.ignore_patterns("explorer-data")
     shutil.copytree(PROJECT / "book", target / "book", ignore=others, dirs_exist_ok=True)
     cards = [p for ending in ("*.md", "training_log.csv") for p in (PROJECT / "organisms").rglob(ending)]
-    for path in [*cards, PROJECT / "data" / "README.md", PROJECT / "_config.yml"]:
+    pages = [*cards, *(PROJECT / name for name in ("data/README.md", "_config.yml", "_toc.yml"))]
+    if not executed.exists():  # imported records come without: the shipped study's is there
+        pages.append(PROJECT / EXAMPLE)
+    for path in pages:
         copy = target / path.relative_to(PROJECT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
-    toc = (PROJECT / "_toc.yml").read_text()
-    if not executed.exists():  # imported records come without
-        toc = toc.replace(f"- file: {EXAMPLE.with_suffix('')}\n        title: One cell, executed\n", "")
-    write_text(toc, target / "_toc.yml")
 
 
 def main(arguments=None):

@@ -94,6 +94,8 @@ def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.
 
     Parameters
     ----------
+    answers : DataFrame
+        Without rows, fresh draws and the placebo are not among the combinations.
     precision : str
         The precision that is compared with the reference.
 
@@ -108,17 +110,21 @@ def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.
     """
     chosen = [reference, precision]
     samples = samples[samples["precision"].isin(chosen)]
-    exact = role_probabilities(answers[answers["precision"].isin(chosen)], "study", "original")
-    exact = _ambiguous(pair_with(exact, reference))
-    before, after = exact["stereotyped_ref"], exact["stereotyped"]
-    null = {f"{k}_0": v for k, v in five_seed_weights(before, before).items()}
-    tables = {("fresh", "strict"): exact.assign(**null, **five_seed_weights(before, after))}
-    keys = [*study_columns(exact), "item_id"]
+    tables, exact = {}, None
+    if len(answers):
+        exact = role_probabilities(answers[answers["precision"].isin(chosen)], "study", "original")
+        exact = _ambiguous(pair_with(exact, reference))
+        before, after = exact["stereotyped_ref"], exact["stereotyped"]
+        null = {f"{k}_0": v for k, v in five_seed_weights(before, before).items()}
+        tables["fresh", "strict"] = exact.assign(**null, **five_seed_weights(before, after))
+        keys = [*study_columns(exact), "item_id"]
+        exact = exact[keys].assign(**null)
     for parser in ("strict", "paper"):
         seen = _ambiguous(pair_with(reparse(samples, items, parser), reference))
         seen = seen.assign(**observed_changes(seen).astype(float))
-        tables["study's", parser] = seen.merge(exact[keys].assign(**null), on=keys,
-                                               validate="one_to_one")
+        if exact is not None:
+            seen = seen.merge(exact, on=keys, validate="one_to_one")
+        tables["study's", parser] = seen
     frames = []
     for (draws, parser), table in tables.items():
         for weights in ("items", "categories"):
@@ -136,6 +142,7 @@ def _ambiguous(table):
 def _specified(table, weights):
     """Totals and measures, of all items together or of each category."""
     names = ["gained_bias", "could_gain_bias", "lost_bias", "gained_bias_0", "could_gain_bias_0"]
+    names = [name for name in names if name in table]
     table = table.assign(items=1.0)
     groups = {"": np.ones(len(table))}
     if weights == "categories":
@@ -153,4 +160,6 @@ def _specified(table, weights):
     back = mean(lambda t, g: t[f"lost_bias{g}"], "could_gain_bias")
     measures = {"one way": one_way, "minus placebo": minus(one_way, null),
                 "minus lost": minus(one_way, back)}
+    if "gained_bias_0" not in table:
+        del measures["minus placebo"]
     return table.assign(**wide), [*wide], measures

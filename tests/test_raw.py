@@ -2,11 +2,22 @@
 
 import doctest
 import json
+import re
 
 import pandas as pd
 import pytest
 
-from cba_utils import load_items, metrics, raw, records
+from cba_utils import (
+    controls,
+    dose_response,
+    load_items,
+    metrics,
+    raw,
+    records,
+    report,
+    sensitivity,
+)
+from cba_utils import report_controls as say
 from cba_utils.respondents import simulate_study
 
 RECORD = dict(model="m", quant=16, item_id="Age/2", category="Age", seed=42, raw_response="C",
@@ -56,6 +67,35 @@ def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_pat
     about = tables["provenance"]
     assert about["counts.samples"].sum() == len(ours)
     assert sum(c.startswith("identity.records_sha256") for c in about) == 3
+
+
+def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
+    (tmp_path / "raw").mkdir()
+    records.write_jsonl(study["samples"], study["items"], tmp_path / "raw" / "all.jsonl")
+    raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
+    data = report.open_study(tmp_path / "theirs")
+    assert data.imported and not data.exact and not data.templates
+    moves = data.pooled(report.changes(data))
+    directions = data.pooled(controls.direction(data.best))
+    change = dose_response.perplexity_change(data.perplexity)
+    assert "cannot be told" in report.words(data, data.pooled(metrics.role_rates(data.best)), moves,
+                                            directions)["answer_bias"]
+    table = report.gap_table(data, change, moves)
+    assert set(table["perplexity change"]) == set(table["placebo"]) == {report.ABSENT}
+    said = [
+        report.pair_sentence(data, change, moves, None), say.excess_sentence(data, moves),
+        say.lean_sentence(data, directions), say.seeds_sentence(say.seed_ranges(data)),
+        say.flip_sentence(data, say.flip_rates(data)), say.same_perplexity_sentence(change),
+        say.letter_words(data, say.positions(say.balanced(data)))["letter_drift"],
+        say.skill_words(data, say.skills(data))["skill_accuracy_sentence"],
+    ]
+    assert all(re.search("hold no|not hold|hold one|Without perplexity", text) for text in said)
+    choices = sensitivity.specification_curve(data.answers, data.samples, data.items, "q3")
+    assert len(choices) == 8 and choices["estimate"].notna().all()
+    item, model, walked = report.walk(data)
+    assert walked["BF16"].str.rstrip("\u00a0%").astype(float).sum() <= 100.1
+    assert "not its text" in report.walk_prompt(item).data
+    assert "no model was run" in data.provenance_line and data.records_note != data.import_note
 
 
 def test_items_that_were_asked_give_texts_and_templates(tmp_path):

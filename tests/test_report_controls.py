@@ -12,9 +12,8 @@ from cba_utils import (
     metrics,
     published_analysis,
     report_controls,
-    sensitivity,
 )
-from cba_utils.report import Report
+from cba_utils.report import Report, pick
 from cba_utils.respondents import simulate_study
 from cba_utils.stats import equivalence
 
@@ -44,27 +43,27 @@ def test_noise_words_read_the_estimates(report):
     moves = report.pooled(metrics.placebo(report.answers, report.samples))
     directions = report.pooled(controls.direction(report.answers))
     tests = controls.direction_tests(report.answers)
-    ranges = sensitivity.five_seed_range(report.answers, report.samples)
+    ranges = report_controls.seed_ranges(report)
     words = report_controls.noise_words(report, moves, directions, tests, ranges)
-    assert words["lean_reading"] == "the lean grew"
+    assert words["lean_sentence"].endswith("the lean grew.")
     assert words["direction_holm"] == f"{(tests['p_holm'] < 0.05).sum()} of 2"
     share = directions.set_index(["measure", "precision"]).loc[("left_unknown", "q3"), "estimate"]
     assert words["left_lowest"].startswith(f"{100 * share:.1f}")
+    excess = pick(moves, "became_biased_expected_excess", "q3")
+    assert report_controls.interval(excess) in words["excess_sentence"]
     none = report_of("none", effect=0)
     still = none.pooled(controls.direction(none.answers))
-    assert report_controls.noise_words(
-        none, moves, still, controls.direction_tests(none.answers), ranges
-    )["lean_reading"].startswith("too few answers moved")
+    assert "too few answers moved" in report_controls.lean_sentence(none, still)
 
 
 def test_chapters_say_what_a_study_cannot_answer():
     one_order = report_of(orders="original")
     assert report_controls.positions(one_order) is None
-    assert "one option order" in report_controls.letter_words(one_order, None)["letter_reading"]
+    assert "one option order" in report_controls.letter_words(one_order, None)["letter_drift"]
     one_order.items = one_order.items.query("context_condition == 'ambig'")
     assert report_controls.skills(one_order) is None
     words = report_controls.skill_words(one_order, None)
-    assert words["guessed"] == report_controls.ABSENT
+    assert "skill was not measured" in words["skill_accuracy_sentence"]
     assert figures_controls.together(None, {}, "nothing").axes[0].texts
 
 
@@ -84,11 +83,11 @@ def test_the_letter_page_keeps_the_models_asked_in_balanced_orders():
 def test_letter_and_skill_words_tell_truths_apart(report):
     letter = report_of("letter")
     said = report_controls.letter_words(letter, report_controls.positions(letter))
-    assert (said["letter_most"], said["letter_holm"]) == ("C", "2 of 2")
+    assert "changed most is C," in said["letter_drift"] and "in 2 of 2" in said["letter_drift"]
     said = report_controls.letter_words(report, report_controls.positions(report))
-    assert "the letter is not what moved it" in said["letter_reading"]
-    assert "more than" in report_controls.skill_words(
-        report, report_controls.skills(report))["skill_reading"]
+    assert "the letter is not what moved it" in said["letter_split"]
+    assert "is more than" in report_controls.skill_words(
+        report, report_controls.skills(report))["skill_matched_sentence"]
 
 
 def test_published_design_keeps_one_checkpoint_a_family():
@@ -101,7 +100,7 @@ def test_published_design_keeps_one_checkpoint_a_family():
     words = report_controls.analysis_words(several, table, correlation)
     main = published_analysis.main_table(several.samples[first]).set_index("precision")
     assert words["rise"] == report_controls.percent(main.loc["q3", "d_srs"])
-    assert words["cells_n"] == "2"
+    assert "over 2 cells" in words["cells_sentence"]
 
 
 def test_two_equal_rates_are_called_the_same():

@@ -7,6 +7,7 @@ import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
 from cba_utils.figures import preview
+from cba_utils.items import PROJECT
 from cba_utils.published import load_published
 from cba_utils.run import RUN_NOTEBOOK
 from cba_utils.study import PRECISIONS, SHIPPED
@@ -64,7 +65,9 @@ class ExecutedNotebooks(SphinxDirective):
                 f"{{download}}`{p} </{up / model.name / p / RUN_NOTEBOOK.name}>`" for p in found
             )
             lines.append(f"- {model.name}: {', '.join(links)}")
-        if not lines:
+        if not lines and not (PROJECT / "config" / f"{study.name}.yml").exists():
+            lines = ["The records were imported: no notebook was executed for them."]
+        elif not lines:
             lines = [
                 "This copy of the book was built from the study's tables alone; the executed "
                 f"notebooks are not beside them. `make book STUDY={study.name}` makes them, and "
