@@ -209,11 +209,11 @@ def positions(report):
 
 def letter_words(report, found):
     """Sentences of *Is it the letter?*."""
-    names = ("letter_drift", "letter_split", "letter_depends")
+    names = ("letter_drift_sentence", "letter_split_sentence", "letter_depends_sentence")
     if found is None:
         lacking = dict.fromkeys(names, f"This is {ABSENT}.")
         return {**common_words(report), **lacking,
-                "letter_drift": "These records hold one option order, so that a drift to a letter "
+                "letter_drift_sentence": "These records hold one option order, so that a drift to a letter "
                 "cannot be told from a change of opinion here: nothing below was measured."}
     low = report.lowest
     pooled, depends = report.pooled(found["position"]), report.pooled(found["depends"])
@@ -231,14 +231,14 @@ def letter_words(report, found):
     before, after = (interval(pick(depends, "order_dependent", p)) for p in ("bf16", low))
     return {
         **common_words(report),
-        "letter_drift": f"At {low.upper()} the letter that changed most is {most}, by "
+        "letter_drift_sentence": f"At {low.upper()} the letter that changed most is {most}, by "
         f"{interval(changes[most])}. A drift is found in {significant(found['tests'])} checkpoint "
         f"and precision cells (t test over templates, three letters, Holm's correction over all "
         f"cells).",
-        "letter_split": f"In the written order the stereotyped answer changed by "
+        "letter_split_sentence": f"In the written order the stereotyped answer changed by "
         f"{interval(original)} at {low.upper()}; averaged over orders by {interval(averaged)}; "
         f"the letters add {interval(letter)}. {reading}",
-        "letter_depends": f"At BF16 that is {before} of the ambiguous items, at {low.upper()} "
+        "letter_depends_sentence": f"At BF16 that is {before} of the ambiguous items, at {low.upper()} "
         f"{after}.",
     }
 

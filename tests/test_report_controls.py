@@ -59,7 +59,7 @@ def test_noise_words_read_the_estimates(report):
 def test_chapters_say_what_a_study_cannot_answer():
     one_order = report_of(orders="original")
     assert report_controls.positions(one_order) is None
-    assert "one option order" in report_controls.letter_words(one_order, None)["letter_drift"]
+    assert "one option order" in report_controls.letter_words(one_order, None)["letter_drift_sentence"]
     one_order.items = one_order.items.query("context_condition == 'ambig'")
     assert report_controls.skills(one_order) is None
     words = report_controls.skill_words(one_order, None)
@@ -83,9 +83,9 @@ def test_the_letter_page_keeps_the_models_asked_in_balanced_orders():
 def test_letter_and_skill_words_tell_truths_apart(report):
     letter = report_of("letter")
     said = report_controls.letter_words(letter, report_controls.positions(letter))
-    assert "changed most is C," in said["letter_drift"] and "in 2 of 2" in said["letter_drift"]
+    assert "changed most is C," in said["letter_drift_sentence"] and "in 2 of 2" in said["letter_drift_sentence"]
     said = report_controls.letter_words(report, report_controls.positions(report))
-    assert "the letter is not what moved it" in said["letter_split"]
+    assert "the letter is not what moved it" in said["letter_split_sentence"]
     assert "is more than" in report_controls.skill_words(
         report, report_controls.skills(report))["skill_matched_sentence"]
 
