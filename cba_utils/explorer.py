@@ -58,10 +58,10 @@ def answer_shares(report):
         ``unchanged``. It is empty where the question does not arise: at BF16, and on
         disambiguated items.
     """
-    table = item_table(report.answers if len(report.answers) else report.samples)
+    table = item_table(report.best)
     shares = table[OUTCOMES].div(table["draws"], axis=0).round(3)
     shares = pd.concat([table[CELL].astype(str), shares], axis=1)
-    paired = pair_with(report.samples, REFERENCE)
+    paired = pair_with(report.drawn, REFERENCE)
     paired = paired[paired["context_condition"] == "ambig"]
     flags = observed_changes(paired)
     kinds = list(TRANSITIONS)
@@ -81,7 +81,7 @@ def answer_shares(report):
 
 def measure(report):
     """What the shares of a study are, in words."""
-    if len(report.answers):
+    if report.exact:
         return "probability at the study's temperature"
     draws = report.samples["seed"].nunique()
     return f"share of the {draws} seeded draws (this study has no probabilities)"
