@@ -50,7 +50,12 @@ class Report:
 
     @property
     def best(self):
-        """What measures are computed from: probabilities, or sampled answers in their place."""
+        """What rates are computed from: probabilities, or counts of sampled answers."""
+        return self.answers if self.exact else self.drawn
+
+    @property
+    def single(self):
+        """The same, one row an answer: what moves of single answers are computed from."""
         return self.answers if self.exact else self.samples
 
     @property
@@ -588,7 +593,7 @@ def held_out(report, strengths):
     """
     apart = strengths[strengths["version"] == "heldout-template"]
     names = set(apart["category"] + "/" + apart["question_index"].astype(str))
-    whole = report.answers if report.exact else report.drawn
+    whole = report.best
     kind = np.where(whole["template_id"].isin(names), "held out", "asked in training")
     if (kind == "held out").sum() == 0:
         kind[:] = "all"
@@ -730,7 +735,7 @@ def walk(report):
         or its share of the draws.
     """
     item = report.items[report.items["context_condition"] == "ambig"].iloc[0]
-    rows = report.best[report.best["item_id"] == item["item_id"]]
+    rows = report.single[report.single["item_id"] == item["item_id"]]
     model = rows["model"].iloc[0]
     rows = rows[rows["model"] == model]
     roles = {item[f"{role}_index"]: role.replace("_", "-")

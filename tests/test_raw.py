@@ -76,7 +76,7 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     data = report.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
     moves = data.pooled(report.changes(data))
-    directions = data.pooled(controls.direction(data.best))
+    directions = data.pooled(controls.direction(data.single))
     change = dose_response.perplexity_change(data.perplexity)
     assert "cannot be told" in report.words(data, data.pooled(metrics.role_rates(data.best)), moves,
                                             directions)["answer_bias"]

@@ -1,0 +1,118 @@
+"""``python -m benchmarks.raw``: the reports on as many imported records as the published study has.
+
+Three simulated models at five precisions answer 12,148 items with five seeds: 911,100 records, in
+which one model does not change, one only gets noisier and one gains the stereotype. They are
+written in the authors' JSONL, imported, and every report notebook is executed on them, one after
+the other, each in a process of its own as ``make book`` does. Seconds and the peak of resident
+memory go to ``benchmarks/raw.csv``.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from cba_utils.items import PROJECT
+from cba_utils.records import write_jsonl
+from cba_utils.respondents import draw_samples, simulate_respondents
+from cba_utils.study import RESULTS
+from cba_utils.tables import LETTERS, ROLES
+
+STUDY = "benchmark-raw"
+ITEMS = 12_148
+TRUTHS = {"unchanged": "none", "noisier": "noise", "biased": "bias"}
+CATEGORIES = ("Age", "Gender_identity", "Race_ethnicity", "Religion", "SES")
+PRECISIONS = ("bf16", "q8", "q6", "q4", "q3")
+
+
+def generate(folder, items=ITEMS):
+    """Write the records of every model and precision to a JSONL file each.
+
+    Parameters
+    ----------
+    folder : Path
+    items : int
+        Ambiguous items.
+
+    Returns
+    -------
+    int
+        Records written.
+    """
+    written, templates = 0, 125
+    for model, truth in TRUTHS.items():
+        # Half of the items that a respondent is asked are ambiguous. The same seed gives every
+        # model the same items.
+        answers = simulate_respondents(truth, templates, -(-2 * items // templates), PRECISIONS,
+                                       orders="original", family=model, categories=CATEGORIES)
+        answers = answers[answers["context_condition"] == "ambig"].assign(model=model)
+        kept = answers["item_id"].drop_duplicates()[:items]
+        answers = answers[answers["item_id"].isin(kept)].reset_index(drop=True)
+        asked = answers.drop_duplicates("item_id")
+        shown = asked[[f"role_{x}" for x in LETTERS]].to_numpy(str)
+        asked = asked[["item_id"]].assign(
+            **{f"{role}_index": (shown == role).argmax(axis=1) for role in ROLES})
+        for precision, part in draw_samples(answers).groupby("precision"):
+            write_jsonl(part, asked, folder / f"{model}-{precision}.jsonl")
+            written += len(part)
+    return written
+
+
+def measured(name, arguments):
+    """Run a command of the package and measure it with everything that it starts.
+
+    Parameters
+    ----------
+    name : str
+        What the row of the table is called.
+    arguments : list of str
+        Of ``python -m cba_utils.run``.
+
+    Returns
+    -------
+    dict
+        ``step``, ``seconds`` and ``megabytes``, the largest peak of its processes.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "cba_utils.run", *arguments], cwd=PROJECT,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{name}: failed, see above")
+    return {"step": name, "seconds": round(time.perf_counter() - start, 1),
+            "megabytes": round(usage.ru_maxrss / 1024)}
+
+
+def main(arguments=None):
+    """Generate, import, report; print and write what it took."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.raw", description=__doc__)
+    parser.add_argument("--items", type=int, default=ITEMS)
+    options = parser.parse_args(arguments)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        records = generate(Path(folder), options.items)
+        print(f"{records:,} records of {options.items:,} items")
+        rows.append(measured("import", ["import", STUDY, folder]))
+        print("{step:24} {seconds:6.1f} s {megabytes:6,} MB".format(**rows[-1]))
+    for notebook in sorted((PROJECT / "notebooks").glob("[2-9]*.ipynb")):
+        rows.append(measured(notebook.stem, ["report", STUDY, str(notebook)]))
+        print("{step:24} {seconds:6.1f} s {megabytes:6,} MB".format(**rows[-1]), flush=True)
+    table = pd.DataFrame(rows)
+    reports = table[table["step"] != "import"]
+    whole = {"step": "all reports", "seconds": round(reports["seconds"].sum(), 1),
+             "megabytes": reports["megabytes"].max()}
+    print("{step:24} {seconds:6.1f} s {megabytes:6,} MB at most".format(**whole))
+    table = pd.concat([table, pd.DataFrame([whole])]).assign(records=records)
+    if options.items == ITEMS:
+        table.to_csv(Path(__file__).with_name("raw.csv"), index=False)
+    shutil.rmtree(RESULTS / STUDY)
+
+
+if __name__ == "__main__":
+    main()
