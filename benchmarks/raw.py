@@ -19,10 +19,11 @@ from pathlib import Path
 import pandas as pd
 
 from cba_utils.items import PROJECT
-from cba_utils.records import write_jsonl
+from cba_utils.metrics import role_rates
+from cba_utils.records import load_study, write_jsonl
 from cba_utils.respondents import draw_samples, simulate_respondents
 from cba_utils.study import RESULTS
-from cba_utils.tables import LETTERS, ROLES
+from cba_utils.tables import LETTERS, ROLES, item_table
 
 STUDY = "benchmark-raw"
 ITEMS = 12_148
@@ -42,10 +43,12 @@ def generate(folder, items=ITEMS):
 
     Returns
     -------
-    int
-        Records written.
+    records : int
+        How many were written.
+    truth : Series
+        The stereotyped rate that the answers were drawn with, by model and precision.
     """
-    written, templates = 0, 125
+    written, templates, truths = 0, 125, []
     for model, truth in TRUTHS.items():
         # Half of the items that a respondent is asked are ambiguous. The same seed gives every
         # model the same items.
@@ -54,6 +57,7 @@ def generate(folder, items=ITEMS):
         answers = answers[answers["context_condition"] == "ambig"].assign(model=model)
         kept = answers["item_id"].drop_duplicates()[:items]
         answers = answers[answers["item_id"].isin(kept)].reset_index(drop=True)
+        truths.append(role_rates(item_table(answers, "study"), method="jackknife"))
         asked = answers.drop_duplicates("item_id")
         shown = asked[[f"role_{x}" for x in LETTERS]].to_numpy(str)
         asked = asked[["item_id"]].assign(
@@ -61,7 +65,13 @@ def generate(folder, items=ITEMS):
         for precision, part in draw_samples(answers).groupby("precision"):
             write_jsonl(part, asked, folder / f"{model}-{precision}.jsonl")
             written += len(part)
-    return written
+    return written, stereotyped(pd.concat(truths))
+
+
+def stereotyped(rates):
+    """The stereotyped rate of every model and precision."""
+    rows = rates[rates["measure"] == "srs"]
+    return rows.set_index(["model", "precision"])["estimate"].sort_index()
 
 
 def measured(name, arguments):
@@ -96,10 +106,12 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        records = generate(Path(folder), options.items)
+        records, truth = generate(Path(folder), options.items)
         print(f"{records:,} records of {options.items:,} items")
         rows.append(measured("import", ["import", STUDY, folder]))
         print("{step:24} {seconds:6.1f} s {megabytes:6,} MB".format(**rows[-1]))
+    found = stereotyped(role_rates(load_study(STUDY)["samples"], method="jackknife"))
+    print(f"largest error of a stereotyped rate: {100 * (found - truth).abs().max():.2f} points")
     for notebook in sorted((PROJECT / "notebooks").glob("[2-9]*.ipynb")):
         rows.append(measured(notebook.stem, ["report", STUDY, str(notebook)]))
         print("{step:24} {seconds:6.1f} s {megabytes:6,} MB".format(**rows[-1]), flush=True)

@@ -260,8 +260,9 @@ def _within_range(frame):
     """Cut Student's intervals where the measure itself ends: a rate is never below zero."""
     name = frame["measure"]
     change = name.str.contains("excess|above|beyond|gap|change") | name.str.match("(d|s|net)_")
-    lowest = np.select([name == "perplexity_change", change], [-1.0, -np.inf], 0.0)
-    highest = np.where(change, np.inf, 1.0)
+    net = name.str.startswith("net_")
+    lowest = np.select([(name == "perplexity_change") | net, change], [-1.0, -np.inf], 0.0)
+    highest = np.where(change & ~net, np.inf, 1.0)
     return frame.assign(low=frame["low"].clip(lowest), high=frame["high"].clip(upper=highest))
 
 
