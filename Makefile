@@ -33,7 +33,7 @@ STUDY_FILE := $(if $(CHANGED),results/$(NAME)/study.yml,config/$(STUDY).yml)
 CHANGES := --models '$(MODELS)' --precisions '$(PRECISIONS)' --items '$(ITEMS)'
 BOOK := $(if $(filter organisms,$(RUN)),.,results/$(RUN)/book)
 
-.PHONY: help setup book test pages bench organisms estimate cell compare doctor clean
+.PHONY: help setup book test pages pdf bench organisms estimate cell compare doctor clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -58,7 +58,11 @@ pages: setup ## Build the book from the committed results alone: no model is run
 	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
 	@echo "The book: open _build/html/index.html"
 
-test: setup ## Tests, and nbval over every report notebook
+pdf: $(if $(filter .,$(BOOK)),pages,book) ## The book as one file to read on paper; needs a Chromium or Chrome
+	@$(BIN)/python -m cba_utils.pdf $(BOOK)/_build/html $(BOOK)/_build/book.pdf
+	@echo "The book on paper: $(BOOK)/_build/book.pdf"
+
+test: pages ## Tests, and nbval over every report notebook
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -p no:cacheprovider notebooks/[2-9]*.ipynb
 	@echo "All tests passed, and every report notebook gave its committed outputs again"

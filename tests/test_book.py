@@ -1,12 +1,18 @@
 """What must hold of the book before and after it is built."""
 
 import re
+import shutil
+import struct
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 from cba_utils.run import EXAMPLE
 
@@ -113,10 +119,79 @@ class Loads(HTMLParser):
             self.found.append(attributes[name])
 
 
-def test_built_pages_load_nothing_from_another_host():
+def built_pages():
     if not (BUILT / "index.html").exists():
-        pytest.skip("no built book: run `make book`")
-    for page in BUILT.rglob("*.html"):
+        pytest.skip("no built book: run `make pages`")
+    return [p for p in BUILT.rglob("*.html") if "_static" not in p.parts]
+
+
+def test_no_link_and_no_image_is_broken():
+    soups = {page.resolve(): BeautifulSoup(page.read_text(), "html.parser") for page in built_pages()}
+    ids = {page: {node["id"] for node in soup.select("[id]")} for page, soup in soups.items()}
+    broken = []
+    for page, soup in soups.items():
+        for node in soup.select("a[href], img[src], link[href], script[src]"):
+            address = node.get("href", node.get("src"))
+            if re.match(r"\w+:|//", address):
+                continue
+            path, _, anchor = address.partition("#")
+            target = (page.parent / unquote(path.split("?")[0])).resolve() if path else page
+            # with an equals sign it is the explorer's state, not a place on the page
+            known = "=" in anchor or target not in ids or unquote(anchor) in ids[target] | {""}
+            if not (target.exists() and known):
+                broken.append(f"{page.name}: {address}")
+    assert not broken
+
+
+def test_pages_are_light():
+    heavy = {p.name: p.stat().st_size for p in built_pages() if p.stat().st_size > 1.5e6}
+    assert not heavy
+
+
+def test_a_link_to_the_book_shows_its_figure():
+    page = BeautifulSoup(next(iter(built_pages())).read_text(), "html.parser")
+    assert page.select_one('meta[property="og:image"]')["content"].endswith("preview.png")
+    size = (BUILT / "_static" / "preview.png").read_bytes()[16:24]
+    assert struct.unpack(">II", size) == (1200, 630)
+
+
+def test_every_card_is_in_the_book():
+    built_pages()
+    text = (BUILT / "book" / "models.html").read_text()
+    for card in PROJECT.glob("organisms/*/*/README.md"):
+        assert re.search(rf">\s*{card.parent.name}\s*<", text)
+
+
+def test_the_address_of_a_repository_turns_on_every_button(tmp_path):
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copytree(PROJECT / "book", tmp_path / "book")
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(PROJECT / "notebooks" / "22_run_log.ipynb", tmp_path / "notebooks")
+    config = yaml.safe_load((PROJECT / "_config.yml").read_text())
+    config["repository"]["url"] = "https://github.com/someone/somewhere"
+    (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
+    (tmp_path / "_toc.yml").write_text("{format: jb-book, root: notebooks/22_run_log}")
+    subprocess.run(
+        [Path(sys.executable).with_name("jupyter-book"), "build", tmp_path, "--quiet"],
+        check=True, capture_output=True,
+    )
+    page = (tmp_path / "_build" / "html" / "notebooks" / "22_run_log.html").read_text()
+    for address in (
+        "https://github.com/someone/somewhere/edit/main/notebooks/22_run_log.ipynb",
+        "https://github.com/someone/somewhere/issues/new",
+        "https://github.com/someone/somewhere/blob/main/notebooks/22_run_log.ipynb",
+        "https://mybinder.org/v2/gh/someone/somewhere/main",
+        "https://colab.research.google.com/github/someone/somewhere/blob/main",
+    ):
+        assert address in page
+    if (BUILT / "index.html").exists():
+        ours = (BUILT / "notebooks" / "22_run_log.html").read_text()
+        assert "mybinder" not in ours and "Suggest edit" not in ours
+
+
+def test_built_pages_load_nothing_from_another_host():
+    for page in built_pages():
         loads = Loads()
         loads.feed(page.read_text())
         for address in loads.found:
