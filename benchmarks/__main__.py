@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.contenders import SEEDS
+from benchmarks.contenders import PRODUCT_ROWS, PRODUCTS, SEEDS
+from benchmarks.tokens import count_tokens
 
 HERE = Path(__file__).parent
 ORGANISM = "mistral/aligned-s1"
@@ -130,11 +131,11 @@ def against_scorers(models):
     """Prompts a second for letter probabilities, against one at a time and batched PyTorch."""
     rows = []
     for size, model in models.items():
+        prompts = {"1M": 1024, "10M": 512, "100M": 128}[size]
         # One prompt at a time is the same work a prompt however many there are.
-        prompts = 1024 if size == "1M" else 256
         jobs = {
             "ours": job("ours", model, "bf16", prompts, samples=False),
-            "one_by_one": job("one_by_one", model, "bf16", prompts, 128 if size == "1M" else 32),
+            "one_by_one": job("one_by_one", model, "bf16", prompts, 128 if size == "1M" else 16),
             "torch_batched": job("torch_batched", model, "bf16", prompts),
         }
         found = compare(jobs)
@@ -144,60 +145,39 @@ def against_scorers(models):
 
 
 def growth(models):
-    """Time and memory with items and with weights; utilization of the machine's own matrix rate."""
+    """Time and memory with items, option orders and weights; utilization of the matrix rate."""
     rows = []
     for items in (250, 1000, 4000, 16000):
-        found = compare({"ours": job("ours", ORGANISM, "bf16", items, 8)}, rounds=3)
+        found = compare({"ours": job("ours", ORGANISM, "bf16", items, 8)})
         rows.append(found.assign(benchmark="items", precision="bf16", answers=5 * items, size="1M"))
+    found = compare({orders: job("ours", ORGANISM, "bf16", 480, 8, samples=False, orders=orders)
+                     for orders in ("original", "all")})
+    rows.append(found.assign(benchmark="orders", precision="bf16", size="1M",
+                             answers=[480, 6 * 480]))
     for size, model in models.items():
-        items = {"1M": 2400, "10M": 1200, "100M": 240}[size]
-        found = compare({"ours": job("ours", model, "bf16", items, 8, samples=False)}, rounds=3)
-        work, unique = _operations(model, items)
-        found["utilization"] = work / found["seconds"] / _matmul_rate(model)
-        rows.append(
-            found.assign(benchmark="weights", precision="bf16", answers=items, size=size,
-                         unique_tokens=unique)
-        )
+        items = {"1M": 2048, "10M": 1024, "100M": 128}[size]
+        work, run, widths = _operations(model, items)
+        found = compare({
+            "ours": job("ours", model, "bf16", items, 8, samples=False),
+            "product": job("product", model, "bf16", 0, 8, widths=widths),
+        })
+        rates = np.array([work, PRODUCTS * 2 * PRODUCT_ROWS * widths[0] * widths[1]]) / found["seconds"]
+        found["utilization"] = rates / rates[1]
+        rows.append(found.assign(benchmark="weights", precision="bf16", answers=[items, np.nan],
+                                 size=size, tokens_run=run, flops=rates))
     return pd.concat(rows)
 
 
 def _operations(model, items):
-    """Floating point operations of scoring items once, shared beginnings counted once."""
+    """Operations and tokens of scoring items once, and the widths of the model's widest layer."""
     from cba_utils import load_items, load_model
-    from cba_utils.engine import prefix_tree
-    from cba_utils.prompts import chat_ids, user_text
-    from cba_utils.scoring import ITEMS_AT_ONCE
 
     loaded = load_model(model)
-    bank = load_items("bundled", condition="both").head(items)
-    unique = 0
-    for start in range(0, len(bank), ITEMS_AT_ONCE):
-        rows = bank.iloc[start : start + ITEMS_AT_ONCE].to_dict("records")
-        ids, _ = chat_ids(loaded.hf_tokenizer, [user_text(row) for row in rows])
-        levels, _ = prefix_tree(sorted(ids))
-        unique += sum(len(node.tokens) for level in levels for node in level)
+    _, run = count_tokens(loaded, load_items("bundled", condition="both").head(items))
     args = loaded.model.args
     head = args.vocab_size * args.hidden_size
     touched = loaded.parameters - head * (1 if args.tie_word_embeddings else 2)
-    return 2 * (touched * unique + head * items), unique
-
-
-def _matmul_rate(model):
-    """Operations a second of one fp32 product at the shape of the model's widest layer."""
-    from cba_utils import load_model
-
-    import mlx.core as mx
-
-    args = load_model(model).model.args
-    a = mx.random.normal((2048, args.hidden_size))
-    b = mx.random.normal((args.intermediate_size, args.hidden_size))
-    mx.eval(a, b)
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        mx.eval(a @ b.T)
-        times.append(time.perf_counter() - start)
-    return 2 * 2048 * args.hidden_size * args.intermediate_size / np.median(times)
+    return 2 * (touched * run + head * items), run, (args.hidden_size, args.intermediate_size)
 
 
 def random_models(folder):
@@ -231,7 +211,7 @@ def random_models(folder):
 def main():
     """Run the benchmarks asked for and merge them into the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("only", nargs="*", choices=["loop", "scorers", "growth", []])
+    parser.add_argument("only", nargs="*", choices=["loop", "scorers", "growth"])
     wanted = parser.parse_args().only or ["loop", "scorers", "growth"]
     with tempfile.TemporaryDirectory() as folder:
         models = random_models(folder)

@@ -86,6 +86,8 @@ def use_fast_blas() -> str:
     """
     if sys.platform != "linux":
         return f"BLAS: the platform's own ({platform.system()})"
+    if next(metadata.distributions(name="mlx-cuda-13"), None):
+        return "BLAS: cuBLAS, MLX's CUDA backend"
     libraries = _carried_libraries()
     if not libraries:
         warnings.warn(f"BLAS: the reference one; {_ADVICE}", RuntimeWarning, stacklevel=2)

@@ -48,10 +48,18 @@ def _exp(x):
     return x
 
 
-def _exp_below_maximum(x):
-    """As `_exp`, after the largest of each row was taken away; MLX's ``max`` is slow as well."""
+def _bias(mask, n, length):
+    """What to add to scores, so that hidden positions get no weight."""
+    if isinstance(mask, str):
+        return np.triu(np.full((n, length), _MASKED, np.float32), length - n + 1)
+    return 0 if mask is None else np.where(np.array(mask), np.float32(0), np.float32(_MASKED))
+
+
+def _exp_below_maximum(x, bias):
+    """As `_exp`, less the largest of each row; MLX's ``max`` and ``where`` are slow as well."""
     mx.eval(x)
     view = np.array(x, copy=False)
+    view += bias
     view -= view.max(axis=-1, keepdims=True)
     np.exp(view, out=view)
     return x
@@ -71,11 +79,7 @@ def _attention(queries, keys, values, cache, scale, mask, sinks=None):
     # Query heads that share a key head are stacked, so that one product serves them.
     stacked = (queries * scale).reshape(batch, groups, -1, width)
     scores = (stacked @ keys.swapaxes(-1, -2)).reshape(batch, heads, n, length)
-    if isinstance(mask, str):
-        mask = mx.arange(length - n, length)[:, None] >= mx.arange(length)[None]
-    if mask is not None:
-        scores = mx.where(mask, scores, _MASKED)
-    weights = _exp_below_maximum(scores)
+    weights = _exp_below_maximum(scores, _bias(mask, n, length))
     total = weights.sum(axis=-1, keepdims=True)
     mixed = weights.reshape(batch, groups, -1, length) @ values
     return mixed.reshape(batch, heads, n, values.shape[-1]) / total

@@ -11,6 +11,7 @@ ORDERS = {
     "all": tuple("".join(order) for order in permutations("012")),
 }
 PARSERS = ("strict", "paper")
+_MARK = "Context: the text goes here"
 
 # A lone letter, perhaps after "Answer:" or an opening bracket, perhaps followed by its answer.
 _STRICT = re.compile(
@@ -79,13 +80,23 @@ def chat_ids(tokenizer, texts):
             f"use an instruction-tuned model or add a chat_template.jinja"
         )
     folded = not _takes_system(tokenizer)
-    rendered = [
-        tokenizer.apply_chat_template(
+    rendered = _render(tokenizer, texts, folded)
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"], folded
+
+
+def _render(tokenizer, texts, folded):
+    """Each text in the chat template, which is run once if it says the same around every text."""
+    def whole(text):
+        return tokenizer.apply_chat_template(
             _messages(text, folded), add_generation_prompt=True, tokenize=False
         )
-        for text in texts
-    ]
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"], folded
+
+    head, mark, tail = whole(_MARK).partition(_MARK)
+    # A template may cut spaces off; beyond that, one that copies two texts copies all.
+    copies = mark and head + texts[0] + tail == whole(texts[0])
+    if copies and all(text == text.strip() for text in texts):
+        return [head + text + tail for text in texts]
+    return [whole(text) for text in texts]
 
 
 def _messages(text, folded):
