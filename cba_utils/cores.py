@@ -23,7 +23,7 @@ def map_pieces(loaded, function, pieces):
     Parameters
     ----------
     loaded : LoadedModel
-        On a GPU its pieces run one after the other: it is busy with one.
+        Computed natively, its pieces run one after the other: a GPU is busy with one.
     function : callable
         Returns NumPy arrays or plain objects; arrays of MLX belong to their stream.
     pieces : list
@@ -39,14 +39,20 @@ def map_pieces(loaded, function, pieces):
     >>> list(map_pieces(load_model("mistral/aligned-s1"), len, ["a", "bc"]))
     [1, 2]
     """
-    if mx.default_device() != mx.Device(mx.cpu):
+    if loaded.compute == "native":
         yield from map(function, pieces)
         return
     # What is still to be computed belongs to this thread's stream: other threads cannot do it.
     mx.eval([array for module in loaded.model.modules() for array in module.values()
              if isinstance(array, mx.array)])
-    with fast_exponentials(loaded):
-        yield from _pool().map(lambda piece: _on_own_stream(function, piece), pieces)
+    # A thread's compiled functions are freed when it ends, which is after Python's own end: they
+    # would abort the process. Products do not gain from compilation.
+    mx.disable_compile()
+    try:
+        with fast_exponentials(loaded):
+            yield from _pool().map(lambda piece: _on_own_stream(function, piece), pieces)
+    finally:
+        mx.enable_compile()
 
 
 @cache

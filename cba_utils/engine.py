@@ -109,7 +109,7 @@ class Engine:
         self._step_bytes = 4 * (4 * args.intermediate_size + 8 * args.hidden_size)
         self._attention_bytes = 4 * args.num_attention_heads
         self._logit_bytes = 4 * args.vocab_size * 4
-        at_once = os.cpu_count() if mx.default_device() == mx.Device(mx.cpu) else 1
+        at_once = os.cpu_count() if loaded.compute == "dense" else 1
         self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / at_once)
 
     def block_size(self, length):
