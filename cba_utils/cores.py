@@ -6,15 +6,14 @@ on how many run beside it.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from functools import cache
-from threading import local
+from queue import SimpleQueue
+from threading import Thread
 
 import mlx.core as mx
 
 from cba_utils.cpu_kernels import fast_exponentials
-
-_own = local()
 
 
 def map_pieces(loaded, function, pieces):
@@ -45,25 +44,38 @@ def map_pieces(loaded, function, pieces):
     # What is still to be computed belongs to this thread's stream: other threads cannot do it.
     mx.eval([array for module in loaded.model.modules() for array in module.values()
              if isinstance(array, mx.array)])
-    # A thread's compiled functions are freed when it ends, which is after Python's own end: they
-    # would abort the process. Products do not gain from compilation.
-    mx.disable_compile()
-    try:
-        with fast_exponentials(loaded):
-            yield from _pool().map(lambda piece: _on_own_stream(function, piece), pieces)
-    finally:
-        mx.enable_compile()
+    futures = [Future() for _ in pieces]
+    with fast_exponentials(loaded):
+        for future, piece in zip(futures, pieces, strict=True):
+            _workers().put((future, function, piece))
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
 
 @cache
-def _pool():
+def _workers():
+    """The queue that the workers of this process take their pieces from."""
+    tasks = SimpleQueue()
     # A job among several of a workflow is told its share of the cores by OMP_NUM_THREADS.
-    return ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
+    for _ in range(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())):
+        # Daemons, which never end: what MLX keeps for a thread is freed when it ends, and would abort
+        # the process if Python itself had ended by then.
+        Thread(target=_work, args=(tasks,), daemon=True).start()
+    return tasks
 
 
-def _on_own_stream(function, piece):
-    # Streams are never freed: one a thread, for good.
-    if not hasattr(_own, "stream"):
-        _own.stream = mx.new_stream(mx.cpu)
-    with mx.stream(_own.stream):
-        return function(piece)
+def _work(tasks):
+    with mx.stream(mx.new_stream(mx.cpu)):
+        while True:
+            future, function, piece = tasks.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(piece))
+                except BaseException as error:  # noqa: BLE001 (the caller gets it)
+                    future.set_exception(error)
+            del future, function, piece

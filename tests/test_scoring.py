@@ -1,4 +1,4 @@
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import mlx.core as mx
 import mlx_lm
@@ -94,11 +94,22 @@ def test_answers_do_not_depend_on_company(mistral, order, megabytes):
 
 def test_answers_do_not_depend_on_the_number_of_cores(mistral, monkeypatch):
     found = []
-    for workers in (1, 3):
-        with ThreadPoolExecutor(workers) as pool:
-            monkeypatch.setattr(cores, "_pool", lambda: pool)
-            found.append(score_letters(_remembered(mistral), MANY, orders="cyclic"))
+    for number in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        monkeypatch.setattr(cores, "_workers", cache(cores._workers.__wrapped__))
+        found.append(score_letters(_remembered(mistral), MANY, orders="cyclic"))
     pd.testing.assert_frame_equal(*found, check_exact=True)
+
+
+def test_an_error_in_one_piece_reaches_the_caller_and_leaves_nothing_running(mistral):
+    def fail(piece):
+        if piece == 1:
+            raise ValueError("piece 1")
+        return piece
+
+    with pytest.raises(ValueError, match="piece 1"):
+        list(cores.map_pieces(_remembered(mistral), fail, range(9)))
+    assert list(cores.map_pieces(_remembered(mistral), abs, [-1, -2])) == [1, 2]
 
 
 _LOADED = {}
