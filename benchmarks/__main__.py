@@ -102,11 +102,12 @@ def job(contender, model, precision, items, prompts=None, **more):
 
     loaded = load_model(model, precision, compute="native")
     bank = load_items("bundled", condition="both")
-    chosen = bank.iloc[np.sort(np.random.default_rng(0).permutation(len(bank))[: prompts or items])]
-    ids, _ = chat_ids(loaded.hf_tokenizer, [user_text(r) for r in chosen.to_dict("records")])
+    chosen = bank.iloc[: prompts or items]
+    texts = [user_text(row) for row in chosen.to_dict("records")]
+    ids, _ = chat_ids(loaded.hf_tokenizer, texts)
     return {
         "contender": contender, "model": str(model), "precision": precision, "items": items,
-        "folder": str(loaded.path), "prompts": ids, "letters": loaded.letters,
+        "folder": str(loaded.path), "prompts": ids, "texts": texts, "letters": loaded.letters,
         "orders": "original", "samples": True, "threads": os.cpu_count(), "batch": 64, **more,
     }
 
@@ -131,11 +132,11 @@ def against_scorers(models):
     """Prompts a second for letter probabilities, against one at a time and batched PyTorch."""
     rows = []
     for size, model in models.items():
-        prompts = {"1M": 1024, "10M": 512, "100M": 128}[size]
+        prompts = {"1M": 2400, "10M": 512, "100M": 64}[size]
         # One prompt at a time is the same work a prompt however many there are.
         jobs = {
             "ours": job("ours", model, "bf16", prompts, samples=False),
-            "one_by_one": job("one_by_one", model, "bf16", prompts, 128 if size == "1M" else 16),
+            "one_by_one": job("one_by_one", model, "bf16", prompts, 128 if size == "1M" else 8),
             "torch_batched": job("torch_batched", model, "bf16", prompts),
         }
         found = compare(jobs)
@@ -155,7 +156,7 @@ def growth(models):
     rows.append(found.assign(benchmark="orders", precision="bf16", size="1M",
                              answers=[480, 6 * 480]))
     for size, model in models.items():
-        items = {"1M": 2048, "10M": 1024, "100M": 128}[size]
+        items = {"1M": 2048, "10M": 512, "100M": 64}[size]
         work, run, widths = _operations(model, items)
         found = compare({
             "ours": job("ours", model, "bf16", items, 8, samples=False),

@@ -13,7 +13,7 @@ from threading import Thread
 
 import mlx.core as mx
 
-from cba_utils.cpu_kernels import fast_exponentials
+from cba_utils.cpu_kernels import dense_kernels
 
 
 def map_pieces(loaded, function, pieces):
@@ -22,7 +22,7 @@ def map_pieces(loaded, function, pieces):
     Parameters
     ----------
     loaded : LoadedModel
-        Computed natively, its pieces run one after the other: a GPU is busy with one.
+        One that `settle` was called with. Computed natively, its pieces run one after the other: a GPU is busy with one.
     function : callable
         Returns NumPy arrays or plain objects; arrays of MLX belong to their stream.
     pieces : list
@@ -41,11 +41,8 @@ def map_pieces(loaded, function, pieces):
     if loaded.compute == "native":
         yield from map(function, pieces)
         return
-    # What is still to be computed belongs to this thread's stream: other threads cannot do it.
-    mx.eval([array for module in loaded.model.modules() for array in module.values()
-             if isinstance(array, mx.array)])
     futures = [Future() for _ in pieces]
-    with fast_exponentials(loaded):
+    with dense_kernels(loaded):
         for future, piece in zip(futures, pieces, strict=True):
             _workers().put((future, function, piece))
         try:
@@ -55,6 +52,12 @@ def map_pieces(loaded, function, pieces):
             for future in futures:
                 future.cancel()
             wait(futures)
+
+
+def settle(loaded):
+    """Compute what of a model is still to be computed: other threads could not do it."""
+    mx.eval([array for module in loaded.model.modules() for array in module.values()
+             if isinstance(array, mx.array)])
 
 
 @cache

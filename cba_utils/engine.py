@@ -13,8 +13,10 @@ import mlx.core as mx
 import numpy as np
 import psutil
 
+from cba_utils.cpu_kernels import read_only
+
 # A shared beginning shorter than this costs more as a step of its own than it saves.
-SHORTEST_SHARED = 20
+SHORTEST_SHARED = 12
 # Share of the memory that all blocks at work may use, and bounds for tokens in one forward pass:
 # below the first the matrix products are too thin, above the second nothing gets faster.
 MEMORY_SHARE = 0.25
@@ -29,6 +31,7 @@ class _PrefixCache:
     def __init__(self, keys, values, lengths):
         self._keys, self._values = keys, values
         self.added = None
+        self.last_layer = False
         equal = len(lengths) == 0 or (lengths == lengths[0]).all()
         # Rotary positions start where the row's own prefix ends.
         self.offset = int(lengths[0]) if equal and len(lengths) else mx.array(lengths)
@@ -225,7 +228,9 @@ class Engine:
         else:
             gathered = [(None, None)] * self.layers
         caches = [_PrefixCache(k, v, before) for k, v in gathered]
-        hidden = self.loaded.model.model(mx.array(ids), cache=caches)
+        caches[-1].last_layer = True
+        with read_only(lengths - 1):
+            hidden = self.loaded.model.model(mx.array(ids), cache=caches)
         last = hidden[mx.arange(len(segments)), mx.array(lengths - 1)]
         real = np.flatnonzero((np.arange(width)[None, :] < lengths[:, None]).ravel())
         return last, caches, mx.array(real)

@@ -9,7 +9,7 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
-from cba_utils.cores import map_pieces
+from cba_utils.cores import map_pieces, settle
 from cba_utils.items import PROJECT
 
 HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
@@ -54,6 +54,7 @@ def perplexity(loaded, texts, sequence_length=512):
             f"{loaded.name}, {loaded.context_length}"
         )
     ids = _sequences(loaded, texts, sequence_length)
+    settle(loaded)
     rows = max(1, _TOKENS_PER_PASS // sequence_length)
     batches, nll = [ids[start : start + rows] for start in range(0, len(ids), rows)], []
     with tqdm(total=len(ids), unit="sequence", desc=f"{loaded.name} {loaded.precision} perplexity",

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cba_utils.cores import map_pieces
+from cba_utils.cores import map_pieces, settle
 from cba_utils.engine import Engine
 from cba_utils.prompts import LETTERS, ORDERS, chat_ids, parse_response, user_text
 
@@ -137,13 +137,21 @@ def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory
         raise ValueError(f"temperature: {temperature!r} must be above 0")
     engine = Engine(loaded, memory)
     uniforms = seed_uniforms(draws["seeds"], draws["max_tokens"]) if draws else None
+    settle(loaded)
     total = len(items) * len(ORDERS[orders])
     with tqdm(total=total, unit="prompt", desc=f"{loaded.name} {loaded.precision}",
               file=sys.stderr, mininterval=2) as progress:
         parts = [items.iloc[start : start + ITEMS_AT_ONCE]
                  for start in range(0, len(items), ITEMS_AT_ONCE)]
-        for part, keys, ids in _made_ahead(lambda part: _prompts(part, orders, loaded, draws), parts):
-            letters, responses = _run_block(engine, ids, keys, temperature, draws, uniforms, progress)
+        prompts = _made_ahead(lambda part: _prompts(part, orders, loaded, draws), parts)
+
+        def score(block):
+            part, keys, ids = block
+            return part, keys, *_run_block(engine, ids, keys, temperature, draws, uniforms, progress)
+
+        # MLX's own kernels run in the thread that loaded the model.
+        ahead = _made_ahead if loaded.compute == "dense" else map
+        for part, keys, letters, responses in ahead(score, prompts):
             answers = _answers_frame(part, keys, letters)
             yield answers, _samples_frame(part, responses, draws) if draws else None
 
