@@ -212,8 +212,9 @@ def random_models(folder):
 def main():
     """Run the benchmarks asked for and merge them into the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("only", nargs="*", choices=["loop", "scorers", "growth"])
-    wanted = parser.parse_args().only or ["loop", "scorers", "growth"]
+    names = ["loop", "scorers", "growth"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    wanted = parser.parse_args().only
     with tempfile.TemporaryDirectory() as folder:
         models = random_models(folder)
         parts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -345,3 +346,32 @@ def transition_chart(table):
         axes.set_title("Items that became biased, % of those unbiased at BF16")
         figure.legend(loc="outside upper left", ncols=4)
         return figure
+
+
+def rates(found, by="precision"):
+    """Answers a second of every contender on a logarithmic scale, ours marked.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From `cba_utils.speed.ratios`.
+    by : str
+        Column that tells the groups apart.
+    """
+    groups = list(dict.fromkeys(found[by]))
+    ours = found.drop_duplicates(by).assign(contender="this project", per_second=lambda d: d["ours"])
+    both = pd.concat([ours, found], ignore_index=True)
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        looks = _look(list(dict.fromkeys(both["contender"])))
+        for name, look in looks.items():
+            rows = both[both["contender"] == name]
+            axes.plot(rows[by].map(groups.index), rows["per_second"], label=name, markersize=6,
+                      **{**look, "linestyle": "none"})
+        axes.set_yscale("log")
+        axes.set_title("Answers a second (log scale)")
+        axes.set_xticks(range(len(groups)), [str(g).upper() for g in groups])
+        axes.set_xlim(-0.5, len(groups) - 0.5)
+        figure.legend(loc="outside lower center", ncols=1)
+    return figure

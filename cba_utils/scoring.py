@@ -195,7 +195,8 @@ def _run_block(engine, ids, keys, temperature, draws, uniforms, progress):
     responses = [None] * len(ids)
     # Neighbours share the most, so chunks are cut from the sorted prompts.
     order = sorted(range(len(ids)), key=lambda i: ids[i])
-    size = engine.block_size(max(map(len, ids)))
+    # A few prompts are blocks for several cores too, cut alike whatever the number of cores.
+    size = min(engine.block_size(max(map(len, ids))), max(32, -(-len(ids) // 4)))
 
     def run(chunk):
         hidden, state = engine.start([ids[i] for i in chunk])

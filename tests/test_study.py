@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from cba_utils.run import execute
-from cba_utils.study import cells, estimate, read_study
+from cba_utils.study import cells, estimate, narrow, parse_items, read_study
 from conftest import ROOT
 
 CONFIGS = sorted((ROOT / "config").glob("*.yml"))
@@ -76,3 +76,23 @@ def test_a_failing_notebook_says_why_and_leaves_no_half_result(tmp_path, engine)
             engine=engine,
         )
     assert [p.name for p in tmp_path.glob("*.ipynb")] == ["failed.out.ipynb"]
+
+
+def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
+    study = read_study(ROOT / "config" / "smoke.yml")
+    mine = narrow(study, "mine", ["mistral-s1", "phi3/aligned-s2"], ["bf16", "q2"], 50)
+    assert [cell.folder for cell in cells(mine)] == [
+        "mistral-s1/bf16", "mistral-s1/q2", "phi3-aligned-s2/bf16", "phi3-aligned-s2/q2"]
+    assert {(cell.limit, cell.seeds) for cell in cells(mine)} == {(50, (42, 123, 456, 789, 1024))}
+    assert cells(study)[0].limit != 50, "the study it was made from is left as it was"
+    for change, told in [
+        (dict(models=["mistral/alinged"]), "mistral/aligned"),
+        (dict(precisions=["bf16", "q9"]), "q9"),
+        (dict(precisions=["q4"]), "bf16 is missing"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            narrow(study, "mine", **change)
+    with pytest.raises(ValueError, match="shipped"):
+        narrow(study, "organisms")
+    with pytest.raises(ValueError, match="ITEMS: 'many'"):
+        parse_items("many")
