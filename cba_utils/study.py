@@ -104,7 +104,9 @@ def read_study(path):
     'smoke'
     """
     path = Path(path)
-    text = os.path.expandvars(path.read_text(encoding="utf-8"))
+    # A variable that is empty is as good as none: make exports those that were not given.
+    text = re.sub(r"\$\{?(\w+)\}?", lambda name: os.environ.get(name[1]) or name[0],
+                  path.read_text(encoding="utf-8"))
     try:
         study = yaml.safe_load(text)
     except yaml.YAMLError as error:
