@@ -42,7 +42,7 @@ def compare(one, other):
     Examples
     --------
     >>> table = compare("organisms", "organisms")
-    >>> bool((table["estimate_a"] == table["estimate_b"]).all())
+    >>> table["estimate_a"].equals(table["estimate_b"].rename("estimate_a"))
     True
     """
     joined = _summary(one).merge(_summary(other), on=_KEYS, how="outer", suffixes=("_a", "_b"))

@@ -80,5 +80,5 @@ def test_code_in_a_checkpoint_is_not_run(mistral, tmp_path):
 
 
 def test_a_model_that_is_nowhere_is_named():
-    with pytest.raises(FileNotFoundError, match="'no_such_model' is no folder .* none of the"):
+    with pytest.raises(FileNotFoundError, match=r"'no_such_model' is no folder .* no organism \(nearest"):
         find_checkpoint("no_such_model")
