@@ -365,10 +365,10 @@ def rates(found, by="precision"):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
         looks = _look(list(dict.fromkeys(both["contender"])))
-        for name, look in looks.items():
+        for k, (name, look) in enumerate(looks.items()):
             rows = both[both["contender"] == name]
-            axes.plot(rows[by].map(groups.index), rows["per_second"], label=name, markersize=6,
-                      **{**look, "linestyle": "none"})
+            axes.plot(rows[by].map(groups.index) + 0.1 * (k - len(looks) / 2), rows["per_second"],
+                      label=name, markersize=6, **{**look, "linestyle": "none"})
         axes.set_yscale("log")
         axes.set_title("Answers a second (log scale)")
         axes.set_xticks(range(len(groups)), [str(g).upper() for g in groups])

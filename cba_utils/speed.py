@@ -214,6 +214,9 @@ def speed_words(tables):
            for q in ("bf16", "q4")},
         "dense_lowest": number(loop.loc[CONTENDERS["loop_dense"], "estimate"].min()),
         "orders": number(orders_ratio(results)),
+        **{f"products_{size}": f"{100 * share:.0f} %" for size, share in
+           tables["profile"].query("part == 'weight products'")[["size", "share"]].itertuples(
+               index=False)},
         "aims_sentence": "All that was aimed at was reached." if missed.empty else
         "Not reached: " + "; ".join(missed) + ".",
         "kernel_sentence": (
