@@ -1,13 +1,16 @@
-"""The engine on a GPU: a model of the shape of Mistral-7B with random weights, native kernels.
+"""The engine on a GPU: a model of the shape of Mistral-7B with random weights.
 
-``python -m benchmarks.gpu OUT.csv`` needs MLX with CUDA or Metal and about 30 GB of its memory.
-Answers of random weights mean nothing; speed does not depend on what the weights are.
+``python -m benchmarks.gpu OUT.csv`` needs MLX with CUDA or Metal and about 30 GB of its memory. Rows
+that OUT.csv holds already are kept. Answers of random weights mean nothing; speed does not depend on
+what the weights are.
 """
 
 import json
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 from benchmarks.tokens import count_tokens  # isort: skip  (settles the BLAS before MLX)
 
@@ -20,7 +23,7 @@ from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 
 from cba_utils.items import load_items
-from cba_utils.models import LoadedModel, find_checkpoint, parse_precision
+from cba_utils.models import LoadedModel, _dense, find_checkpoint, parse_precision
 from cba_utils.prompts import chat_ids, user_text
 from cba_utils.scoring import PAPER_SEEDS, stream
 
@@ -32,9 +35,14 @@ SHAPE = dict(
 ITEMS, LOOP_ITEMS, ROUNDS = 512, 2, 5
 # A slow kernel gets fewer rounds, so that the other precisions get their turn.
 MOST_SECONDS = 30
+# Each case runs in a process of its own, which is ended after this time. MLX's CUDA backend compiles
+# its quantized kernels when they are first needed, half a minute each.
+LIMIT = 240
+CASES = [("bf16", "native"), ("q8", "dense"), ("q4", "dense"), ("q3", "dense"),
+         ("q4", "native"), ("q8", "native"), ("q3", "native")]
 
 
-def random_model(precision):
+def random_model(precision, compute):
     """A loaded model with random weights at a precision."""
     path = find_checkpoint("mistral/aligned-s1")
     tokenizer = mlx_lm.tokenizer_utils.load(path)
@@ -45,17 +53,20 @@ def random_model(precision):
     if quantization:
         nn.quantize(network, **quantization)
         mx.eval(network.parameters())
-    return LoadedModel("random-7b", precision, network, tokenizer, "native", path, path, 32768)
+    if compute == "dense":
+        network = _dense(network, mx.bfloat16)
+    return LoadedModel("random-7b", precision, network, tokenizer, compute, path, path, 32768)
 
 
-def matmul_rate():
-    """Operations a second of a large bf16 product on this device."""
-    a, b = (mx.random.normal((8192, 8192)).astype(mx.bfloat16) for _ in range(2))
-    mx.eval(a @ b)
+def product_rate(layer, rows):
+    """Operations a second of a layer's product with a number of rows."""
+    x = mx.random.normal((rows, SHAPE["hidden_size"])).astype(mx.bfloat16)
+    mx.eval(layer(x))
     start = time.perf_counter()
     for _ in range(10):
-        mx.eval(a @ b)
-    return 10 * 2 * 8192**3 / (time.perf_counter() - start)
+        mx.eval(layer(x))
+    seconds = (time.perf_counter() - start) / 10
+    return 2 * rows * SHAPE["hidden_size"] * SHAPE["intermediate_size"] / seconds
 
 
 def median_seconds(work):
@@ -69,12 +80,40 @@ def median_seconds(work):
     return statistics.median(seconds), len(seconds)
 
 
-def measure(precision, items, rate):
-    """Speed of the engine and of the published loop at one precision."""
-    loaded = random_model(precision)
+def measure(precision, compute):
+    """Yield what is known of a case, as soon as it is known."""
+    items = load_items("bundled", condition="both").head(ITEMS)
+    reference = nn.Linear(SHAPE["hidden_size"], SHAPE["intermediate_size"], bias=False)
+    reference.update(tree_map(lambda v: v.astype(mx.bfloat16), reference.parameters()))
+    rate = product_rate(reference, 4096)
+    yield {
+        "device": mx.device_info().get("device_name", str(mx.default_device())),
+        "mlx": mx.__version__,
+        "matmul_teraflops": rate / 1e12,
+    }
+    loaded = random_model(precision, compute)
+    wide = product_rate(loaded.model.layers[0].mlp.up_proj, 4096)
+    yield {"product_teraflops": wide / 1e12}
+    tokens, run = count_tokens(loaded, items)
+    seconds, rounds = median_seconds(lambda: list(stream(loaded, items, "original", 0.3)))
+    weights = 7.25e9 - 2 * 32768 * 4096
+    yield {
+        "items": len(items),
+        "rounds": rounds,
+        "prompt_tokens_per_second": tokens / seconds,
+        "prompts_per_second": len(items) / seconds,
+        "utilization": 2 * weights * run / seconds / rate,
+        "peak_gigabytes": mx.get_peak_memory() / 1e9,
+    }
     draws = dict(seeds=PAPER_SEEDS, temperature=0.3, max_tokens=5, parser="strict")
-    letters, rounds = median_seconds(lambda: list(stream(loaded, items, "original", 0.3)))
-    samples, _ = median_seconds(lambda: list(stream(loaded, items, "original", 0.3, draws)))
+    seconds, _ = median_seconds(lambda: list(stream(loaded, items, "original", 0.3, draws)))
+    yield {"answers_per_second": 5 * len(items) / seconds}
+    if compute == "native":
+        yield {"loop_answers_per_second": 5 * LOOP_ITEMS / median_seconds(_loop(loaded, items))[0]}
+
+
+def _loop(loaded, items):
+    """The published way of asking: one prompt, one seed, one answer at a time."""
     ids, _ = chat_ids(loaded.hf_tokenizer,
                       [user_text(item) for item in items.head(LOOP_ITEMS).to_dict("records")])
     sampler = make_sampler(temp=0.3)
@@ -86,41 +125,40 @@ def measure(precision, items, rate):
                 mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=5,
                                 sampler=sampler)
 
-    seconds, _ = median_seconds(loop)
-    tokens, run = count_tokens(loaded, items)
-    weights = 7.25e9 - 2 * 32768 * 4096
-    return {
-        "precision": precision,
-        "items": len(items),
-        "rounds": rounds,
-        "prompt_tokens_per_second": tokens / letters,
-        "prompts_per_second": len(items) / letters,
-        "answers_per_second": 5 * len(items) / samples,
-        "loop_answers_per_second": 5 * LOOP_ITEMS / seconds,
-        "utilization": 2 * weights * run / letters / rate,
-        "peak_gigabytes": mx.get_peak_memory() / 1e9,
-        "failure": "",
-    }
+    return loop
 
 
-def main():
-    """Measure every precision; a failure is a row, not an end."""
-    items = load_items("bundled", condition="both").head(ITEMS)
-    rate = matmul_rate()
-    rows = []
-    for precision in ("bf16", "q8", "q4", "q3"):
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        try:
-            rows.append(measure(precision, items, rate))
-        except (RuntimeError, ValueError) as error:
-            rows.append({"precision": precision, "failure": f"{type(error).__name__}: {error}"})
-        print(json.dumps(rows[-1]), flush=True)
-        pd.DataFrame(rows).assign(
-            device=mx.device_info().get("device_name", str(mx.default_device())),
-            mlx=mx.__version__, matmul_teraflops=rate / 1e12,
-        ).to_csv(sys.argv[1], index=False, float_format="%.6g")
+def run_case(precision, compute):
+    """A row of the table; a case that fails or takes too long is a row too."""
+    row = {"precision": precision, "compute": compute, "failure": ""}
+    command = [sys.executable, "-m", "benchmarks.gpu", precision, compute]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LIMIT)
+        output = done.stdout
+        if done.returncode:
+            row["failure"] = done.stderr.decode().strip().splitlines()[-1]
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+        row["failure"] = f"stopped after {LIMIT} seconds"
+    for line in output.decode().splitlines():
+        row |= json.loads(line)
+    return row
+
+
+def main(arguments):
+    """Measure every case, or in a process of its own one of them."""
+    if len(arguments) == 2:
+        for known in measure(*arguments):
+            print(json.dumps(known), flush=True)
+        return
+    path = Path(arguments[0])
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    for case in CASES:
+        if case not in [(row["precision"], row["compute"]) for row in rows]:
+            rows.append(run_case(*case))
+            print(rows[-1], file=sys.stderr, flush=True)
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,7 +1,8 @@
-"""``python -m benchmarks.kernels``: what dense products change against MLX's own kernels.
+"""``python -m benchmarks.kernels OUT.csv``: what dense products change against MLX's own kernels.
 
-The same quantized weights score the default study's items both ways on the CPU; the difference is
-in the rounding of activations alone. Nothing is timed, so other work may run beside it.
+The same quantized weights score the default study's items both ways; the difference is in the
+rounding of activations alone. Nothing is timed, so other work may run beside it. Rows that OUT.csv
+holds already are kept.
 """
 
 import sys
@@ -15,9 +16,11 @@ from cba_utils.prompts import LETTERS
 from cba_utils.records import select_items
 from cba_utils.study import PROJECT, cells, read_study
 
+import mlx.core as mx  # isort: skip  (cba_utils settles the BLAS first)
+
 MODELS = ("mistral/aligned-s1",)
 PRECISIONS = ("bf16", "q8", "q4", "q3", "q2")
-RESULTS = Path(__file__).with_name("kernels.csv")
+DEVICE = str(mx.device_info().get("device_name", mx.default_device()))
 
 
 def difference(model, precision, items):
@@ -29,7 +32,7 @@ def difference(model, precision, items):
     apart = np.abs(ours - theirs)
     likely = np.exp(theirs) >= 0.01
     return {
-        "model": model, "precision": precision, "items": len(items),
+        "device": DEVICE, "model": model, "precision": precision, "items": len(items),
         "largest": apart.max(), "mean": apart.mean(),
         "largest_likely": apart[likely].max(),
         "largest_probability": np.abs(np.exp(ours) - np.exp(theirs)).max(),
@@ -37,19 +40,20 @@ def difference(model, precision, items):
     }
 
 
-def main():
-    """Measure every model and precision; rows that are there already are kept."""
+def main(path):
+    """Measure every model and precision on this device."""
     study = read_study(PROJECT / "config" / "organisms.yml")
     items = select_items(cells(study)[0].parameters())
-    rows = pd.read_csv(RESULTS).to_dict("records") if RESULTS.exists() else []
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     for model in MODELS:
         for precision in PRECISIONS:
-            if any((r["model"], r["precision"]) == (model, precision) for r in rows):
+            if any((r["device"], r["model"], r["precision"]) == (DEVICE, model, precision)
+                   for r in rows):
                 continue
             rows.append(difference(model, precision, items))
             print(rows[-1], file=sys.stderr, flush=True)
-            pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4g")
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -22,7 +22,8 @@ def map_pieces(loaded, function, pieces):
     Parameters
     ----------
     loaded : LoadedModel
-        One that `settle` was called with. Computed natively, its pieces run one after the other: a GPU is busy with one.
+        One that `settle` was called with. On a GPU, which is busy with one, and natively, pieces run
+        one after the other.
     function : callable
         Returns NumPy arrays or plain objects; arrays of MLX belong to their stream.
     pieces : list
@@ -38,7 +39,7 @@ def map_pieces(loaded, function, pieces):
     >>> list(map_pieces(load_model("mistral/aligned-s1"), len, ["a", "bc"]))
     [1, 2]
     """
-    if loaded.compute == "native":
+    if not loaded.in_fp32:
         yield from map(function, pieces)
         return
     futures = [Future() for _ in pieces]

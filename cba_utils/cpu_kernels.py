@@ -25,19 +25,19 @@ _read = ContextVar("read", default=None)
 
 @contextmanager
 def dense_kernels(loaded):
-    """Let a densely computed model use these functions while the block runs.
+    """Let a model that computes in fp32 use these functions while the block runs.
 
     mlx-lm's model modules (llama, qwen2, phi3 and most others) call both by name.
 
     Parameters
     ----------
     loaded : LoadedModel
-        One with ``compute == "native"`` is left as it is.
+        One that does not compute in fp32 is left as it is.
     """
     module = sys.modules[type(loaded.model).__module__]
     ours = {"swiglu": _swiglu, "scaled_dot_product_attention": _attention}
     theirs = {name: getattr(module, name) for name in ours if hasattr(module, name)}
-    if loaded.compute != "dense":
+    if not loaded.in_fp32:
         theirs = {}
     for name in theirs:
         setattr(module, name, ours[name])

@@ -46,7 +46,8 @@ def _backend(mx):
     device = mx.default_device()
     if device == mx.Device(mx.cpu):
         return f"MLX {mx.__version__} on the CPU, dense fp32 products"
-    return f"MLX {mx.__version__} on {mx.device_info().get('device_name', device)}, native kernels"
+    products = "dense bf16 products" if mx.cuda.is_available() else "native kernels"
+    return f"MLX {mx.__version__} on {mx.device_info().get('device_name', device)}, {products}"
 
 
 def _browser():

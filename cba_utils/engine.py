@@ -106,13 +106,13 @@ class Engine:
         args = loaded.model.args
         heads = args.num_key_value_heads or args.num_attention_heads
         head_width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
-        itemsize = 4 if loaded.compute == "dense" else 2
+        itemsize = 4 if loaded.in_fp32 else 2
         self.layers = args.num_hidden_layers
         self._pool_bytes = 2 * self.layers * heads * head_width * itemsize
         self._step_bytes = 4 * (4 * args.intermediate_size + 8 * args.hidden_size)
         self._attention_bytes = 4 * args.num_attention_heads
         self._logit_bytes = 4 * args.vocab_size * 4
-        at_once = os.cpu_count() if loaded.compute == "dense" else 1
+        at_once = os.cpu_count() if loaded.in_fp32 else 1
         self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / at_once)
 
     def block_size(self, length):

@@ -150,7 +150,7 @@ def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory
             return part, keys, *_run_block(engine, ids, keys, temperature, draws, uniforms, progress)
 
         # MLX's own kernels run in the thread that loaded the model.
-        ahead = _made_ahead if loaded.compute == "dense" else map
+        ahead = _made_ahead if loaded.in_fp32 else map
         for part, keys, letters, responses in ahead(score, prompts):
             answers = _answers_frame(part, keys, letters)
             yield answers, _samples_frame(part, responses, draws) if draws else None
