@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.intervals import ESTIMATE_COLUMNS, Measure, estimates, ratio, t_interval
-from cba_utils.tables import COUNTS, ROLES, item_table, pair_with, role_probabilities, study_columns
+from cba_utils.tables import COUNTS, ROLES, item_table, pair_with, study_columns
 
 DRAWS = 5
 RATES = {
@@ -142,7 +142,7 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
     """Transition rates that fresh seeds alone would give, beside expected and observed ones.
 
     Computed from the exact probabilities of the original option order at the study's temperature,
-    those that the five draws came from. With p_i the probability of a stereotyped draw at the
+    those that the five draws came from; ``answers`` may also hold these probabilities by role. With p_i the probability of a stereotyped draw at the
     reference and q_i at the precision,
 
     - ``<rate>_placebo``: both sets of draws at the reference, for ``became_biased``
@@ -154,7 +154,7 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
     Note that the paper's seeds are the same noise at every precision, so its own BF16 re-run
     changes nothing and its observed rate may lie below the placebo.
     """
-    table = item_table(role_probabilities(answers, "study", "original"))
+    table = item_table(answers, "study", "original")
     paired, keys = _within(pair_with(table, reference), by, "ambig")
     weights = {}
     for name, role in CHANGED.items():

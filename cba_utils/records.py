@@ -59,8 +59,8 @@ def evaluate(parameters, folder):
     folder = Path(folder)
     items = select_items(parameters)
     loaded = load_model(parameters["model"], parameters["precision"])
-    identity = _identity(parameters, items, loaded)
-    known = _read_json(folder / "provenance.json")
+    identity = cell_identity(parameters, items, loaded)
+    known = read_json(folder / "provenance.json")
     if known and known["identity"] == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     (folder / "provenance.json").unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def _run(parameters, loaded, items, parts, identity):
     from cba_utils.perplexity import load_texts, perplexity
     from cba_utils.scoring import ITEMS_AT_ONCE, stream
 
-    if _read_json(parts / "identity.json") != identity:
+    if read_json(parts / "identity.json") != identity:
         shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(identity), parts / "identity.json")
@@ -130,7 +130,7 @@ def _run(parameters, loaded, items, parts, identity):
         )
         # Sequences beyond those asked for are not run: tokens of a long text are cut first.
         write_table(
-            perplexity(loaded, _first_tokens(texts, loaded, parameters), length),
+            perplexity(loaded, first_tokens(texts, loaded, parameters), length),
             parts / "perplexity.parquet",
         )
     tables = {
@@ -143,7 +143,20 @@ def _run(parameters, loaded, items, parts, identity):
     return {**tables, "perplexity": pd.read_parquet(parts / "perplexity.parquet")}
 
 
-def _first_tokens(texts, loaded, parameters):
+def first_tokens(texts, loaded, parameters):
+    """As many tokens as the sequences asked for need, as one text.
+
+    Parameters
+    ----------
+    texts : list of str or list of list of int
+    loaded : LoadedModel
+    parameters : dict
+        ``sequences`` and ``sequence_length``.
+
+    Returns
+    -------
+    list of list of int
+    """
     needed, ids = parameters["sequences"] * parameters["sequence_length"], []
     for text in texts:
         ids += loaded.hf_tokenizer.encode(text) if isinstance(text, str) else list(text)
@@ -171,8 +184,19 @@ def _check_complete(tables, items, parameters):
             raise ValueError(f"{name}: item {min(strangers)!r} was not asked for")
 
 
-def _identity(parameters, items, loaded):
-    """All that decides a cell's answers."""
+def cell_identity(parameters, items, loaded):
+    """All that decides a cell's answers, as hashes and names.
+
+    Parameters
+    ----------
+    parameters : dict
+    items : DataFrame
+    loaded : LoadedModel
+
+    Returns
+    -------
+    dict
+    """
     from cba_utils.models import tokenizer_hash, weights_hash
 
     template = loaded.hf_tokenizer.chat_template or ""
@@ -247,7 +271,13 @@ def _git(*arguments):
     return done.stdout.strip()
 
 
-def _read_json(path):
+def read_json(path):
+    """Content of a JSON file, None where there is none.
+
+    Parameters
+    ----------
+    path : Path
+    """
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -317,7 +347,7 @@ def collect(study, results=RESULTS):
     frames, provenance = {name: [] for name in TABLES}, []
     for cell in cells(study):
         folder = base / cell.folder
-        known = _read_json(folder / "provenance.json")
+        known = read_json(folder / "provenance.json")
         if known is None:
             raise FileNotFoundError(f"{folder}: the cell is not finished; run the study again")
         labels = {"model": cell.name, "family": cell.family, "replicate": cell.replicate,
@@ -357,7 +387,7 @@ def write_study(base, about, items, tables, provenance):
     target = base / "tables"
     write_table(items, target / "items.parquet")
     for name, table in tables.items():
-        write_table(_compact(table), target / f"{name}.parquet")
+        write_table(compact(table), target / f"{name}.parquet")
     write_text(
         json.dumps({"study": about, "cells": provenance}, indent=1) + "\n",
         target / "provenance.json",
@@ -365,8 +395,14 @@ def write_study(base, about, items, tables, provenance):
     return target
 
 
-def _compact(frame):
-    """Texts that repeat become categories: the tables are committed and should stay small."""
+def compact(frame):
+    """Texts that repeat become categories: the tables are committed and should stay small.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Is changed.
+    """
     for column in frame.columns:
         if pd.api.types.is_string_dtype(frame[column]) or frame[column].dtype == object:
             frame[column] = frame[column].astype("category")
@@ -404,7 +440,7 @@ def load_study(study, results=RESULTS):
     # A name goes first: "organisms" is also a folder of the project.
     named = Path(results) / str(study) / "tables"
     folder = named if named.is_dir() else Path(study) / "tables"
-    known = _read_json(folder / "provenance.json")
+    known = read_json(folder / "provenance.json")
     if known is None:
         raise FileNotFoundError(f"{folder}: no results; run 'make book STUDY={study}' first")
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("items", *TABLES)}

@@ -25,9 +25,19 @@ from papermill.exceptions import PapermillExecutionError
 from cba_utils.items import PROJECT
 from cba_utils.raw import import_raw, imported_study
 from cba_utils.records import collect, write_text
-from cba_utils.study import RESULTS, SHIPPED, book_folder, cells, duration, parse_items, read_study
+from cba_utils.study import (
+    RESULTS,
+    SHIPPED,
+    book_folder,
+    cells,
+    duration,
+    parse_items,
+    read_study,
+    rounding_parameters,
+)
 
 RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
+ROUNDING_NOTEBOOK = PROJECT / "notebooks" / "12_rounding.ipynb"
 EXAMPLE = Path("notebooks", "11_one_cell.ipynb")  # the executed one that the book shows
 _HOUR = 3600
 
@@ -140,7 +150,7 @@ def _without_run_traces(notebook):
 
 
 def run_model(study, name):
-    """Execute the run notebook for every cell of one model.
+    """Execute the run notebook for every cell of one model, and take its rounding apart.
 
     Parameters
     ----------
@@ -162,6 +172,16 @@ def run_model(study, name):
             RUN_NOTEBOOK,
             folder / RUN_NOTEBOOK.name,
             {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
+            engine="in-process",
+        )
+    parameters = rounding_parameters(mine)
+    if parameters:
+        print(f"{name}: all cells done, taking the rounding apart", file=sys.stderr)
+        folder = RESULTS / study["name"] / name
+        execute(
+            ROUNDING_NOTEBOOK,
+            folder / ROUNDING_NOTEBOOK.name,
+            {**parameters, "output": str(folder.relative_to(PROJECT))},
             engine="in-process",
         )
 
@@ -284,6 +304,10 @@ def main(arguments=None):
         elif options.step == "model":
             run_model(study, options.name)
         elif options.step == "collect":
+            # Here, because only this step needs it and it takes seconds to import.
+            from cba_utils.rounding import collect_rounding
+
+            collect_rounding(study)
             collect(study)
         elif options.step == "report":
             run_report(study, options.notebook)

@@ -43,7 +43,8 @@ class Cell:
     """One model at one precision on one item set: one execution of the run notebook.
 
     Attributes mirror the parameters of ``notebooks/10_evaluate.ipynb``; ``family``, ``replicate``
-    and ``depth`` only label the cell in the study's tables.
+    and ``depth`` only label the cell in the study's tables, and ``base`` names the model before
+    alignment, which the rounding notebook compares with.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Cell:
     family: str
     replicate: int
     depth: str
+    base: str | None
 
     @property
     def folder(self):
@@ -73,7 +75,7 @@ class Cell:
 
     def parameters(self):
         """Parameters of the run notebook, as plain YAML values."""
-        labels = ("name", "family", "replicate", "depth")
+        labels = ("name", "family", "replicate", "depth", "base")
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -181,10 +183,38 @@ def cells(study):
             family=model["family"],
             replicate=model.get("replicate", 1),
             depth=model.get("depth", "full"),
+            base=model.get("base"),
         )
         for model in study["models"]
         for precision in _precisions(study, model)
     ]
+
+
+def rounding_parameters(mine):
+    """Parameters of the rounding notebook for one model.
+
+    Parameters
+    ----------
+    mine : list of Cell
+        The cells of one model.
+
+    Returns
+    -------
+    dict or None
+        None if the model names no base, or is not quantized.
+
+    Examples
+    --------
+    >>> study = read_study(PROJECT / "config" / "smoke.yml")
+    >>> rounding_parameters(cells(study))["precisions"]
+    ['q3']
+    """
+    precisions = [cell.precision for cell in mine if cell.precision != "bf16"]
+    if not (mine[0].base and precisions):
+        return None
+    unused = ("precision", "orders", "seeds", "max_tokens", "parser")
+    known = {k: v for k, v in mine[0].parameters().items() if k not in unused}
+    return {**known, "base": mine[0].base, "precisions": precisions}
 
 
 def narrow(study, name, models=None, precisions=None, items=None):
