@@ -453,10 +453,13 @@ def percent(value, digits=1):
     --------
     >>> percent(0.0312)
     '3.1\xa0%'
-    >>> percent(-0.2)
-    '−20.0\xa0%'
+    >>> percent(-0.2), percent(-0.0001)
+    ('−20.0\xa0%', '0.0\xa0%')
     """
-    return f"{100 * value:.{digits}f}\u00a0%".replace("-", "−")
+    text = f"{100 * value:.{digits}f}"
+    # what rounds to zero has no sign
+    text = text if float(text) else text.removeprefix("-")
+    return f"{text}\u00a0%".replace("-", "−")
 
 
 def interval(row, digits=1):
