@@ -23,7 +23,8 @@ from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 
 from cba_utils.items import load_items
-from cba_utils.models import LoadedModel, _dense, find_checkpoint, parse_precision
+from cba_utils.models import LoadedModel, _dense, find_checkpoint
+from cba_utils.precisions import parse_precision
 from cba_utils.prompts import chat_ids, user_text
 from cba_utils.scoring import PAPER_SEEDS, stream
 

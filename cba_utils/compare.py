@@ -7,8 +7,8 @@ import pandas as pd
 
 from cba_utils.dose_response import perplexity_change
 from cba_utils.metrics import bias_scores, role_rates, transitions
+from cba_utils.precisions import most_bits_first
 from cba_utils.report import open_study
-from cba_utils.study import PRECISIONS
 
 MEASURES = ("srs", "usr", "became_biased", "lost_bias", "accuracy", "perplexity_change")
 _KEYS = ["family", "measure", "precision"]
@@ -46,7 +46,7 @@ def compare(one, other):
     True
     """
     joined = _summary(one).merge(_summary(other), on=_KEYS, how="outer", suffixes=("_a", "_b"))
-    order = {name: n for n, name in enumerate((*MEASURES, *PRECISIONS))}
+    order = {name: n for n, name in enumerate((*MEASURES, *most_bits_first(joined["precision"])))}
     joined = joined.sort_values(_KEYS, key=lambda column: column.map(lambda x: order.get(x, x)))
     apart = (joined["low_a"] > joined["high_b"]) | (joined["low_b"] > joined["high_a"])
     known = joined[["low_a", "low_b", "high_a", "high_b"]].notna().all(axis=1)

@@ -17,9 +17,8 @@ from scipy.special import entr
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from cba_utils.intervals import Measure, estimates, jackknife, ratio
+from cba_utils.precisions import most_bits_first, nominal_bits
 from cba_utils.tables import LETTERS, item_columns, item_table, role_of_letters, study_columns
-
-BITS = {"bf16": 16, "q8": 8, "q6": 6, "q5": 5, "q4": 4, "q3": 3, "q2": 2}
 
 
 def _counts(frame):
@@ -30,17 +29,14 @@ def _counts(frame):
     # A template whose answers were all unparsed has no rate.
     sums = sums[sums["parsed"] > 0]
     counts = sums.reset_index().assign(other=lambda d: d["parsed"] - d["stereotyped"])
-    unknown = set(counts["precision"]) - set(BITS)
-    if unknown:
-        raise ValueError(f"precisions {sorted(unknown)} have no place among {list(BITS)}")
     for column in set(keys) & {"model", "category"}:
         # A model or category with one outcome only says nothing about precision, and its own
         # coefficient would be infinite.
         sums = counts.groupby(column)[["stereotyped", "other"]].transform("sum")
         counts = counts[(sums > 0).all(axis=1)].copy()
-    counts["bits"] = counts["precision"].map(BITS)
-    ranks = sorted(set(counts["precision"]), key=list(BITS).index)
-    counts["step"] = counts["precision"].map({name: k for k, name in enumerate(ranks)})
+    counts["bits"] = counts["precision"].map(nominal_bits)
+    ranks = {name: k for k, name in enumerate(most_bits_first(counts["precision"]))}
+    counts["step"] = counts["precision"].map(ranks)
     return counts
 
 
@@ -66,7 +62,7 @@ def _undefined(terms, n):
 def _with_events(counts):
     """Precisions at which some answer was stereotyped, from most to fewest bits."""
     events = counts.groupby("precision")["stereotyped"].sum()
-    return sorted(events.index[events > 0], key=list(BITS).index)
+    return most_bits_first(events.index[events > 0])
 
 
 def _formula(terms, counts):
@@ -115,7 +111,7 @@ def dose_response(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
     if reference not in present:
         raise ValueError(f"no row has the reference precision {reference!r}")
     held, size = _with_events(counts), counts["template_id"].nunique()
-    levels = [q for q in BITS if q in present and q != reference]
+    levels = most_bits_first(present - {reference})
     if reference in held and len(held) > 1:
         factor = f"C(precision, Treatment('{reference}'))"
         table = _clustered(counts[counts["precision"].isin(held)], {"precision": factor})

@@ -20,7 +20,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cba_utils.study import PRECISIONS
+from cba_utils.precisions import most_bits_first
 
 # At least 3:1 against white and against the dark theme's background, and told apart by readers
 # with any common colour vision (Okabe and Ito's set, less its two light colours).
@@ -123,8 +123,7 @@ def _select(estimates, measure):
 
 
 def _precisions(estimates):
-    found = set(estimates["precision"])
-    return [p for p in PRECISIONS if p in found] + sorted(found - set(PRECISIONS))
+    return most_bits_first(estimates["precision"].unique())
 
 
 def _errorbars(axes, rows, places, offset, **look):

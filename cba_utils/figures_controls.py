@@ -20,7 +20,7 @@ from cba_utils.figures import (
     nothing,
     style,
 )
-from cba_utils.study import PRECISIONS
+from cba_utils.precisions import most_bits_first
 
 TITLES = {
     "became_biased_expected_excess": "Became biased minus placebo, % of unbiased items",
@@ -197,8 +197,8 @@ def specification(frame, choices=("draws", "parser", "weights", "counting")):
 
 
 def odds(table, title="Odds against BF16 (log scale)"):
-    """Odds ratios with intervals, one row a term."""
-    rank = {name: k for k, name in enumerate(PRECISIONS)}
+    """Odds ratios with intervals, one row a precision, and one for the trend."""
+    rank = {name: k for k, name in enumerate(most_bits_first(set(table["term"]) - {"trend"}))}
     rows = table.sort_values("term", key=lambda t: t.map(rank).fillna(len(rank)),
                              ascending=False).reset_index(drop=True)
     with style():

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -22,12 +21,10 @@ from mlx_lm.utils import dequantize_model, load_config
 from safetensors import SafetensorError, safe_open
 
 from cba_utils.items import PROJECT
+from cba_utils.precisions import parse_precision
 from cba_utils.prompts import letter_tokens
 
 ORGANISMS = PROJECT / "organisms"
-BITS = (2, 3, 4, 5, 6, 8)
-_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
-_PRECISION = re.compile(r"(?:q(?P<bits>\d)|(?P<mode>mxfp4|mxfp8|nvfp4))(?:-g(?P<group>\d+))?")
 
 
 @dataclass
@@ -98,48 +95,6 @@ class LoadedModel:
         return self.model.model.embed_tokens.as_linear(hidden)
 
 
-def parse_precision(precision):
-    """Quantization parameters of a precision's name.
-
-    Parameters
-    ----------
-    precision : str
-        ``"bf16"``; ``"q8"`` to ``"q2"`` (affine, group 64); ``"q4-g32"`` for another group size;
-        ``"mxfp4-g32"``, ``"mxfp8-g32"`` or ``"nvfp4-g16"``.
-
-    Returns
-    -------
-    dict or None
-        ``bits``, ``group_size`` and ``mode``; ``None`` for bf16.
-
-    Raises
-    ------
-    ValueError
-        If MLX has no such precision.
-
-    Examples
-    --------
-    >>> parse_precision("q3")
-    {'bits': 3, 'group_size': 64, 'mode': 'affine'}
-    >>> parse_precision("bf16") is None
-    True
-    """
-    if precision == "bf16":
-        return None
-    match = _PRECISION.fullmatch(str(precision))
-    if match and match["mode"]:
-        bits, group = _MODES[match["mode"]]
-        if int(match["group"] or group) == group:
-            return {"bits": bits, "group_size": group, "mode": match["mode"]}
-    elif match and int(match["bits"]) in BITS and int(match["group"] or 64) in (32, 64, 128):
-        group = int(match["group"] or 64)
-        return {"bits": int(match["bits"]), "group_size": group, "mode": "affine"}
-    raise ValueError(
-        f"precision: {precision!r} is unknown; use bf16, {', '.join(f'q{b}' for b in BITS[::-1])} "
-        f"(with -g32, -g64 or -g128 for the group size), mxfp4-g32, mxfp8-g32 or nvfp4-g16"
-    )
-
-
 def load_model(model, precision="bf16", compute=None):
     """Load a model at a precision, quantizing it here if it is not quantized yet.
 
@@ -149,7 +104,7 @@ def load_model(model, precision="bf16", compute=None):
         A local folder, a bundled organism (``"mistral/aligned-s1"``) or a hub id. ``{precision}``
         in a hub id or folder is replaced, for models published once a precision.
     precision : str
-        See `parse_precision`.
+        See `cba_utils.precisions.parse_precision`.
     compute : {"dense", "native"}, optional
         By default dense on a CPU, where MLX's bf16 and quantized kernels are slow, and on CUDA, where
         wide quantized products run at a quarter of the dense rate; native on Metal. Dense weights

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cba_utils.dose_response import BITS, perplexity_and_bias, published_logit
+from cba_utils.dose_response import perplexity_and_bias, published_logit
 from cba_utils.metrics import role_flow, transitions
+from cba_utils.precisions import most_bits_first
 from cba_utils.stats import chi_squared, cohens_h
 from cba_utils.tables import ROLES, item_table, pair_with
 
@@ -30,7 +31,7 @@ def _ambiguous(samples):
 
 def _ladder(frame):
     """Sort rows by model and falling precision."""
-    rank = frame["precision"].map({name: k for k, name in enumerate(BITS)})
+    rank = frame["precision"].map({name: k for k, name in enumerate(most_bits_first(frame["precision"]))})
     keys = [c for c in ("model", "category") if c in frame]
     return frame.assign(_rank=rank).sort_values([*keys, "_rank"], kind="stable").drop(
         columns="_rank").reset_index(drop=True)

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.items import COLUMNS, PROJECT, load_items
+from cba_utils.precisions import most_bits_first
 from cba_utils.prompts import LETTERS
 from cba_utils.records import SCHEMA_VERSION, code_version, read_jsonl, write_study
-from cba_utils.study import PRECISIONS, RESULTS
+from cba_utils.study import RESULTS
 
 # Runs of consecutive items a category that stand in for templates; see `template_runs`.
 RUNS = 10
@@ -84,7 +85,7 @@ def import_raw(name, folder, source=None, results=RESULTS):
         "perplexity": _no_rows(_LABELS, ["sequence", "tokens", "nll"]),
     }
     about = {"name": name, "title": "Imported records",
-             "precisions": [p for p in PRECISIONS if p in set(samples["precision"])]}
+             "precisions": most_bits_first(samples["precision"].unique())}
     return write_study(Path(results) / name, about, items[COLUMNS], tables,
                        _provenance(samples, items, paths, source))
 

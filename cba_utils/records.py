@@ -28,7 +28,8 @@ SCHEMA_VERSION = 1
 TABLES = ("answers", "samples", "perplexity")
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "tokenizers", "numpy", "pandas", "pyarrow")
 # The modules that decide an answer: a change in one of them makes a cell stale.
-_DECIDING = ("items", "prompts", "models", "cpu_kernels", "cores", "engine", "scoring", "perplexity")
+_DECIDING = ("items", "prompts", "precisions", "models", "cpu_kernels", "cores", "engine", "scoring",
+             "perplexity")
 _BITS_OF_JSONL = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4, "q3": 3}
 
 

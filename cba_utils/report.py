@@ -18,10 +18,11 @@ from cba_utils.figures import interval, percent
 from cba_utils.intervals import ESTIMATE_COLUMNS
 from cba_utils.items import PROJECT
 from cba_utils.metrics import over_replicates, placebo, role_rates, transitions
+from cba_utils.precisions import most_bits_first
 from cba_utils.prompts import user_text
 from cba_utils.raw import RUNS
 from cba_utils.records import load_study
-from cba_utils.study import PRECISIONS, RESULTS
+from cba_utils.study import RESULTS
 from cba_utils.tables import item_table, study_columns
 
 ABSENT = "not measured in this study"
@@ -74,8 +75,8 @@ class Report:
 
     @property
     def precisions(self):
-        found = set(self.samples["precision"])
-        return [p for p in PRECISIONS if p in found] + sorted(found - set(PRECISIONS))
+        """Precisions of the study, from most to fewest bits."""
+        return most_bits_first(self.samples["precision"].unique())
 
     @property
     def lowest(self):
@@ -797,7 +798,7 @@ def table_html(frame):
         for row in frame.itertuples(index=False)
     ]
     return HTML(
-        '<div class="cba-table" role="region" aria-label="table" tabindex="0">'
+        '<div class="cba-table" role="group" aria-label="table" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -9,6 +9,7 @@ from cba_utils.dose_response import perplexity_change
 from cba_utils.figures import interval, percent
 from cba_utils.intervals import ESTIMATE_COLUMNS
 from cba_utils.metrics import bias_scores, placebo
+from cba_utils.precisions import most_bits_first, parse_precision
 from cba_utils.report import ABSENT, common_words, pick, said
 from cba_utils.report_controls import MARGIN
 from cba_utils.rounding import PARTS, alignment_left, bits_per_weight, read_rounding
@@ -53,7 +54,7 @@ def open_rounding(report):
         "weights": report.summarise(_weights(tables["errors"])),
         "changes": pd.concat([report.pooled(frame) for frame in frames], ignore_index=True),
         "differences": report.pooled(_differences(moves, report.lowest)),
-        "bits": _bits(report, tables["errors"]),
+        "bits": _bits(report, tables),
     }
 
 
@@ -76,11 +77,13 @@ def _differences(moves, lowest):
         [*STUDY, *ESTIMATE_COLUMNS]]
 
 
-def _bits(report, errors):
+def _bits(report, tables):
+    """Bits per weight of everything that was tried: precisions, other groups, parts in BF16."""
+    errors = tables["errors"]
     one = errors[(errors["model"] == errors["model"].iloc[0])
                  & (errors["precision"] == report.lowest)]
-    names = [*report.precisions, *(f"{p}-g32" for p in report.precisions[-2:])]
-    bits = {p: bits_per_weight(one, p) for p in names if not p.startswith(("mx", "nv"))}
+    finer = set(tables["variants"]["precision"]) - {*HOW, *WHERE}
+    bits = {p: bits_per_weight(one, p) for p in most_bits_first([*report.precisions, *finer])}
     kept = {f"{part} in BF16": bits_per_weight(one, report.lowest, (part,)) for part in PARTS}
     return bits | kept
 
@@ -111,8 +114,8 @@ def points(report, found):
     frame, bits = found["changes"], found["bits"]
     frame = frame[(frame["measure"] == BIASED) & frame["precision"].isin(bits)]
     name = frame["precision"]
-    kinds = np.select([name.isin(WHERE), name.str.endswith("-g32")],
-                      ["one part in BF16", "groups of 32"], "groups of 64")
+    kinds = ["one part in BF16" if n in WHERE else f"groups of {parse_precision(n)['group_size']}"
+             for n in name]
     labels = name.str.replace("-g32", ", 32").str.removesuffix(" in BF16")
     labels = labels.where(name.isin(WHERE), labels.str.upper())
     return frame.assign(bits=name.map(bits), kind=kinds, label=labels).sort_values("bits")
@@ -212,10 +215,10 @@ def help_table(report, found):
     for name, bits in sorted(found["bits"].items(), key=lambda pair: pair[1]):
         if name != "bf16":
             table.append({
-                "option": _option(report, name), "bits per weight": f"{bits:.1f}",
-                "became biased, above placebo": said(frame, f"{BIASED}_excess", name),
-                "right on disambiguated": said(frame, "accuracy", name),
-                "perplexity change": said(frame, "perplexity_change", name),
+                "option": _option(report, name), "bits": f"{bits:.1f}",
+                "above placebo": said(frame, f"{BIASED}_excess", name),
+                "right, disambiguated": said(frame, "accuracy", name),
+                "perplexity": said(frame, "perplexity_change", name),
             })
     return pd.DataFrame(table)
 
@@ -251,25 +254,31 @@ def help_words(report, found, ladder, depth_moves):
     if found is None:
         return {**words, "group_sentence": NOT_HERE, "cheapest_sentence": NOT_HERE}
     low, bits, frame = report.lowest, found["bits"], found["changes"]
-    above = report.precisions[-2]
-    group = f"{low}-g32"
     excess = {name: pick(frame, f"{BIASED}_excess", name) for name in bits if name != "bf16"}
     shown = [name for name, row in excess.items() if row["high"] < MARGIN]
     cheapest = min(shown, key=bits.get, default=None)
     return {
         **words,
-        "group_sentence": (
-            f"Groups of 32 weights instead of 64 cost {bits[group] - bits[low]:.1f} bits per weight "
-            f"at {low.upper()} and take the rate from {said(frame, BIASED, low)} to "
-            f"{said(frame, BIASED, group)}; the step to {above.upper()} costs "
-            f"{bits[above] - bits[low]:.1f} and takes it to {said(frame, BIASED, above)}."
-        ),
+        "group_sentence": _group_sentence(report, found),
         "cheapest_sentence": f"No option tried has an excess over the placebo that is shown to lie "
         f"below {percent(MARGIN, 0)}." if cheapest is None else
         f"The cheapest option tried whose excess over the placebo is shown to lie below "
         f"{percent(MARGIN, 0)} is {_option(report, cheapest)}, with {bits[cheapest]:.1f} bits per "
         f"weight ({interval(excess[cheapest])}).",
     }
+
+
+def _group_sentence(report, found):
+    low, above, bits, frame = report.lowest, report.precisions[-2], found["bits"], found["changes"]
+    group = f"{low}-g32"
+    if group not in bits:
+        return f"At {low.upper()} no smaller groups were tried."
+    return (
+        f"Groups of 32 weights instead of 64 cost {bits[group] - bits[low]:.1f} bits per weight "
+        f"at {low.upper()} and take the rate from {said(frame, BIASED, low)} to "
+        f"{said(frame, BIASED, group)}; the step to {above.upper()} costs "
+        f"{bits[above] - bits[low]:.1f} and takes it to {said(frame, BIASED, above)}."
+    )
 
 
 def _depth_help(ladder, moves):

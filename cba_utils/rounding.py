@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from mlx.utils import tree_flatten, tree_unflatten
 
-from cba_utils.models import load_model, parse_precision, weights_hash
+import cba_utils
 from cba_utils.perplexity import load_texts, perplexity
+from cba_utils.precisions import stored_bits
 from cba_utils.records import (
     cell_identity,
     compact,
@@ -50,10 +51,10 @@ def errors(base, aligned, precisions):
     Returns
     -------
     DataFrame
-        One row a tensor and precision: ``precision``, ``tensor``, ``part`` (attention, MLP or embeddings; norms and biases,
-        which are not rounded, with the part they belong to), ``weights`` (count), ``rounded``
-        (whether it was), and the sums of squares ``alignment2`` of A - B, ``error2`` of Q(A) - A,
-        and the product ``along`` of the two.
+        One row a tensor and precision: ``precision``, ``tensor``, ``part`` (attention, MLP or
+        embeddings; norms and biases, which are not rounded, with the part they belong to),
+        ``weights`` (count), ``rounded`` (whether it was), and the sums of squares ``alignment2`` of
+        A - B, ``error2`` of Q(A) - A, and the product ``along`` of the two.
 
     Raises
     ------
@@ -66,13 +67,13 @@ def errors(base, aligned, precisions):
     >>> bool(alignment_left(found[found["precision"] == "q8"])["left"] > 0.99)
     True
     """
-    before, after = (_tensors(load_model(model, compute="dense")) for model in (base, aligned))
+    before, after = (_tensors(_dense(model)) for model in (base, aligned))
     if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
         raise ValueError(f"base: {base!r} and {aligned!r} have different tensors; "
                          f"name the checkpoint that {aligned!r} was aligned from")
     rows = []
     for precision in precisions:
-        for name, rounded in _tensors(load_model(aligned, precision, compute="dense")).items():
+        for name, rounded in _tensors(_dense(aligned, precision)).items():
             alignment, error = after[name] - before[name], rounded - after[name]
             rows.append({
                 "precision": precision, "tensor": name, "part": _part(name), "weights": error.size,
@@ -117,9 +118,7 @@ def bits_per_weight(found, precision, kept=()):
     >>> bits_per_weight(pd.DataFrame({"part": ["MLP"], "weights": [640], "rounded": True}), "q2")
     2.5
     """
-    quantization = parse_precision(precision)
-    low = quantization["bits"] + 32 / quantization["group_size"] if quantization else 16
-    bits = np.where(found["rounded"] & ~found["part"].isin(kept), low, 16)
+    bits = np.where(found["rounded"] & ~found["part"].isin(kept), stored_bits(precision), 16)
     return float((bits * found["weights"]).sum() / found["weights"].sum())
 
 
@@ -143,9 +142,9 @@ def variants(base, aligned, precision, finer):
         part of A; and the precisions of `finer`. Two of them must not be used at the same time:
         they share their memory.
     """
-    before, after = (_tensors(load_model(model, compute="dense")) for model in (base, aligned))
-    loaded = load_model(aligned, precision, compute="dense")
-    rounded, rounded_base = _tensors(loaded), _tensors(load_model(base, precision, compute="dense"))
+    before, after = (_tensors(_dense(model)) for model in (base, aligned))
+    loaded = _dense(aligned, precision)
+    rounded, rounded_base = _tensors(loaded), _tensors(_dense(base, precision))
     shuffle = np.random.default_rng(0)
 
     def shuffled(name):
@@ -169,7 +168,12 @@ def variants(base, aligned, precision, finer):
                                             for name in after]))
         yield kind, replace(loaded, precision=kind)
     for other in finer:
-        yield other, load_model(aligned, other, compute="dense")
+        yield other, _dense(aligned, other)
+
+
+def _dense(model, precision="bf16"):
+    # By the package's name, which imports mlx-lm only now: reports read tables and need none.
+    return cba_utils.load_model(model, precision, compute="dense")
 
 
 def _tensors(loaded):
@@ -201,12 +205,14 @@ def examine(parameters, folder):
         each role for every item, as `cba_utils.tables.role_probabilities` gives it) and
         ``variant_perplexity``, with the variant's name in the column ``precision``.
     """
+    from cba_utils.models import weights_hash
+
     folder = Path(folder)
     items = select_items(parameters)
-    loaded = load_model(parameters["model"], compute="dense")
+    loaded = _dense(parameters["model"])
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     identity = {**cell_identity(parameters, items, loaded), "rounding_sha256": code,
-                "base_sha256": weights_hash(load_model(parameters["base"]).source_path)}
+                "base_sha256": weights_hash(_dense(parameters["base"]).source_path)}
     if read_json(folder / "rounding.json") == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     (folder / "rounding.json").unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from cba_utils.items import PROJECT
+from cba_utils.precisions import parse_precision
 from cba_utils.raw import import_raw, imported_study
 from cba_utils.records import collect, write_text
 from cba_utils.study import (
@@ -202,7 +203,7 @@ def run_cell(model, precision, items=None):
         The executed notebook, which lies beside the cell's records.
     """
     # Here, because it takes seconds that the other steps need not spend.
-    from cba_utils.models import find_checkpoint, parse_precision
+    from cba_utils.models import find_checkpoint
 
     parse_precision(precision)
     find_checkpoint(model.replace("{precision}", precision))

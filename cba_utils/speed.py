@@ -178,29 +178,30 @@ def profile_table(profile):
 def kernel_table(kernels):
     """What dense products change, by device and precision."""
     return pd.DataFrame({
-        "device": kernels["device"], "precision": kernels["precision"],
+        "device": kernels["device"].map(lambda name: "GPU" if "NVIDIA" in name else "CPU"),
+        "precision": kernels["precision"],
         "items": kernels["items"].map("{:,}".format),
-        "mean difference of log p": kernels["mean"].map("{:.3f}".format),
+        "mean |Δ log p|": kernels["mean"].map("{:.3f}".format),
         "largest": kernels["largest"].map("{:.2f}".format),
-        "largest where p is over 1 %": kernels["largest_likely"].map("{:.2f}".format),
-        "largest difference of p": kernels["largest_probability"].map("{:.3f}".format),
-        "answers that change": kernels["changed"],
+        "largest, p > 1 %": kernels["largest_likely"].map("{:.2f}".format),
+        "largest |Δ p|": kernels["largest_probability"].map("{:.3f}".format),
+        "answers changed": kernels["changed"],
     })
 
 
 def gpu_table(gpu):
     """What the GPU reached at each precision with either kind of weights."""
-    shown = {"product_teraflops": "one product, TFLOP/s", "prompts_per_second": "prompts a second",
-             "answers_per_second": "answers a second",
-             "loop_answers_per_second": "the loop's answers a second"}
+    shown = {"product_teraflops": "product, TFLOP/s", "prompts_per_second": "prompts/s",
+             "answers_per_second": "answers/s", "loop_answers_per_second": "loop, answers/s"}
     table = gpu[list(shown)].map(lambda v: "" if np.isnan(v) else number(v)).rename(columns=shown)
-    kinds = gpu["compute"].map({"dense": "dequantized once", "native": "quantized kernels"})
+    kinds = gpu["compute"].map({"dense": "dequantized", "native": "native kernels"})
     table.insert(0, "precision", gpu["precision"])
     table.insert(1, "weights", kinds.mask(gpu["precision"] == "bf16", "as they are"))
     # Each row's process measured a product for itself, on a GPU as warm as it then was.
     use = gpu["utilization"] * gpu["matmul_teraflops"] / gpu["matmul_teraflops"].max()
     table["utilization"] = [f"{100 * u:.0f} %" for u in use]
-    return table.assign(note=gpu["failure"].fillna("")).sort_values(
+    note = gpu["failure"].fillna("").str.replace(" seconds", "\u00a0s")
+    return table.assign(note=note).sort_values(
         ["precision", "weights"], ignore_index=True)
 
 

@@ -19,8 +19,8 @@ import jsonschema
 import yaml
 
 from cba_utils.items import PROJECT
+from cba_utils.precisions import parse_precision, stored_bits
 
-PRECISIONS = ("bf16", "q8", "q6", "q5", "q4", "q3", "q2")
 SCHEMA = Path(__file__).with_name("study_schema.json")
 RESULTS = PROJECT / "results"
 CONFIG = PROJECT / "config"
@@ -131,8 +131,6 @@ def _checked(study, where):
     names = [model["name"] for model in study["models"]]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: two models have the same name; names are folders of results")
-    from cba_utils.models import parse_precision
-
     for model in study["models"]:
         for precision in _precisions(study, model):
             try:
@@ -327,13 +325,11 @@ def estimate(study):
     operations = sum(2 * weights[cell.name] * (110 * prompts[cell] + text_tokens) for cell in grid)
     largest = max(weights.values())
     stored = {(cell.name, cell.precision) for cell in grid}
-    bits = {p: 16 if p == "bf16" else int("".join(c for c in p.split("-")[0] if c.isdigit())) + 0.5
-            for _, p in stored}
     return {
         "cells": len(grid),
         "prompts": sum(prompts.values()),
         "memory": int(largest * bytes_each * 1.25 + 5e8),
-        "disk": int(sum(weights[name] * bits[p] / 8 for name, p in stored)
+        "disk": int(sum(weights[name] * stored_bits(p) / 8 for name, p in stored)
                     + sum(prompts.values()) * 60),
         "seconds": operations / rate + 2 * len(grid),
         "rate": rate,

@@ -5,7 +5,8 @@ import mlx.core as mx
 import pytest
 
 from cba_utils import load_model
-from cba_utils.models import BITS, find_checkpoint, parse_precision
+from cba_utils.models import find_checkpoint
+from cba_utils.precisions import BITS, parse_precision
 from conftest import build_checkpoint
 
 

@@ -143,7 +143,7 @@ def test_published_logit_is_the_fit_to_single_draws(studies):
     samples = studies["mixed"]["samples"]
     draws = samples[(samples["context_condition"] == "ambig") & (samples["role"] != "unparsed")]
     draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int),
-                         bits=draws["precision"].map(dose_response.BITS))
+                         bits=draws["precision"].map({"bf16": 16, "q8": 8, "q6": 6, "q5": 5, "q4": 4, "q3": 3, "q2": 2}))
     direct = smf.logit("hit ~ bits + C(category)", draws).fit(disp=0)
     found = dose_response.published_logit(samples).set_index("term")
     assert found.loc["bits", "estimate"] == pytest.approx(np.exp(direct.params["bits"]))
