@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import psutil
 
-from cba_utils.cpu_kernels import read_only
+from cba_utils.cpu_kernels import MASKED, read_only
 
 # A shared beginning shorter than this costs more as a step of its own than it saves.
 SHORTEST_SHARED = 12
@@ -28,8 +28,8 @@ MOST_PROMPTS = 128
 class _PrefixCache:
     """What an mlx-lm attention layer asks of a cache, for rows with prefixes of any length."""
 
-    def __init__(self, keys, values, lengths):
-        self._keys, self._values = keys, values
+    def __init__(self, keys, values, lengths, additive):
+        self._keys, self._values, self._additive = keys, values, additive
         self.added = None
         self.last_layer = False
         equal = len(lengths) == 0 or (lengths == lengths[0]).all()
@@ -62,7 +62,9 @@ class _PrefixCache:
             ],
             axis=2,
         )
-        return mx.array(mask[:, None])
+        # The kernels for a CPU take what is added to a score, and every layer takes it as it is.
+        shown = np.where(mask, np.float32(0), np.float32(MASKED)) if self._additive else mask
+        return mx.array(shown[:, None])
 
 
 @dataclass
@@ -227,7 +229,7 @@ class Engine:
             gathered = [pool.gather(layer, mx.array(slots)) for layer in range(self.layers)]
         else:
             gathered = [(None, None)] * self.layers
-        caches = [_PrefixCache(k, v, before) for k, v in gathered]
+        caches = [_PrefixCache(k, v, before, self.loaded.in_fp32) for k, v in gathered]
         caches[-1].last_layer = True
         with read_only(lengths - 1):
             hidden = self.loaded.model.model(mx.array(ids), cache=caches)
