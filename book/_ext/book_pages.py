@@ -8,9 +8,10 @@ from sphinx.util.docutils import SphinxDirective
 
 from cba_utils.figures import preview
 from cba_utils.items import PROJECT
+from cba_utils.precisions import most_bits_first
 from cba_utils.published import load_published
 from cba_utils.run import RUN_NOTEBOOK
-from cba_utils.study import PRECISIONS, SHIPPED
+from cba_utils.study import SHIPPED
 
 IMAGE = "_static/preview.png"
 
@@ -58,8 +59,7 @@ class ExecutedNotebooks(SphinxDirective):
         study = study_folder(self.env.app)
         lines = []
         for model in sorted({path.parent.parent for path in study.glob(f"*/*/{RUN_NOTEBOOK.name}")}):
-            found = [path.parent.name for path in model.glob(f"*/{RUN_NOTEBOOK.name}")]
-            found.sort(key=lambda p: (PRECISIONS.index(p) if p in PRECISIONS else 99, p))
+            found = most_bits_first(p.parent.name for p in model.glob(f"*/{RUN_NOTEBOOK.name}"))
             up = Path("..") if study == Path(self.env.srcdir).parent else Path("results", SHIPPED)
             links = (
                 f"{{download}}`{p} </{up / model.name / p / RUN_NOTEBOOK.name}>`" for p in found
