@@ -132,7 +132,7 @@ def against_scorers(models):
     """Prompts a second for letter probabilities, against one at a time and batched PyTorch."""
     rows = []
     for size, model in models.items():
-        prompts = {"1M": 2400, "10M": 512, "100M": 64}[size]
+        prompts = {"1M": 2400, "10M": 512, "100M": 256}[size]
         # One prompt at a time is the same work a prompt however many there are.
         jobs = {
             "ours": job("ours", model, "bf16", prompts, samples=False),
@@ -158,7 +158,7 @@ def growth(models):
     rows.append(found.assign(benchmark="orders", precision="bf16", size="1M",
                              answers=[480, 6 * 480]))
     for size, model in models.items():
-        items = {"1M": 2048, "10M": 512, "100M": 64}[size]
+        items = {"1M": 2048, "10M": 512, "100M": 256}[size]
         work, run, widths = _operations(model, items)
         found = compare({
             "ours": job("ours", model, "bf16", items, 8, samples=False),
@@ -176,11 +176,13 @@ def _operations(model, items):
     from cba_utils import load_items, load_model
 
     loaded = load_model(model)
-    _, run = count_tokens(loaded, load_items("bundled", condition="both").head(items))
+    _, run, read = count_tokens(loaded, load_items("bundled", condition="both").head(items))
     args = loaded.model.args
     head = args.vocab_size * args.hidden_size
     touched = loaded.parameters - head * (1 if args.tie_word_embeddings else 2)
-    return 2 * (touched * run + head * items), run, (args.hidden_size, args.intermediate_size)
+    spared = 3 * args.hidden_size * args.intermediate_size * (run - read)
+    work = 2 * (touched * run - spared + head * items)
+    return work, run, (args.hidden_size, args.intermediate_size)
 
 
 def random_models(folder):

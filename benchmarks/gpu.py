@@ -95,7 +95,7 @@ def measure(precision, compute):
     loaded = random_model(precision, compute)
     wide = product_rate(loaded.model.layers[0].mlp.up_proj, 4096)
     yield {"product_teraflops": wide / 1e12}
-    tokens, run = count_tokens(loaded, items)
+    tokens, run, _ = count_tokens(loaded, items)
     seconds, rounds = median_seconds(lambda: list(stream(loaded, items, "original", 0.3)))
     weights = 7.25e9 - 2 * 32768 * 4096
     yield {

@@ -47,13 +47,14 @@ def parts_of_a_layer(model):
     products = [*((getattr(attention, f"{n}_proj"), x) for n in "qkvo"),
                 (mlp.gate_proj, x), (mlp.up_proj, x), (mlp.down_proj, inner)]
     bias = cpu_kernels._bias("causal", LENGTH, LENGTH)
+    rotate = cpu_kernels.rotary(attention.rope)
     found = {
         "weight products": sum(milliseconds(lambda f=f, a=a: mx.eval(f(a))) for f, a in products),
         "scores and mixing": milliseconds(lambda: mx.eval(q @ q.swapaxes(-1, -2)))
         + milliseconds(lambda: mx.eval(scores @ q)),
         "softmax": milliseconds(lambda: cpu_kernels._exp_below_maximum(scores + 0, bias)),
         "SwiGLU": milliseconds(lambda: mx.eval(cpu_kernels._swiglu(inner, inner))),
-        "rotary positions": 2 * milliseconds(lambda: mx.eval(attention.rope(q))),
+        "rotary positions": 2 * milliseconds(lambda: mx.eval(rotate(q))),
         "norms and sums": 2 * milliseconds(lambda: mx.eval(layer.input_layernorm(x)))
         + 2 * milliseconds(lambda: mx.eval(x + x)),
     }

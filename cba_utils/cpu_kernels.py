@@ -139,7 +139,10 @@ def _bias(mask, n, length):
     """What to add to scores, so that hidden positions get no weight."""
     if isinstance(mask, str):
         return np.triu(np.full((n, length), MASKED, np.float32), length - n + 1)
-    return np.float32(0) if mask is None else np.array(mask, copy=False)
+    if mask is None:
+        return np.float32(0)
+    mask = np.array(mask, copy=False)
+    return np.where(mask, np.float32(0), np.float32(MASKED)) if mask.dtype == bool else mask
 
 
 def _exp_below_maximum(x, bias):
@@ -166,7 +169,8 @@ def _attention(queries, keys, values, cache, scale, mask, sinks=None):
     bias, read = _bias(mask, n, length), _read.get()
     if getattr(cache, "last_layer", False) and read is not None and n > 1:
         rows = np.arange(batch)
-        bias = (bias[read] if bias.ndim == 2 else bias[rows, 0, read])[:, None, None]
+        each = np.broadcast_to(bias, (batch, 1, n, length))
+        bias = each[rows, 0, read][:, None, None]
         queries = queries[mx.array(rows), :, mx.array(read)][:, :, None]
         return _spread(_mix(queries, keys, values, scale, bias), n)
     return _mix(queries, keys, values, scale, bias)

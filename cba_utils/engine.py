@@ -23,6 +23,10 @@ MEMORY_SHARE = 0.25
 FEWEST_TOKENS, MOST_TOKENS = 256, 1024
 # Prompts of a block: enough to share beginnings, few enough for every core to have a block.
 MOST_PROMPTS = 128
+# A position beyond any prompt's.
+_NOWHERE = 2**40
+# Architectures whose attention in mlx-lm cannot give each row a mask of its own.
+_ONE_MASK_FOR_ALL = ("gemma2",)
 
 
 class _PrefixCache:
@@ -48,20 +52,15 @@ class _PrefixCache:
 
     def make_mask(self, n, return_array=False, window_size=None):
         longest = 0 if self._keys is None else self._keys.shape[2]
-        if window_size is not None and longest + n > window_size:
-            raise ValueError(f"prompt: longer than the model's sliding window of {window_size}")
-        if self._padded is None and not return_array:
+        windowed = window_size is not None and longest + n > window_size
+        if self._padded is None and not windowed and not return_array:
             return "causal" if n > 1 else None
-        lengths = np.full(self._keys.shape[0], longest) if self._padded is None else self._padded
-        prefix = np.arange(longest)[None, :] < lengths[:, None]
-        own = np.tril(np.ones((n, n), bool))
-        mask = np.concatenate(
-            [
-                np.broadcast_to(prefix[:, None, :], (len(lengths), n, longest)),
-                np.broadcast_to(own, (len(lengths), n, n)),
-            ],
-            axis=2,
-        )
+        lengths = np.atleast_1d(longest if self._padded is None else self._padded)[:, None]
+        before, own = np.arange(longest), np.arange(n)
+        # What only fills up a shorter prefix stands where nothing looks.
+        keys = np.concatenate([np.where(before < lengths, before, _NOWHERE), lengths + own], axis=1)
+        keys, queries = keys[:, None], (lengths + own)[:, :, None]
+        mask = (keys <= queries) & (queries < keys + (window_size or _NOWHERE))
         # The kernels for a CPU take what is added to a score, and every layer takes it as it is.
         shown = np.where(mask, np.float32(0), np.float32(MASKED)) if self._additive else mask
         return mx.array(shown[:, None])
@@ -106,6 +105,15 @@ class Engine:
     def __init__(self, loaded, memory=None):
         self.loaded = loaded
         args = loaded.model.args
+        needed = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size",
+                  "intermediate_size", "vocab_size")
+        known = hasattr(loaded.model, "model") and all(hasattr(args, name) for name in needed)
+        if not known or args.model_type in _ONE_MASK_FOR_ALL:
+            raise ValueError(
+                f"model: {loaded.name!r} has the architecture {args.model_type!r}, which cannot be asked "
+                f"here; use one with layers under 'model' and plain attention, such as llama, mistral, "
+                f"qwen2, phi3 or gemma3_text"
+            )
         heads = args.num_key_value_heads or args.num_attention_heads
         head_width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
         itemsize = 4 if loaded.in_fp32 else 2

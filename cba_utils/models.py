@@ -1,5 +1,6 @@
 """From a model's name and a precision to weights in memory."""
 
+import copy
 import hashlib
 import json
 import os
@@ -25,6 +26,19 @@ from cba_utils.precisions import parse_precision
 from cba_utils.prompts import letter_tokens
 
 ORGANISMS = PROJECT / "organisms"
+
+
+class _HandOn:
+    """A model's layers, but calling it returns the hidden states that it is given."""
+
+    def __init__(self, layers):
+        self._layers = layers
+
+    def __call__(self, hidden, *_, **__):
+        return hidden
+
+    def __getattr__(self, name):
+        return getattr(self._layers, name)
 
 
 @dataclass
@@ -79,20 +93,16 @@ class LoadedModel:
         """Number of weights, quantized ones counted one by one."""
         return mlx_lm.utils.get_total_parameters(self.model)
 
-    def project(self, hidden):
-        """Logits of hidden states.
+    @cached_property
+    def project(self):
+        """Function from hidden states, shape (n, width), to logits, shape (n, vocabulary).
 
-        Parameters
-        ----------
-        hidden : mx.array, shape (n, width)
-
-        Returns
-        -------
-        mx.array, shape (n, vocabulary), float32 unless computed natively
+        It is the model itself on layers that hand on what they get: some architectures scale or cap
+        their logits.
         """
-        if "lm_head" in self.model:
-            return self.model.lm_head(hidden)
-        return self.model.model.embed_tokens.as_linear(hidden)
+        head = copy.copy(self.model)
+        head.model = _HandOn(self.model.model)
+        return head
 
 
 def load_model(model, precision="bf16", compute=None):

@@ -124,10 +124,42 @@ def _hub_conversations(source, tokenizer, tokens, seed):
     return found
 
 
-def _sequences(loaded, texts, length):
+def token_ids(texts, loaded, at_most=None):
+    """Texts as one run of tokens, one after the other behind a space.
+
+    No special tokens come between: whether a tokenizer adds them differs from family to family, and
+    a beginning of text inside a sequence is not what a model can foresee.
+
+    Parameters
+    ----------
+    texts : list of str or list of list of int
+    loaded : LoadedModel
+    at_most : int, optional
+        Later texts are left out.
+
+    Returns
+    -------
+    list of int
+
+    Examples
+    --------
+    >>> from cba_utils import load_model
+    >>> loaded = load_model("mistral/aligned-s1")
+    >>> loaded.hf_tokenizer.decode(token_ids(["one", "two"], loaded))
+    'one two'
+    """
     ids = []
     for text in texts:
-        ids += loaded.hf_tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if isinstance(text, str):
+            text = loaded.hf_tokenizer.encode(f" {text}" if ids else text, add_special_tokens=False)
+        ids += text
+        if at_most is not None and len(ids) >= at_most:
+            return ids[:at_most]
+    return ids
+
+
+def _sequences(loaded, texts, length):
+    ids = token_ids(texts, loaded)
     count = len(ids) // length
     if count == 0:
         raise ValueError(

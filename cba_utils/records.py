@@ -109,7 +109,7 @@ def select_items(parameters):
 
 def _run(parameters, loaded, items, parts, identity):
     """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
-    from cba_utils.perplexity import load_texts, perplexity
+    from cba_utils.perplexity import load_texts, perplexity, token_ids
     from cba_utils.scoring import ITEMS_AT_ONCE, stream
 
     if read_json(parts / "identity.json") != identity:
@@ -126,14 +126,11 @@ def _run(parameters, loaded, items, parts, identity):
         write_table(samples, parts / f"samples-{block}.parquet")
     if not (parts / "perplexity.parquet").exists():
         length = parameters["sequence_length"]
-        texts = load_texts(
-            parameters["text"], loaded, parameters["sequences"] * length, parameters["text_seed"]
-        )
+        needed = parameters["sequences"] * length
+        texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
         # Sequences beyond those asked for are not run: tokens of a long text are cut first.
-        write_table(
-            perplexity(loaded, first_tokens(texts, loaded, parameters), length),
-            parts / "perplexity.parquet",
-        )
+        ids = token_ids(texts, loaded, needed)
+        write_table(perplexity(loaded, [ids], length), parts / "perplexity.parquet")
     tables = {
         name: pd.concat(
             [pd.read_parquet(parts / f"{name}-{block}.parquet") for block in blocks],
@@ -142,28 +139,6 @@ def _run(parameters, loaded, items, parts, identity):
         for name in TABLES[:2]
     }
     return {**tables, "perplexity": pd.read_parquet(parts / "perplexity.parquet")}
-
-
-def first_tokens(texts, loaded, parameters):
-    """As many tokens as the sequences asked for need, as one text.
-
-    Parameters
-    ----------
-    texts : list of str or list of list of int
-    loaded : LoadedModel
-    parameters : dict
-        ``sequences`` and ``sequence_length``.
-
-    Returns
-    -------
-    list of list of int
-    """
-    needed, ids = parameters["sequences"] * parameters["sequence_length"], []
-    for text in texts:
-        ids += loaded.hf_tokenizer.encode(text) if isinstance(text, str) else list(text)
-        if len(ids) >= needed:
-            break
-    return [ids[:needed]]
 
 
 def _check_complete(tables, items, parameters):

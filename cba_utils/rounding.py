@@ -18,12 +18,11 @@ import pandas as pd
 from mlx.utils import tree_flatten, tree_unflatten
 
 import cba_utils
-from cba_utils.perplexity import load_texts, perplexity
+from cba_utils.perplexity import load_texts, perplexity, token_ids
 from cba_utils.precisions import stored_bits
 from cba_utils.records import (
     cell_identity,
     compact,
-    first_tokens,
     read_json,
     select_items,
     write_table,
@@ -221,14 +220,14 @@ def examine(parameters, folder):
     found = errors(base, aligned, precisions)
     finer = [f"{p}-g32" for p in precisions[-2:][::-1] if "-g" not in p and p.startswith("q")]
     length, answers, nll = parameters["sequence_length"], [], []
-    texts = load_texts(parameters["text"], loaded, parameters["sequences"] * length,
-                       parameters["text_seed"])
-    ids = first_tokens(texts, loaded, parameters)
+    needed = parameters["sequences"] * length
+    texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
+    ids = token_ids(texts, loaded, needed)
     for name, variant in variants(base, aligned, lowest, finer):
         scored = score_letters(variant, items, temperature=parameters["temperature"])
         roles = role_probabilities(scored, "study").round(_DECIMALS)
         answers.append(roles.assign(precision=name))
-        nll.append(perplexity(variant, ids, length).assign(precision=name))
+        nll.append(perplexity(variant, [ids], length).assign(precision=name))
     tables = dict(zip(TABLES, (found, *map(pd.concat, (answers, nll))), strict=True))
     for name, table in tables.items():
         write_table(table.reset_index(drop=True), folder / f"{name}.parquet")

@@ -12,7 +12,7 @@ def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
     loaded = load_model(checkpoint, "q4")
     texts = load_texts("bundled", loaded, 0)[:6]
     found = perplexity(loaded, texts, sequence_length=64)
-    ids = sum((loaded.hf_tokenizer.encode(text) for text in texts), [])
+    ids = loaded.hf_tokenizer.encode(" ".join(texts), add_special_tokens=False)
     for row in found.itertuples():
         sequence = mx.array([ids[64 * row.sequence : 64 * (row.sequence + 1)]])
         losses = nn.losses.cross_entropy(loaded.model(sequence[:, :-1]), sequence[:, 1:])
