@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,13 @@ COLUMNS = [
 CONDITIONS = ("ambig", "disambig", "both")
 ANSWERS = ("ans0", "ans1", "ans2")
 _TEXTS = ("context", "question", *ANSWERS)
+# BBQ's files, and how many questions those hold that the published study asked: twice the
+# ambiguous ones in published.csv. A file that was cut shows.
+_RELEASED = {
+    "Age": 3680, "Gender_identity": 5672, "Race_ethnicity": 6880, "Religion": 1200, "SES": 6864,
+    **dict.fromkeys(("Disability_status", "Nationality", "Physical_appearance", "Race_x_SES",
+                     "Race_x_gender", "Sexual_orientation")),
+}
 _GENDER = {"man": "m", "boy": "m", "male": "m", "woman": "f", "girl": "f", "female": "f"}
 
 
@@ -161,36 +169,54 @@ def _read_rows(source):
 def _rows_of_folder(folder):
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            first = _parse(file.readline(), f"{path}:1")
         # A folder may hold other JSONL (predictions): a file of items is named after its category.
-        if first.get("category") == path.stem:
+        first = next((_parse(text, f"{path}:1") for _, text in lines(path)), {})
+        if path.stem in _RELEASED or first.get("category") == path.stem:
             rows += _rows_of_file(path)
     if not rows:
         raise FileNotFoundError(f"{folder}: no file <Category>.jsonl with items of that category")
     return rows
 
 
-def _rows_of_file(path):
-    opener = gzip.open if path.suffix == ".gz" else open
-    rows, expected = [], {}
-    with opener(path, "rt", encoding="utf-8") as file:
+def lines(path):
+    """Lines of a text file with their numbers, from 1.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and the line that is not UTF-8.
+    """
+    opener = gzip.open if Path(path).suffix == ".gz" else open
+    with opener(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            raw = _parse(line, where)
-            row = _checked(raw, where)
-            if path.suffix != ".gz" and row["category"] != path.stem:
-                raise ValueError(f"{where}: category {row['category']!r} in a file of {path.stem}")
-            due = expected.get(row["category"], 0)
-            if raw["example_id"] != due:
-                raise ValueError(
-                    f"{where}: example_id is {raw['example_id']}, {due} was due: lines are "
-                    f"missing, repeated or out of order; restore the file as released"
-                )
-            expected[row["category"]] = due + 1
-            rows.append(row)
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line; "
+                                 f"restore the file as released") from None
+
+
+def _rows_of_file(path):
+    rows, expected = [], {}
+    for number, line in lines(path):
+        where = f"{path}:{number}"
+        raw = _parse(line, where)
+        row = _checked(raw, where)
+        if path.suffix != ".gz" and row["category"] != path.stem:
+            raise ValueError(f"{where}: category {row['category']!r} in a file of {path.stem}")
+        due = expected.get(row["category"], 0)
+        if raw["example_id"] != due:
+            raise ValueError(
+                f"{where}: example_id is {raw['example_id']}, {due} was due: lines are "
+                f"missing, repeated or out of order; restore the file as released"
+            )
+        expected[row["category"]] = due + 1
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path}: the file is empty")
+    if len(rows) != (_RELEASED.get(path.stem) or len(rows)):
+        raise ValueError(f"{path}: {len(rows)} lines, and BBQ's release has {_RELEASED[path.stem]} "
+                         f"of {path.stem}; restore the file as released")
     return rows
 
 
@@ -247,8 +273,11 @@ def _checked(raw, where):
     for field in _TEXTS:
         if not isinstance(raw[field], str) or not raw[field].strip():
             raise ValueError(f"{where}: {field!r} must be a text that is not empty")
+    if not str(raw["question_index"]).isdecimal():
+        raise ValueError(f"{where}: question_index is {raw['question_index']!r}, not a number")
     info = raw["answer_info"]
-    if set(info) != set(ANSWERS) or any(len(info[answer]) != 2 for answer in ANSWERS):
+    if not isinstance(info, dict) or set(info) != set(ANSWERS) or any(
+            np.shape(info[answer]) != (2,) for answer in ANSWERS):
         raise ValueError(f"{where}: answer_info must give [text, group] for each of ans0 to ans2")
     if sum(info[answer][1] == "unknown" for answer in ANSWERS) != 1:
         raise ValueError(f"{where}: exactly one answer of answer_info must have group 'unknown'")

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cba_utils.items import PROJECT, load_items
+from cba_utils.items import PROJECT, lines, load_items
 from cba_utils.prompts import LETTERS, ORDERS
 from cba_utils.study import RESULTS, cells
 
@@ -118,12 +118,14 @@ def _run(parameters, loaded, items, parts, identity):
     write_text(json.dumps(identity), parts / "identity.json")
     draws = {key: parameters[key] for key in ("seeds", "temperature", "max_tokens", "parser")}
     blocks = range(0, len(items), ITEMS_AT_ONCE)
-    done = [all((parts / f"{n}-{b}.parquet").exists() for n in TABLES[:2]) for b in blocks]
-    first = blocks[done.index(False)] if False in done else len(items)
-    work = stream(loaded, items.iloc[first:], parameters["orders"], parameters["temperature"], draws)
-    for block, (answers, samples) in zip(blocks[first // ITEMS_AT_ONCE :], work, strict=True):
-        write_table(answers, parts / f"answers-{block}.parquet")
-        write_table(samples, parts / f"samples-{block}.parquet")
+    todo = [block for block in blocks
+            if not all((parts / f"{name}-{block}.parquet").exists() for name in TABLES[:2])]
+    if todo:
+        left = items.iloc[todo[0]:]
+        work = stream(loaded, left, parameters["orders"], parameters["temperature"], draws)
+        for block, (answers, samples) in zip(blocks[blocks.index(todo[0]):], work, strict=True):
+            write_table(answers, parts / f"answers-{block}.parquet")
+            write_table(samples, parts / f"samples-{block}.parquet")
     if not (parts / "perplexity.parquet").exists():
         length = parameters["sequence_length"]
         needed = parameters["sequences"] * length
@@ -473,6 +475,11 @@ def write_jsonl(samples, items, path):
     _atomically(path, lambda scratch: rows.to_json(scratch, orient="records", lines=True))
 
 
+# What a parsed answer may be, and the index it stands for; 3 is none.
+_ANSWERS_OF_JSONL = {0: 0, 1: 1, 2: 2, None: 3}
+_ANSWERS_OF_JSONL |= {x: k for k, letter in enumerate(LETTERS) for x in (letter, letter.lower())}
+
+
 def _is_index(value):
     return value is None or (type(value) is int and -1 <= value <= 2)
 
@@ -488,8 +495,8 @@ _JSONL_FIELDS = {
     "category": ("a text", lambda v: isinstance(v, str) and v.strip()),
     "seed": ("a whole number", lambda v: type(v) is int),
     "raw_response": ("a text", lambda v: isinstance(v, str)),
-    "parsed_answer": ("a letter, an index from 0 to 2, or null",
-                      lambda v: v is None or isinstance(v, str) or type(v) is int),
+    "parsed_answer": ("A, B or C, an index from 0 to 2, or null", lambda v: type(v) in (
+        type(None), str, int) and v in _ANSWERS_OF_JSONL),
     "stereotype_target_index": ("an index from 0 to 2, or -1 where undefined", _is_index),
     "anti_stereotype_target_index": ("an index from 0 to 2, or -1 where undefined", _is_index),
     "unknown_index": ("an index from 0 to 2", lambda v: type(v) is int and 0 <= v <= 2),
@@ -534,9 +541,8 @@ def read_jsonl(paths):
     known, frames = {}, []
     for number, path in enumerate(paths):
         rows = []
-        with Path(path).open(encoding="utf-8") as file:
-            for line, text in enumerate(file, 1):
-                rows.append((*_record(text, f"{path}:{line}", known), number, line))
+        for line, text in lines(path):
+            rows.append((*_record(text, f"{path}:{line}", known), number, line))
         frames.append(pd.DataFrame(rows, columns=["model", "quant", "item_id", "seed",
                                                   "raw_response", "answer", "file", "line"]))
     rows = pd.concat(frames, ignore_index=True)
@@ -569,9 +575,6 @@ def read_jsonl(paths):
     return samples, items
 
 
-_ANSWERS_OF_JSONL = {**{letter: k for k, letter in enumerate(LETTERS)}, 0: 0, 1: 1, 2: 2}
-
-
 def _record(text, where, known):
     """The values of one line that are kept; ``known`` collects what is said about each item."""
     try:
@@ -599,7 +602,7 @@ def _record(text, where, known):
         raise ValueError(f"{where}: item {item!r} has category and indices {said}, and "
                          f"{known[item][:4]} at {known[item][4]}; an item is the same everywhere")
     return (sys.intern(record["model"]), record["quant"], item, record["seed"],
-            sys.intern(record["raw_response"]), _ANSWERS_OF_JSONL.get(record["parsed_answer"], 3))
+            sys.intern(record["raw_response"]), _ANSWERS_OF_JSONL[record["parsed_answer"]])
 
 
 def _check_grid(rows, paths):

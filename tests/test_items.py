@@ -142,11 +142,26 @@ def test_hub_data_set_brings_its_own_targets(tmp_path, monkeypatch):
         (({**ROW, "label": 7},), r"Test\.jsonl:1: label is 7"),
         (({k: v for k, v in ROW.items() if k != "question"},), r"'question' is missing"),
         (({**ROW, "question_polarity": "bad"},), r"question_polarity is 'bad'"),
+        (({**ROW, "question_index": "x"},), r"Test\.jsonl:1: question_index is 'x', not a number"),
+        (({**ROW, "answer_info": {**ROW["answer_info"], "ans0": 3}},), r"Test\.jsonl:1: answer_info"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         load_items(write(tmp_path, *rows))
+
+
+def test_a_broken_file_of_the_release_is_named(tmp_path):
+    path = tmp_path / "Religion.jsonl"
+    path.write_text(json.dumps({**ROW, "category": "Religion"}) + "\n")
+    with pytest.raises(ValueError, match=r"Religion\.jsonl: 1 lines, and BBQ's release has 1200"):
+        load_items(tmp_path)
+    path.write_text(json.dumps({**ROW, "category": "Religon"}) + "\n")
+    with pytest.raises(ValueError, match=r"Religion\.jsonl:1: category 'Religon' in a file of Religion"):
+        load_items(tmp_path)
+    path.write_bytes(b'{"category": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"Religion\.jsonl:1: not UTF-8 at byte 17"):
+        load_items(tmp_path)
 
 
 def test_bad_choices_are_named(tmp_path):

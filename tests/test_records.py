@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cba_utils import load_items, records
+from cba_utils import load_items, records, scoring
 from conftest import ROOT
 
 PARAMETERS = dict(
@@ -53,6 +53,32 @@ def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
     assert "samples-0.parquet" not in seen and first
     for name in FILES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "ITEMS_AT_ONCE", 8)  # three blocks, the last one short
+    parameters, write, written = small(parameters), records._atomically, []
+
+    def stop_at(number):
+        def counted(path, function):
+            written.append(path.name)
+            if len(written) == number:
+                raise KeyboardInterrupt
+            write(path, function)
+        written.clear()
+        monkeypatch.setattr(records, "_atomically", counted)
+
+    stop_at(None)
+    records.evaluate(parameters, tmp_path / "whole")
+    for number in range(1, len(written) + 1):
+        stopped = tmp_path / str(number)
+        stop_at(number)
+        with pytest.raises(KeyboardInterrupt):
+            records.evaluate(parameters, stopped)
+        stop_at(None)
+        records.evaluate(parameters, stopped)
+        for name in FILES:
+            assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_cell_is_reused_only_if_all_that_decides_it_is_the_same(parameters, tmp_path):
