@@ -28,6 +28,9 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
 
 CHANGED := $(if $(RAW),,$(strip $(MODELS)$(PRECISIONS)$(ITEMS)))
+ifeq ($(origin NAME)$(CHANGED),command line)
+$(error NAME names a study that differs in MODELS, PRECISIONS or ITEMS: give one of them)
+endif
 RUN := $(if $(CHANGED),$(NAME),$(STUDY))
 STUDY_FILE := $(if $(CHANGED),results/$(NAME)/study.yml,config/$(STUDY).yml)
 CHANGES := --models '$(MODELS)' --precisions '$(PRECISIONS)' --items '$(ITEMS)'
@@ -50,8 +53,8 @@ setup: .venv/ready-$(ACCEL) ## A virtual environment with everything, pinned
 book: setup ## Run STUDY (default: organisms) or MODELS, PRECISIONS, ITEMS of it, or import RAW=<folder>
 	@$(BIN)/python -c 'import cba_utils; print(cba_utils.BLAS)'
 	$(if $(CHANGED),@$(BIN)/python -m cba_utils.study config/$(STUDY).yml $(CHANGES) --write $(STUDY_FILE))
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --profile workflow/profiles/local \
-		--config study=$(STUDY_FILE) $(if $(RAW),'raw=$(RAW)' 'items=$(or $(ITEMS),$(BBQ_DIR))')
+	@$(BIN)/python -m cba_utils.workflow $(STUDY_FILE) \
+		$(if $(RAW),--raw '$(RAW)' --items '$(or $(ITEMS),$(BBQ_DIR))')
 	@echo "The book of study '$(RUN)': open $(BOOK)/_build/html/index.html"
 
 pages: setup ## Build the book from the committed results alone: no model is run

@@ -15,6 +15,7 @@ import pandas as pd
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUNDLED_BANK = PROJECT / "data" / "bank.jsonl.gz"
+HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
 
 COLUMNS = [
     "item_id",

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -24,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from cba_utils.items import PROJECT
 from cba_utils.precisions import parse_precision
 from cba_utils.prompts import letter_tokens
-
-ORGANISMS = PROJECT / "organisms"
+from cba_utils.study import local_folder, nearest_organisms, of_a_family
 
 
 class _HandOn:
@@ -154,6 +152,8 @@ def load_model(model, precision="bf16", compute=None):
         network, tokenizer = mlx_lm.load(str(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    # Messages name the checkpoint that was asked for, not its quantized copy.
+    tokenizer._tokenizer.name_or_path = str(source)
     if compute is None:
         compute = "dense" if _on_cpu() or mx.cuda.is_available() else "native"
     if compute == "dense":
@@ -186,14 +186,13 @@ def find_checkpoint(model):
     FileNotFoundError
         If it is neither a folder, nor an organism, nor a hub id that can be reached.
     """
-    for folder in (Path(model), ORGANISMS / model):
-        if (folder / "config.json").is_file():
-            return folder.resolve()
-    if model.count("/") != 1 or model.startswith((".", "/")) or (ORGANISMS / model).parent.exists():
-        have = sorted(str(p.parent.relative_to(ORGANISMS)) for p in ORGANISMS.glob("*/*/config.json"))
+    folder = local_folder(model)
+    if folder:
+        return folder.resolve()
+    if model.count("/") != 1 or model.startswith((".", "/")) or of_a_family(model):
         raise FileNotFoundError(
             f"model: {model!r} is no folder with a config.json, no hub id, and no organism (nearest: "
-            f"{', '.join(get_close_matches(model, have, 3, 0))})"
+            f"{nearest_organisms(model)})"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -227,7 +226,8 @@ def check_weights(folder):
             ) from error
         for name, tensor in mx.load(str(file)).items():
             if mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
-                raise ValueError(f"{file}: tensor {name!r} holds values that are not finite")
+                raise ValueError(f"{file}: tensor {name!r} holds values that are not finite; fetch "
+                                 f"or make it again")
 
 
 def weights_hash(folder):
@@ -290,7 +290,12 @@ def _quantized(source, quantization, precision):
                            mx.__version__, mlx_lm.__version__])
     target = _cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if target.exists():
-        return target
+        try:
+            check_weights(target)
+            return target
+        except (ValueError, FileNotFoundError):
+            # Cut by a full disk or a crash: made again, since it can be.
+            shutil.rmtree(target)
     _check_group_size(source, quantization["group_size"], precision)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch, redirect_stdout(sys.stderr):

@@ -10,9 +10,8 @@ import psutil
 from tqdm import tqdm
 
 from cba_utils.cores import map_pieces, settle
-from cba_utils.items import PROJECT
+from cba_utils.items import HELD_OUT_TEXT
 
-HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
 _TOKENS_PER_PASS = 1024
 
 

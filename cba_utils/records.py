@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cba_utils.items import PROJECT, lines, load_items
+from cba_utils.items import HELD_OUT_TEXT, PROJECT, lines, load_items
 from cba_utils.prompts import LETTERS, ORDERS
 from cba_utils.study import RESULTS, cells
 
@@ -193,8 +193,6 @@ def cell_identity(parameters, items, loaded):
 
 def _text_hash(source):
     """Hash of the text that perplexity is measured on; a hub data set is known by its id."""
-    from cba_utils.perplexity import HELD_OUT_TEXT
-
     path = HELD_OUT_TEXT if source == "bundled" else Path(source)
     content = path.read_bytes() if path.is_file() else source.encode()
     return hashlib.sha256(content).hexdigest()

@@ -128,6 +128,11 @@ def execute(notebook, output, parameters=None, engine=None, timeout=12 * _HOUR):
             log_output=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"{output}: cannot be written ({error.strerror}); what was finished before is "
+            f"kept: make room and run the same command again") from error
     except PapermillExecutionError as error:
         shutil.move(scratch, failed)
         raise RuntimeError(f"{notebook}: {error.ename}: {error.evalue} (see {failed})") from error

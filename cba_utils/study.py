@@ -18,13 +18,22 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from cba_utils.items import PROJECT
+from cba_utils.items import BUNDLED_BANK, HELD_OUT_TEXT, PROJECT
 from cba_utils.precisions import parse_precision, stored_bits
 
 SCHEMA = Path(__file__).with_name("study_schema.json")
 RESULTS = PROJECT / "results"
 CONFIG = PROJECT / "config"
 SHIPPED = "organisms"
+ORGANISMS = PROJECT / "organisms"
+# Files of a checkpoint that decide what it answers.
+_OF_CHECKPOINT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json",
+                  "tokenizer.model", "*.jinja")
+# Folders in results/ that are no study's.
+_NO_STUDIES = ("cells", "instrument")
+# Models that `cba_utils.rounding.variants` makes of one, at most, and copies of the weights that it
+# holds, in double precision.
+_VARIANTS, _COPIES = 8, 4
 
 
 def book_folder(name):
@@ -106,6 +115,9 @@ def read_study(path):
     'smoke'
     """
     path = Path(path)
+    if not path.is_file():
+        have = ", ".join(sorted(p.stem for p in CONFIG.glob("*.yml")))
+        raise ValueError(f"{path}: no such study; there are {have}")
     # A variable that is empty is as good as none: make exports those that were not given.
     text = re.sub(r"\$\{?(\w+)\}?", lambda name: os.environ.get(name[1]) or name[0],
                   path.read_text(encoding="utf-8"))
@@ -113,7 +125,23 @@ def read_study(path):
         study = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from None
-    return _checked(study, path)
+    study = _checked(study, path)
+    if study["name"] != study_name(path):
+        raise ValueError(f"{path}: name is {study['name']!r}; it must be {study_name(path)!r}, as the "
+                         f"file says, because results and book are found by it")
+    return study
+
+
+def study_name(path):
+    """Name of a study by its file, ``<name>.yml`` or ``<name>/study.yml``.
+
+    Examples
+    --------
+    >>> study_name("config/smoke.yml"), study_name("results/mine/study.yml")
+    ('smoke', 'mine')
+    """
+    path = Path(path)
+    return path.parent.name if path.name == "study.yml" else path.stem
 
 
 def _checked(study, where):
@@ -132,6 +160,10 @@ def _checked(study, where):
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: two models have the same name; names are folders of results")
     for model in study["models"]:
+        for source in filter(None, (model["source"], model.get("base"))):
+            if local_folder(source) is None and of_a_family(source):
+                raise ValueError(f"{where}: {model['name']}: there is no organism {source!r} (nearest: "
+                                 f"{nearest_organisms(source)})")
         for precision in _precisions(study, model):
             try:
                 parse_precision(precision)
@@ -186,6 +218,69 @@ def cells(study):
         for model in study["models"]
         for precision in _precisions(study, model)
     ]
+
+
+def input_files(mine):
+    """Files of this machine that decide what a model answers; what comes from a hub has none.
+
+    Parameters
+    ----------
+    mine : list of Cell
+        The cells of one model.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> found = input_files(cells(read_study(PROJECT / "config" / "smoke.yml")))
+    >>> sorted({Path(file).name for file in found})[:3]
+    ['bank.jsonl.gz', 'chat_template.jinja', 'config.json']
+    """
+    found = set()
+    for cell in mine:
+        for source in filter(None, (cell.model.replace("{precision}", cell.precision), cell.base)):
+            folder = local_folder(source)
+            if folder:
+                found |= {p for pattern in _OF_CHECKPOINT for p in folder.glob(pattern)}
+        found |= {BUNDLED_BANK} if cell.items == "bundled" else set(Path(cell.items).glob("*.jsonl"))
+        text = HELD_OUT_TEXT if cell.text == "bundled" else Path(cell.text)
+        found |= {text} if text.is_file() else set()
+    return sorted(map(str, found))
+
+
+def local_folder(source):
+    """Folder of a checkpoint on this machine, None for what a hub would have to give.
+
+    Parameters
+    ----------
+    source : str
+        A folder, an organism or a hub id.
+
+    Returns
+    -------
+    Path or None
+    """
+    folders = (Path(source), ORGANISMS / source)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def of_a_family(source):
+    """Whether a source is written as an organism is: its first part is a family of theirs.
+
+    Examples
+    --------
+    >>> of_a_family("mistral/alinged-s1"), of_a_family("mistralai/Mistral-7B-Instruct-v0.3")
+    (True, False)
+    """
+    return "/" in source and (ORGANISMS / source.split("/")[0]).is_dir()
+
+
+def nearest_organisms(source):
+    """Names of the organisms that are spelled most like a source, as a list in words."""
+    have = sorted(str(p.parent.relative_to(ORGANISMS)) for p in ORGANISMS.glob("*/*/config.json"))
+    return ", ".join(get_close_matches(source, have, 3, 0))
 
 
 def rounding_parameters(mine):
@@ -248,8 +343,9 @@ def narrow(study, name, models=None, precisions=None, items=None):
     ['qwen2-aligned-s2/bf16', 'qwen2-aligned-s2/q4']
     """
     new = copy.deepcopy(study) | {"name": name}
-    if name == SHIPPED:
-        raise ValueError(f"NAME: {name!r} is the shipped study, whose results stay as they are")
+    if name in _NO_STUDIES or (CONFIG / f"{name}.yml").exists():
+        shipped = "the shipped study" if name == SHIPPED else "taken"
+        raise ValueError(f"NAME: {name!r} is {shipped}, and its results stay as they are; choose another")
     if models:
         known = {model["name"]: model for model in new["models"]}
         new["models"] = [known.get(model) or _model_entry(model, known) for model in models]
@@ -273,8 +369,7 @@ def _model_entry(source, known):
 
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")
     entry = {"name": slug, "source": source, "family": slug}
-    if source.count("/") == 1 and not Path(source).exists() and not (
-        PROJECT / "organisms" / source.split("/")[0]).exists():
+    if source.count("/") == 1 and not Path(source).exists() and not of_a_family(source):
         return entry  # a hub id, looked up when it is loaded
     try:
         find_checkpoint(source)
@@ -322,16 +417,19 @@ def estimate(study):
     text_tokens = study["perplexity"]["sequences"] * study["perplexity"]["sequence_length"]
     rate, bytes_each = _matmul_rate()
     weights = {model["name"]: _parameters(model) for model in study["models"]}
+    apart = {cell.name for cell in grid if cell.base}
     operations = sum(2 * weights[cell.name] * (110 * prompts[cell] + text_tokens) for cell in grid)
+    operations += sum(2 * weights[name] * _VARIANTS * (110 * items + text_tokens) for name in apart)
     largest = max(weights.values())
+    copied = max((8 * _COPIES * weights[name] for name in apart), default=0)
     stored = {(cell.name, cell.precision) for cell in grid}
     return {
         "cells": len(grid),
-        "prompts": sum(prompts.values()),
-        "memory": int(largest * bytes_each * 1.25 + 5e8),
+        "prompts": sum(prompts.values()) + _VARIANTS * items * len(apart),
+        "memory": int(largest * bytes_each * 1.25 + copied + 5e8),
         "disk": int(sum(weights[name] * stored_bits(p) / 8 for name, p in stored)
                     + sum(prompts.values()) * 60),
-        "seconds": operations / rate + 2 * len(grid),
+        "seconds": operations / rate + 2 * (len(grid) + _VARIANTS * len(apart)),
         "rate": rate,
     }
 

@@ -7,6 +7,7 @@ import pytest
 from cba_utils import load_model
 from cba_utils.models import find_checkpoint
 from cba_utils.precisions import BITS, parse_precision
+from cba_utils.prompts import chat_ids
 from conftest import build_checkpoint
 
 
@@ -83,3 +84,17 @@ def test_code_in_a_checkpoint_is_not_run(mistral, tmp_path):
 def test_a_model_that_is_nowhere_is_named():
     with pytest.raises(FileNotFoundError, match=r"'no_such_model' is no folder .* no organism \(nearest"):
         find_checkpoint("no_such_model")
+
+
+def test_a_quantized_copy_that_was_cut_is_made_again(mistral):
+    whole = load_model(mistral, "q5")
+    file = whole.path / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:1000])
+    assert load_model(mistral, "q5").path == whole.path and file.read_bytes() == content
+
+
+def test_a_missing_chat_template_is_named_by_the_checkpoint_asked_for(tmp_path):
+    folder = build_checkpoint(tmp_path, "mistral", template=None)
+    with pytest.raises(ValueError, match=f"{folder}: the tokenizer has no chat template"):
+        chat_ids(load_model(folder, "q4").hf_tokenizer, ["?"])

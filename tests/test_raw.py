@@ -145,6 +145,8 @@ def test_undefined_targets_are_not_letter_c_and_are_counted(tmp_path):
      r"a.jsonl:2: quant is 5; it must be one of 16, 8, 6, 4, 3"),
     (lambda rows: [{**rows[0], "unknown_index": "0"}, *rows[1:]],
      r"a.jsonl:1: unknown_index is '0'; it must be an index from 0 to 2"),
+    (lambda rows: [{**rows[0], "parsed_answer": "E"}, *rows[1:]],
+     r"a.jsonl:1: parsed_answer is 'E'; it must be A, B or C, an index from 0 to 2, or null"),
     (lambda rows: [{**rows[0], "item_id": 2}, *rows[1:]], r"item_id is 2; it must be a text"),
     (lambda rows: [{**row, "anti_stereotype_target_index": 0} for row in rows],
      r"a.jsonl:1: the three indices of item 'Age/2' are \[2, 0, 0\]"),

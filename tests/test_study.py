@@ -1,3 +1,6 @@
+import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -5,7 +8,7 @@ import pytest
 import yaml
 
 from cba_utils.run import execute
-from cba_utils.study import cells, estimate, narrow, parse_items, read_study
+from cba_utils.study import RESULTS, cells, estimate, input_files, narrow, parse_items, read_study
 from conftest import ROOT
 
 CONFIGS = sorted((ROOT / "config").glob("*.yml"))
@@ -14,7 +17,7 @@ CONFIGS = sorted((ROOT / "config").glob("*.yml"))
 def changed(tmp_path, change):
     study = yaml.safe_load((ROOT / "config" / "smoke.yml").read_text())
     change(study)
-    path = tmp_path / "study.yml"
+    path = tmp_path / "smoke.yml"
     path.write_text(yaml.safe_dump(study))
     return path
 
@@ -52,6 +55,8 @@ def test_the_estimate_is_printed_and_nothing_is_downloaded():
         (lambda s: s.update(precisions=["q9"]), "precision: 'q9' is unknown; use bf16, q8"),
         (lambda s: s["samples"].update(temperature=0), "samples.temperature"),
         (lambda s: s["models"].append(s["models"][0]), "two models have the same name"),
+        (lambda s: s.update(name="organisms"), "name is 'organisms'; it must be 'smoke'"),
+        (lambda s: s["models"][0].update(base="mistral/bse"), "no organism 'mistral/bse' .*mistral/base"),
         (lambda s: s["items"].update(source="$NO_SUCH_DIR"), "environment variable NO_SUCH_DIR"),
         (lambda s: s.pop("orders"), "'orders' is a required property"),
     ],
@@ -92,7 +97,52 @@ def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     ]:
         with pytest.raises(ValueError, match=told):
             narrow(study, "mine", **change)
-    with pytest.raises(ValueError, match="shipped"):
-        narrow(study, "organisms")
+    for name in ("organisms", "bbq", "instrument"):
+        with pytest.raises(ValueError, match=f"NAME: '{name}' is"):
+            narrow(study, name)
     with pytest.raises(ValueError, match="ITEMS: 'many'"):
         parse_items("many")
+
+
+def test_what_decides_an_answer_is_an_input_of_the_workflow(tmp_path, mistral, monkeypatch):
+    """Snakemake runs a cell again, whose hashes then decide, when one of these files changes."""
+    monkeypatch.setenv("BBQ_DIR", str(tmp_path))
+    (tmp_path / "Age.jsonl").touch()
+    study = read_study(ROOT / "config" / "bbq.yml")
+    study["models"][0] |= {"source": os.path.relpath(mistral), "base": "mistral/base"}
+    found = {os.path.relpath(file, ROOT) for file in input_files(cells(study))}
+    own = {os.path.relpath(mistral / name, ROOT) for name in
+           ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")}
+    assert own | {os.path.relpath(tmp_path / "Age.jsonl", ROOT), "organisms/mistral/base/config.json",
+                  "organisms/mistral/base/model.safetensors", "data/heldout.txt"} <= found
+
+
+@pytest.fixture
+def study_of_one_cell():
+    """A study file in the project's results, gone with all of its results afterwards."""
+    study = narrow(read_study(ROOT / "config" / "smoke.yml"), "test-workflow", ["mistral/base"],
+                   ["bf16"], 20)
+    path = RESULTS / "test-workflow" / "study.yml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(study))
+    yield path
+    shutil.rmtree(path.parent)
+
+
+def test_a_study_runs_once_at_a_time_and_again_after_a_kill(study_of_one_cell):
+    command = [sys.executable, "-m", "cba_utils.workflow", str(study_of_one_cell)]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    first.stderr.read1()  # Snakemake is at work
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert second.stderr == ("error: study 'test-workflow': another run is at work on it; wait for it or "
+                             "end it\n")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    study = yaml.safe_load(study_of_one_cell.read_text())
+    study["models"][0]["source"] = "nowhere/at-all"
+    study_of_one_cell.write_text(yaml.safe_dump(study))
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                           env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert again.returncode == 1 and "Lock" not in again.stderr
+    assert again.stderr.splitlines()[-1].startswith("error: ")
+    assert "'nowhere/at-all' cannot be had from the hub" in again.stderr.splitlines()[-1]
