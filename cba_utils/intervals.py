@@ -30,11 +30,13 @@ class Measure(NamedTuple):
     """A statistic of totals and the range it can lie in.
 
     ``of`` takes a mapping from column name to total (a number or an array of numbers, one a
-    resample) and returns the statistic.
+    resample) and returns the statistic. ``per`` names the total that ``n`` gives for it, such as
+    a denominator that is small in some cells; without it ``n`` counts items.
     """
 
     of: Callable[[Mapping[str, np.ndarray]], np.ndarray]
     bounds: tuple[float, float] = (0.0, 1.0)
+    per: str | None = None
 
 
 def ratio(numerator: str, denominator: str, bounds=(0.0, 1.0), scale: float = 1.0) -> Measure:
@@ -61,6 +63,42 @@ def wilson(successes, n, level: float = LEVEL):
     from statsmodels.stats.proportion import proportion_confint
 
     return proportion_confint(successes, n, alpha=1 - level, method="wilson")
+
+
+def stratified_interval(of: Callable[[np.ndarray], float], strata, level: float = LEVEL):
+    """Estimate over units of several strata, with Student's interval by the stratified jackknife.
+
+    The strata are taken as they are: only the spread of the units within a stratum counts, and
+    the degrees of freedom are units minus strata. A stratum of one unit shows no spread, and then
+    there is no interval (NaN).
+
+    Parameters
+    ----------
+    of : callable
+        Takes a mask of the units that are kept and returns the statistic of these.
+    strata : array-like
+        The stratum of each unit.
+
+    Examples
+    --------
+    >>> values, strata = np.array([1.0, 3.0, 10.0, 14.0]), np.array(list("aabb"))
+    >>> means = lambda kept: np.mean([values[kept & (strata == s)].mean() for s in "ab"])
+    >>> [round(float(v), 3) for v in stratified_interval(means, strata)]  # error sqrt(1 + 4) / 2
+    [7.0, 2.189, 11.811]
+    """
+    codes, labels = pd.factorize(np.asarray(strata))
+    sizes = np.bincount(codes, minlength=len(labels))
+    whole = np.ones(len(codes), bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = float(of(whole)) if len(codes) else np.nan
+        if not len(codes) or sizes.min() < 2:
+            return estimate, np.nan, np.nan
+        left_out = np.array([of(whole & (np.arange(len(codes)) != k)) for k in range(len(codes))])
+    centre = (np.bincount(codes, left_out) / sizes)[codes]
+    factor = ((sizes - 1) / sizes)[codes]
+    half = stdtrit(len(codes) - len(labels), (1 + level) / 2)
+    half *= np.sqrt((factor * (left_out - centre) ** 2).sum())
+    return estimate, estimate - half, estimate + half
 
 
 def t_interval(values, level: float = LEVEL) -> tuple[float, float, float]:
@@ -181,7 +219,7 @@ def cluster_bootstrap(
     parts = [_named(totals, part) for part in (whole, counts @ values, whole - values)]
     rows = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        for name, (of, bounds) in measures.items():
+        for name, (of, bounds, _) in measures.items():
             estimate, resampled, left_out = (np.asarray(of(part), float) for part in parts)
             estimate, low, high = float(estimate), np.nan, np.nan
             resampled = resampled[np.isfinite(resampled)]
@@ -235,7 +273,7 @@ def estimates(
     """Estimate measures in every group of an item table, by cluster bootstrap.
 
     Returns the tidy frame ``[*by, measure, estimate, low, high, n]``; ``n`` counts rows of
-    ``table`` (items), never draws.
+    ``table`` (items), never draws, except for a measure that names a total to count.
 
     Examples
     --------
@@ -249,7 +287,8 @@ def estimates(
         result = cluster_bootstrap(totals, measures, **options)
         for position, (column, value) in enumerate(zip(by, key)):
             result.insert(position, column, value)
-        frames.append(result.assign(n=rows))
+        counted = {m.per: totals[m.per].sum() for m in measures.values() if m.per}
+        frames.append(result.assign(n=[counted.get(m.per, rows) for m in measures.values()]))
     if not frames:
         return pd.DataFrame(columns=[*by, *ESTIMATE_COLUMNS])
     return pd.concat(frames, ignore_index=True)

@@ -16,7 +16,6 @@ import pandas as pd
 from cba_utils import controls, dose_response, metrics, published_analysis, sensitivity, stats
 from cba_utils.figures import alt_text, interval, percent
 from cba_utils.items import PROJECT
-from cba_utils.metrics import over_replicates
 from cba_utils.report import ABSENT, common_words, pick
 from cba_utils.tables import item_table
 
@@ -66,13 +65,8 @@ def told(what, frame, measure, by="family"):
 
 
 def many(report, frame, columns):
-    """Mean over checkpoints of estimates that further columns group; else the frame itself."""
-    if frame is None:
-        return None
-    keep = [*columns, "precision", *metrics.ESTIMATE_COLUMNS]
-    if frame["model"].nunique() > 1:
-        return over_replicates(frame[["model", "replicate", *keep]])
-    return frame[keep]
+    """Pooled estimates that further columns group; None where there are none."""
+    return None if frame is None else report.pooled(frame, columns)
 
 
 def significant(tests):
