@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from cba_utils.figures import (
     INK,
@@ -34,10 +34,14 @@ TITLES = {
     "alignment_gap": "Right where the stereotype agrees minus where it does not, points",
     "flip_rate": "First choice changed, % of items",
 }
+LEAN_TITLES = {
+    "log_gap": "Odds, stereotyped against other person (log scale)",
+    "d_log_gap": "The same as a multiple of BF16's (log scale)",
+}
 SHARES = {"share_to_stereotyped", "left_unknown", "order_dependent", "accuracy"}
 
 
-def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
+def ladder(frame, measures, by="family", line=None, titles=None):
     """Measures by precision, one panel each, one series for each level of ``by``.
 
     Parameters
@@ -46,8 +50,6 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
         Tidy estimates; rates are fractions.
     line : float or mapping of measure to float, optional
         Where a dashed line shows what no effect would be.
-    hollow : mapping of measure to (measure, label), optional
-        A second measure drawn hollow beside the first, where the frame has it.
 
     A frame without the measures, from a study that cannot answer the question, gives a figure
     that says so.
@@ -75,21 +77,38 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
             if measure in SHARES:
                 # a t interval over few checkpoints may pass what a share can be
                 axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.03))
-            if hollow and measure in hollow and (frame["measure"] == hollow[measure][0]).any():
-                _hollow(axes, frame, *hollow[measure], by, places)
             axes.set_title(titles.get(measure, measure))
         return _finish(figure, panels, places)
 
 
-def _hollow(axes, frame, measure, label, by, places):
-    rows = frame[frame["measure"] == measure]
-    names = list(dict.fromkeys(rows[by]))
-    for k, (name, look) in enumerate(_look(names).items()):
-        offset = 0.14 * (k - (len(names) - 1) / 2) + 0.06
-        look = {**look, "linestyle": "none", "markerfacecolor": "none"}
-        _errorbars(axes, rows[rows[by] == name], places, offset, **look)
-    axes.plot([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
-              markersize=5, label=f"hollow: {label}")
+def changes(frame, titles):
+    """Changes of rates since BF16, in points; ``titles`` maps measure to the title of its panel.
+
+    A frame of None, from a study that cannot answer the question, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(next(iter(titles.values())))
+    figure = ladder(frame, [*titles], line=0, titles=titles)
+    for axes in figure.axes:
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
+    return figure
+
+
+def lean_ladder(frame):
+    """Odds of the stereotyped person against the other, and their factor since BF16.
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(LEAN_TITLES["log_gap"])
+    shown = ["estimate", "low", "high"]
+    figure = ladder(frame.assign(**np.exp(frame[shown])), [*LEAN_TITLES], line=1, titles=LEAN_TITLES)
+    for axes in figure.axes:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter("")
+    return figure
 
 
 def together(frame, labels, title, line=None, scale=1.0, points=True):

@@ -104,7 +104,8 @@ def transitions(samples: pd.DataFrame, by: Sequence[str] = (), reference: str = 
     An item is *unbiased* where none of its draws is stereotyped. ``became_biased`` is a share of
     the items unbiased at the reference, ``lost_bias`` of those biased there; the ``anti``
     measures do the same for anti-stereotyped answers; ``net_*`` is gained minus lost over all
-    items. ``n`` is a rate's denominator, the items that could change, and for ``net_*`` all items.
+    items; ``bias_beyond_mirror`` is ``became_biased`` minus ``became_anti``. ``n`` is a rate's
+    denominator, the items that could change, and for ``net_*`` all items.
 
     Compare every rate with :func:`placebo`: fresh seeds alone move items too.
     """
@@ -113,6 +114,7 @@ def transitions(samples: pd.DataFrame, by: Sequence[str] = (), reference: str = 
     measures = {name: _rate(*parts) for name, parts in TRANSITIONS.items()}
     for name in CHANGED:
         measures[f"net_{'biased' if name == 'bias' else name}"] = _net(name)
+    measures["bias_beyond_mirror"] = minus(measures["became_biased"], measures["became_anti"])
     table = paired[[*keys, "template_id"]].assign(items=1, **flags)
     return estimates(table, measures, [*flags, "items"], keys, **options)
 
@@ -154,6 +156,8 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
       sum (1-p)^5 (1-(1-p)^5) / sum (1-p)^5;
     - ``<rate>_expected``: the second set at the precision, (1-p)^5 (1-(1-q)^5);
     - ``<rate>_expected_excess``: their difference, the part that quantization explains;
+    - ``bias_beyond_mirror``: the expected excess of ``became_biased`` minus that of
+      ``became_anti``, its mirror image;
     - with ``samples``: ``<rate>`` as observed and ``<rate>_excess`` over the placebo.
 
     ``n`` is a rate's denominator, the items that could change (expected where draws are fresh).
@@ -184,6 +188,8 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
         if samples is not None:
             seen_rate = _rate(f"{top}_seen", f"{bottom}_seen")
             measures[name], measures[f"{name}_excess"] = seen_rate, minus(seen_rate, null)
+    measures["bias_beyond_mirror"] = minus(*(measures[f"{name}_expected_excess"]
+                                             for name in ("became_biased", "became_anti")))
     weights = {k: np.asarray(v, float) for k, v in weights.items()}
     table = paired[[*keys, "template_id"]].assign(**weights)
     return estimates(table, measures, [*weights], keys, **options)

@@ -553,11 +553,11 @@ def direction_sentence(report, directions):
     if np.isnan(share["estimate"]):
         return f"At {low} no answer left \u201cunknown\u201d for a person."
     if share["low"] > 0.5:
-        reading = "more than the half that noise alone would send there"
+        reading = "more than the half that noise sends there in a model without a lean"
     elif share["high"] < 0.5:
-        reading = "less than the half that noise alone would send there"
+        reading = "less than the half that noise sends there in a model without a lean"
     else:
-        reading = "not to be told from the half that noise alone would send there"
+        reading = "not to be told from the half that noise sends there in a model without a lean"
     return (
         f"Of the answers that left \u201cunknown\u201d for a person at {low}, {spoken(share)} "
         f"named the stereotyped one, {reading}."

@@ -15,17 +15,19 @@ import pandas as pd
 
 from cba_utils import controls, dose_response, metrics, published_analysis, sensitivity, stats
 from cba_utils.figures import alt_text, interval, percent
+from cba_utils.intervals import estimates, ratio
 from cba_utils.items import PROJECT
 from cba_utils.report import ABSENT, common_words, pick
 from cba_utils.tables import item_table
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
 MARGIN = 0.01
-LETTER_NAMES = {f"d_letter_{x}": f"letter {x}" for x in "ABC"}
-LETTER_TITLE = "Change of the letter's share since BF16, points"
-SPLIT_NAMES = {"d_srs_original": "written order", "d_srs_averaged": "averaged over orders",
-               "d_srs_letter": "difference: the letters"}
-SPLIT_TITLE = "Change of the stereotyped answer's probability, points"
+FEW = 20
+LETTER_TITLES = {f"d_letter_{x}": f"Change of the share of letter {x} since BF16, points"
+                 for x in "ABC"}
+LEAD_TITLES = {"d_stereotyped": "Stereotyped answer, change since BF16, points",
+               "d_anti_stereotyped": "Anti-stereotyped answer, change since BF16, points",
+               "d_lead": "The first minus the second, points"}
 ACCURACY_NAMES = {"accuracy_consistent": "agrees with the stereotype",
                   "accuracy_inconsistent": "contradicts it"}
 ACCURACY_TITLE = "Right answers on disambiguated items, %"
@@ -41,8 +43,32 @@ def scores(row, digits=1):
     >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
     '−1.0 (−2.0 to 3.2)'
     """
-    text = f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+    values = (round(row[name], digits) + 0.0 for name in ("estimate", "low", "high"))
+    text = "{} ({} to {})".format(*(f"{value:.{digits}f}" for value in values))
     return text.replace("-", "−")
+
+
+def points(row, digits=1):
+    """A change of a rate with its interval, in points.
+
+    Examples
+    --------
+    >>> points({"estimate": -0.01, "low": -0.02, "high": 0.0325})
+    '−1.0 (−2.0 to 3.2)'
+    """
+    return scores({name: 100 * row[name] for name in ("estimate", "low", "high")}, digits)
+
+
+def factor(row, digits=2):
+    """A mean of logarithms with its interval, as the factor it stands for.
+
+    Examples
+    --------
+    >>> factor({"estimate": 0.0, "low": np.log(0.5), "high": np.log(2)})
+    '1.00 (0.50 to 2.00)'
+    """
+    low, high = np.exp(row["low"]), np.exp(row["high"])
+    return f"{np.exp(row['estimate']):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def odds_text(row, digits=2):
@@ -69,6 +95,24 @@ def many(report, frame, columns):
     return None if frame is None else report.pooled(frame, columns)
 
 
+def each(report, frame, say):
+    """What ``say`` makes of estimates: pooled, or of each model where a family has only one.
+
+    A mean over a few unlike families with Student's interval says nothing about any of them.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Estimates of every checkpoint.
+    say : callable
+        Takes the estimates of one model, or the pooled ones, and returns a text.
+    """
+    if report.several or frame["model"].nunique() == 1:
+        return say(report.pooled(frame))
+    by = "family" if frame.groupby("family")["model"].nunique().max() == 1 else "model"
+    return "; ".join(f"{name} {say(part)}" for name, part in frame.groupby(by, observed=True))
+
+
 def significant(tests):
     """How many of the tests hold after Holm's correction over all of them.
 
@@ -81,20 +125,91 @@ def significant(tests):
     return f"{(tested < 0.05).sum()} of {len(tested)}"
 
 
-def noise_words(report, moves, directions, tests, ranges):
-    """Sentences of *Is it noise?*."""
+def noise_words(report, checkpoints, directions, leans, tests, ranges):
+    """Sentences of *Is it noise?*.
+
+    Parameters
+    ----------
+    checkpoints, directions, leans : DataFrame
+        Estimates of every checkpoint: `report.changes`, `controls.direction`, and :func:`leans`.
+    tests : DataFrame
+        From `controls.direction_tests`.
+    ranges : DataFrame or None
+        From :func:`seed_ranges`.
+    """
     low = report.lowest
     net = report.pooled(metrics.transitions(report.drawn))
     return {
         **common_words(report),
-        "excess_sentence": excess_sentence(report, moves),
-        "left_lowest": interval(pick(directions, "left_unknown", low)),
-        "lean_sentence": lean_sentence(report, directions),
-        "direction_holm": significant(tests),
+        "excess_sentence": excess_sentence(report, report.pooled(checkpoints)),
+        "mirror_sentence": mirror_sentence(report, checkpoints),
+        "left_lowest": interval(pick(over_answers(report, directions), "left_unknown", low)),
+        "lean_sentence": lean_sentence(report, leans),
+        "direction_holm": significant(tests), "few": str(FEW),
+        "direction_not_made": f"{tests['p'].isna().sum()} of {len(tests)}",
         "net_lowest": interval(pick(net, "net_biased", low)),
         "net_anti_lowest": interval(pick(net, "net_anti", low)),
         "seeds_sentence": seeds_sentence(ranges),
     }
+
+
+def over_answers(report, directions, by=()):
+    """Estimates of `controls.direction` over all checkpoints, each weighted by its answers.
+
+    A checkpoint in which one answer moved says next to nothing; a mean of shares would take it for
+    as much as one in which hundreds did. The interval leaves out one checkpoint at a time. ``n``
+    counts answers.
+    """
+    keys = [*by, "precision", "measure"]
+    cells = directions.groupby(keys, observed=True)["model"]
+    if cells.nunique().max() == 1:
+        return directions[[*keys, "estimate", "low", "high", "n"]]
+    rows = directions[directions["n"] > 0]
+    rows = rows.assign(hits=rows["estimate"] * rows["n"], answers=rows["n"])
+    parts = [estimates(part, {name: ratio("hits", "answers")}, ["hits", "answers"],
+                       [*by, "precision"], cluster="model", method="jackknife")
+             for name, part in rows.groupby("measure")]
+    answers = rows.groupby(keys, observed=True)["answers"].sum().rename("n").reset_index()
+    found = pd.concat(parts).drop(columns="n").merge(answers, on=keys)
+    return cells.size().reset_index()[keys].merge(found, on=keys, how="left").fillna({"n": 0}).astype({"n": int})
+
+
+def direction_by_family(report, directions):
+    """Where answers went, by family; shares of a few answers are left out, they tell nothing."""
+    is_share = directions["measure"] == "share_to_stereotyped"
+    shares = over_answers(report, directions[is_share], ["family"])
+    shown = ["estimate", "low", "high"]
+    shares = shares.assign(**shares[shown].where(shares["n"] >= FEW))
+    return pd.concat([shares, report.summarise(directions[~is_share])], ignore_index=True)
+
+
+def direction_table(report, directions):
+    """Where answers went at the lowest precision, by category, for the page."""
+    rows = over_answers(report, directions, ["category"])
+    rows = rows[(rows["measure"] == "share_to_stereotyped") & (rows["precision"] == report.lowest)]
+    return pd.DataFrame({
+        "category": rows["category"].astype(str), "answers that left": rows["n"].map("{:,}".format),
+        "of these to the stereotyped person": [
+            "none left" if np.isnan(row["estimate"]) else interval(row) for _, row in rows.iterrows()]})
+
+
+def mirror_sentence(report, checkpoints):
+    """The decisive number: the excess minus the excess of its mirror image, in the same models."""
+    low = report.lowest
+
+    def say(frame):
+        row = pick(frame, "bias_beyond_mirror", low)
+        if row["low"] > 0:
+            reading = "more became biased than noise in a model without a lean would give"
+        elif row["high"] < 0:
+            reading = "fewer became biased than gained an anti-stereotyped answer"
+        else:
+            reading = "not to be told from what noise in a model without a lean would give"
+        return f"{points(row)} points, {reading}"
+
+    kind = "excess" if report.exact else "rate"
+    return (f"What decides is the first {kind} minus the second, in the same checkpoints: "
+            f"{each(report, checkpoints, say)}.")
 
 
 def excess_sentence(report, moves):
@@ -120,18 +235,35 @@ def excess_sentence(report, moves):
     )
 
 
-def lean_sentence(report, directions):
-    """Whether the answers went where BF16 leaned already."""
-    if not report.exact:
-        return ("Whether BF16 leaned that way already is in its probabilities, which these "
+def leans(report):
+    """Estimates of `controls.lean`, or None without probabilities."""
+    return controls.lean(report.answers) if report.exact else None
+
+
+def lean_sentence(report, found):
+    """Whether the lean towards the stereotyped person grew."""
+    if found is None:
+        return ("How BF16 leaned, and whether that grew, is in the probabilities, which these "
                 "records do not hold.")
     low = report.lowest
-    lean = pick(directions, "share_above_lean", low)
-    before = interval(pick(directions, "leaned_before", low))
-    return (
-        f"BF16's own probabilities would have sent {before} of them to the stereotyped person; "
-        f"the difference is {interval(lean)}, so {_lean_reading(lean)}."
-    )
+
+    def say(frame):
+        before, now = (pick(frame, "log_gap", p) for p in ("bf16", low))
+        change = pick(frame, "d_log_gap", low)
+        reading = "grew" if controls.grew(now, change) else "is not shown to have grown"
+        return (f"{factor(before)} to one at BF16 and {factor(change)} times that at {low.upper()} "
+                f"(the lean {reading})")
+
+    return f"The odds of the stereotyped person against the other: {each(report, found, say)}."
+
+
+def lean_alt(found):
+    """Alt text of the figure of leans."""
+    if found is None:
+        return f"Odds of the stereotyped person against the other: {ABSENT}."
+    rows = found[found["measure"] == "log_gap"]
+    parts = [f"{r.family} {r.precision.upper()} {np.exp(r.estimate):.2f}" for r in rows.itertuples()]
+    return f"Odds of the stereotyped person against the other: {', '.join(parts)}."
 
 
 def seed_ranges(report):
@@ -164,16 +296,6 @@ def seeds_alt(ranges):
     )
 
 
-def _lean_reading(row):
-    if np.isnan(row["low"]):
-        return "too few answers moved to say whether the lean grew"
-    if row["low"] > 0:
-        return "the lean grew"
-    if row["high"] < 0:
-        return "the lean shrank"
-    return "whether the lean itself grew cannot be told"
-
-
 def balanced(report):
     """The report of the quantized models whose options were shown in balanced orders.
 
@@ -198,48 +320,57 @@ def positions(report):
         return None
     return {"position": controls.position(report.answers),
             "tests": controls.position_tests(report.answers),
+            "leans": controls.lean(report.answers),
             "depends": controls.order_dependence(report.answers)}
 
 
 def letter_words(report, found):
     """Sentences of *Is it the letter?*."""
-    names = ("letter_drift_sentence", "letter_split_sentence", "letter_depends_sentence")
+    names = ("letter_drift_sentence", "letter_lead_sentence", "letter_lean_sentence",
+             "letter_depends_sentence")
     if found is None:
         lacking = dict.fromkeys(names, f"This is {ABSENT}.")
         return {**common_words(report), **lacking,
                 "letter_drift_sentence": "These records hold one option order, so that a drift to a letter "
                 "cannot be told from a change of opinion here: nothing below was measured."}
     low = report.lowest
-    pooled, depends = report.pooled(found["position"]), report.pooled(found["depends"])
-    changes = {x: pick(pooled, f"d_letter_{x}", low) for x in "ABC"}
-    most = max(changes, key=lambda x: abs(changes[x]["estimate"]))
-    original, averaged, letter = (
-        pick(pooled, f"d_srs_{x}", low) for x in ("original", "averaged", "letter"))
-    reading = "Averaged over orders, where no letter can matter, the stereotyped answer "
-    if averaged["low"] > 0:
-        reading += f"still gained at {low.upper()}: the letter is not what moved it."
-    elif averaged["high"] < 0:
-        reading += f"lost at {low.upper()}."
-    else:
-        reading += f"did not change at {low.upper()} by more than its interval."
-    before, after = (interval(pick(depends, "order_dependent", p)) for p in ("bf16", low))
+
+    def most(frame):
+        rows = {x: pick(frame, f"d_letter_{x}", low) for x in "ABC"}
+        letter = max(rows, key=lambda x: abs(rows[x]["estimate"]))
+        return f"{letter}, by {points(rows[letter])} points"
+
+    def lead(frame):
+        one, other, row = (pick(frame, name, low) for name in LEAD_TITLES)
+        if row["low"] > 0:
+            reading = "the stereotyped person gained on the other"
+        elif row["high"] < 0:
+            reading = "the stereotyped person lost to the other"
+        else:
+            reading = "neither person is shown to have gained on the other"
+        return f"{points(one)} and {points(other)}, a difference of {points(row)} ({reading})"
+
+    def depends(frame):
+        before, after = (interval(pick(frame, "order_dependent", p)) for p in ("bf16", low))
+        return f"{before} and {after}"
+
     return {
         **common_words(report),
-        "letter_drift_sentence": f"At {low.upper()} the letter that changed most is {most}, by "
-        f"{interval(changes[most])}. A drift is found in {significant(found['tests'])} checkpoint "
-        f"and precision cells (t test over templates, three letters, Holm's correction over all "
-        f"cells).",
-        "letter_split_sentence": f"In the written order the stereotyped answer changed by "
-        f"{interval(original)} at {low.upper()}; averaged over orders by {interval(averaged)}; "
-        f"the letters add {interval(letter)}. {reading}",
-        "letter_depends_sentence": f"At BF16 that is {before} of the ambiguous items, at {low.upper()} "
-        f"{after}.",
+        "letter_drift_sentence": f"The letter that changed most at {low.upper()}: "
+        f"{each(report, found['position'], most)}. A drift is found in {significant(found['tests'])} "
+        f"checkpoint and precision cells (t test over templates, three letters, Holm's correction "
+        f"over all cells).",
+        "letter_lead_sentence": f"Points by which the stereotyped and the anti-stereotyped answer "
+        f"changed at {low.upper()}: {each(report, found['position'], lead)}.",
+        "letter_lean_sentence": lean_sentence(report, found["leans"]),
+        "letter_depends_sentence": f"Their share of the ambiguous items at BF16 and at {low.upper()}: "
+        f"{each(report, found['depends'], depends)}.",
     }
 
 
 def letter_changes(report, found):
-    """Pooled changes of the letter chapter; None where there are none."""
-    return None if found is None else _changes(report.pooled(found["position"]))
+    """Changes of the letter chapter by family; None where there are none."""
+    return None if found is None else _changes(report.summarise(found["position"]))
 
 
 def skill_changes(report, found):
@@ -487,6 +618,13 @@ def odds_table(table):
         "term": term, "odds ratio (95 % interval)": [odds_text(row, 3)
                                                      for _, row in table.iterrows()],
         "p": table["p"].map(p_text), "answers": table["n"].map("{:,}".format)})
+
+
+def changes_alt(what, frame, titles):
+    """Alt text of a figure drawn by ``figures_controls.changes``."""
+    if frame is None:
+        return f"{what}: {ABSENT}."
+    return [told(title, frame, measure) for measure, title in titles.items()]
 
 
 def series_alt(what, frame, labels, scale=1.0):

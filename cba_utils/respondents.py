@@ -5,11 +5,14 @@ and template and item effects. Quantization acts on them with a strength that gr
 What it does is the *truth*:
 
 - ``none``: nothing changes;
+- ``retrained``: both precisions are checkpoints of their own, moved at random from the same start,
+  so that answers differ and nothing changes on average;
 - ``noise``: the answers get flatter and every option of an item is moved at random, towards the
   stereotyped and the anti-stereotyped answer alike;
+- ``leaning noise``: the same to a respondent that leaned to the stereotyped person before;
 - ``bias``: the stereotyped answer gains;
 - ``letter``: one letter gains, whatever its role;
-- ``mixed``: all three.
+- ``mixed``: noise, bias and letter.
 
 All but ``none`` also wobble a little from one option order to the next, as real models do.
 """
@@ -24,7 +27,8 @@ import pandas as pd
 
 from cba_utils.tables import LETTERS, ROLES
 
-TRUTHS = ("none", "noise", "bias", "letter", "mixed")
+TRUTHS = ("none", "retrained", "noise", "leaning noise", "bias", "letter", "mixed")
+LEAN = 0.3  # of "leaning noise": the stereotyped person's logit above zero, the other's below
 STRENGTH = {"bf16": 0.0, "q8": 0.02, "q6": 0.06, "q5": 0.15, "q4": 0.4, "q3": 1.0, "q2": 2.0}
 CATEGORIES = ("Age", "Religion", "SES")
 ORDERS = {"original": ["012"], "cyclic": ["012", "120", "201"],
@@ -75,7 +79,7 @@ def simulate_respondents(
 
     Parameters
     ----------
-    truth : {"none", "noise", "bias", "letter", "mixed"}
+    truth : {"none", "retrained", "noise", "leaning noise", "bias", "letter", "mixed"}
         What quantization does; see the module.
     replicates : int
         Independent respondents, each a ``model`` of its own with other templates and items.
@@ -114,11 +118,16 @@ def _answers(items, truth, precisions, orders, effect, temperature, rng):
     # Before quantization: mostly "unknown" on ambiguous items, mostly right on the others, with
     # leanings that differ by template and item and favour neither person on average.
     lean = rng.normal(0, 0.4, len(template))[first] + rng.normal(0, 0.4, n)
+    lean = lean + LEAN * (truth == "leaning noise")
     logits = np.stack([lean, -lean, np.full(n, 1.5)], axis=1)
     logits[:, 2] += rng.normal(0, 0.4, len(template))[first]
     right = role_index == items["label"].to_numpy()[:, None]
     logits = np.where(ambiguous[:, None], logits, logits * [1, 1, 0.2] + 2.0 * right)
-    shake = rng.normal(0, 0.5, (len(template), 3))[first] + rng.normal(0, 0.5, (n, 3))
+
+    def moved():
+        return rng.normal(0, 0.5, (len(template), 3))[first] + rng.normal(0, 0.5, (n, 3))
+
+    shake = moved()
     frames = []
     keep = items.drop(columns=["label", *(f"{r}_index" for r in ROLES)])
     keep = keep.assign(template_id=keep["category"] + "/" + keep["question_index"].astype(str))
@@ -129,7 +138,9 @@ def _answers(items, truth, precisions, orders, effect, temperature, rng):
             raise ValueError(f"precision must be one of {list(STRENGTH)}, not {precision!r}")
         strength = effect * STRENGTH[precision]
         now, letters = logits, np.zeros(3)
-        if truth in ("noise", "mixed"):
+        if truth == "retrained":
+            now = now + effect * moved()
+        if truth in ("noise", "leaning noise", "mixed"):
             now = now / (1 + strength) + strength * shake
         if truth in ("bias", "mixed"):
             now = now + strength * np.array([1.0, 0, 0])

@@ -2,6 +2,7 @@
 
 import doctest
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -39,21 +40,63 @@ def test_examples_run():
         assert doctest.testmod(module).failed == 0
 
 
+def noise_words(report):
+    return report_controls.noise_words(
+        report, metrics.placebo(report.answers, report.samples), controls.direction(report.answers),
+        report_controls.leans(report), controls.direction_tests(report.answers),
+        report_controls.seed_ranges(report))
+
+
 def test_noise_words_read_the_estimates(report):
-    moves = report.pooled(metrics.placebo(report.answers, report.samples))
-    directions = report.pooled(controls.direction(report.answers))
+    words = noise_words(report)
+    moves = metrics.placebo(report.answers, report.samples)
     tests = controls.direction_tests(report.answers)
-    ranges = report_controls.seed_ranges(report)
-    words = report_controls.noise_words(report, moves, directions, tests, ranges)
-    assert words["lean_sentence"].endswith("the lean grew.")
+    assert words["lean_sentence"].endswith("(the lean grew).")
     assert words["direction_holm"] == f"{(tests['p_holm'] < 0.05).sum()} of 2"
-    share = directions.set_index(["measure", "precision"]).loc[("left_unknown", "q3"), "estimate"]
+    share = pick(controls.direction(report.answers), "left_unknown", "q3")["estimate"]
     assert words["left_lowest"].startswith(f"{100 * share:.1f}")
-    excess = pick(moves, "became_biased_expected_excess", "q3")
-    assert report_controls.interval(excess) in words["excess_sentence"]
-    none = report_of("none", effect=0)
-    still = none.pooled(controls.direction(none.answers))
-    assert "too few answers moved" in report_controls.lean_sentence(none, still)
+    one, other = (pick(moves, f"became_{x}_expected_excess", "q3") for x in ("biased", "anti"))
+    assert report_controls.interval(one) in words["excess_sentence"]
+    contrast = f"{100 * (one['estimate'] - other['estimate']):.1f} ("
+    assert contrast in words["mirror_sentence"]
+    assert "more became biased" in words["mirror_sentence"]
+
+
+@pytest.mark.parametrize("truth", ["noise", "leaning noise", "letter"])
+def test_noise_words_find_no_grown_lean_in_noise_and_letters(truth):
+    words = noise_words(report_of(truth))
+    assert words["lean_sentence"].endswith("(the lean is not shown to have grown).")
+    if truth != "leaning noise":
+        assert "not to be told" in words["mirror_sentence"]
+
+
+def test_checkpoints_are_weighted_by_the_answers_that_left():
+    several = report_of("noise", replicates=3)
+    moved = controls.direction(several.answers)
+    found = pick(report_controls.over_answers(several, moved), "share_to_stereotyped", "q3")
+    rows = moved.query("measure == 'share_to_stereotyped' and precision == 'q3'")
+    assert found["n"] == rows["n"].sum()
+    assert found["estimate"] == pytest.approx(np.average(rows["estimate"], weights=rows["n"]))
+    by_hand = [np.average(r["estimate"], weights=r["n"])
+               for r in (rows.drop(index=k) for k in rows.index)]
+    error = np.sqrt(2 / 3 * ((by_hand - np.mean(by_hand)) ** 2).sum())
+    half = 4.302653 * error  # Student's 97.5 % quantile, two degrees of freedom
+    assert found["high"] == pytest.approx(min(found["estimate"] + half, 1), abs=1e-6)
+
+
+def test_unlike_families_of_one_checkpoint_speak_for_themselves():
+    parts = [simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
+             for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))]
+    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True)
+              for name in ("answers", "samples", "perplexity")}
+    few = Report("few", items=parts[0]["items"], provenance=PROVENANCE, **tables)
+    words = report_controls.letter_words(few, report_controls.positions(few))
+    own = controls.position(parts[1]["answers"])
+    lead = report_controls.points(pick(own, "d_lead", "q3"))
+    assert f"difference of {lead} (the stereotyped person gained" in words["letter_lead_sentence"]
+    assert words["letter_lead_sentence"].count("neither person is shown") == 2
+    assert words["letter_drift_sentence"].count(" points; ") == 2
+    assert "one C, by" in words["letter_drift_sentence"]
 
 
 def test_chapters_say_what_a_study_cannot_answer():
@@ -80,12 +123,19 @@ def test_the_letter_page_keeps_the_models_asked_in_balanced_orders():
     assert report_controls.balanced(alone) is alone
 
 
-def test_letter_and_skill_words_tell_truths_apart(report):
-    letter = report_of("letter")
-    said = report_controls.letter_words(letter, report_controls.positions(letter))
-    assert "changed most is C," in said["letter_drift_sentence"] and "in 2 of 2" in said["letter_drift_sentence"]
-    said = report_controls.letter_words(report, report_controls.positions(report))
-    assert "the letter is not what moved it" in said["letter_split_sentence"]
+@pytest.mark.parametrize(("truth", "lead", "drift"), [
+    ("letter", False, True), ("noise", False, False), ("bias", True, False), ("mixed", True, True)])
+def test_letter_words_tell_truths_apart(truth, lead, drift):
+    study = report_of(truth, orders="all")
+    said = report_controls.letter_words(study, report_controls.positions(study))
+    reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
+    assert reading in said["letter_lead_sentence"]
+    assert ("found in 2 of 2" in said["letter_drift_sentence"]) == drift
+    assert (": C, by" in said["letter_drift_sentence"]) or not drift
+    assert ("the lean grew" in said["letter_lean_sentence"]) == lead
+
+
+def test_skill_words_read_bias_beyond_guessing(report):
     assert "is more than" in report_controls.skill_words(
         report, report_controls.skills(report))["skill_matched_sentence"]
 

@@ -252,9 +252,9 @@ def test_direction_by_hand(studies):
     left = wide[(wide["bf16"] == "unknown") & wide["q3"].isin(["stereotyped", "anti_stereotyped"])]
     found = only(controls.direction(samples), "share_to_stereotyped")
     assert found["estimate"] == pytest.approx((left["q3"] == "stereotyped").mean())
-    assert found["n"] == left.index.get_level_values(0).nunique()
     share = only(controls.direction(samples), "left_unknown")
     assert share["estimate"] == pytest.approx(len(left) / (wide["bf16"] == "unknown").sum())
+    assert (found["n"], share["n"]) == (len(left), (wide["bf16"] == "unknown").sum())
 
 
 @pytest.mark.parametrize(("truth", "biased", "lettered"), [
@@ -268,6 +268,9 @@ def test_controls_tell_the_truths_apart(studies, truth, biased, lettered):
     assert (controls.position_tests(study["answers"])["p"] < 0.01).tolist() == [lettered]
     beyond = only(controls.matched_skill(study["answers"]), "s_amb_beyond_guessing")
     assert (beyond["low"] > 0) == biased
+    assert (only(controls.position(study["answers"]), "d_lead")["low"] > 0) == biased
+    leans = controls.lean(study["answers"])
+    assert controls.grew(only(leans, "log_gap"), only(leans, "d_log_gap")) == biased
     gap = only(controls.capability(study["answers"], study["items"]), "alignment_gap")
     assert (gap["low"] > 0.05) == biased
 
@@ -285,21 +288,58 @@ def test_false_positive_rates_hold_their_level():
         assert values.sum() <= 8, name
 
 
-def test_direction_subtracts_the_lean_that_was_there():
-    answers = simulate_respondents("noise", templates=24, precisions=TWO, seed=4)
-    found = controls.direction(answers)
-    share, lean, above = (only(found, m)["estimate"] for m in (
-        "share_to_stereotyped", "leaned_before", "share_above_lean"))
-    assert above == pytest.approx(share - lean)
-    assert only(found, "share_above_lean")["low"] < 0 < only(found, "share_above_lean")["high"]
+def test_a_direction_test_that_cannot_reject_is_not_made():
+    answers = simulate_respondents("bias", templates=5, precisions=TWO)
+    found = controls.direction_tests(answers).iloc[0]
+    assert found["estimate"] > 0.8 and np.isnan(found["p"]) and np.isnan(found["p_holm"])
 
 
-def test_position_splits_the_change(studies):
+def test_lean_by_hand_and_blind_to_letters(studies):
+    answers = studies["letter"]["answers"]
+    one = answers.query("context_condition == 'ambig'").set_index(["item_id", "order"])
+    role = {r: sum(one[f"logp_{x}"] * (one[f"role_{x}"] == r) for x in "ABC")
+            for r in ("stereotyped", "anti_stereotyped")}
+    gap = (role["stereotyped"] - role["anti_stereotyped"]).groupby(one["precision"]).mean()
+    found = controls.lean(answers)
+    assert only(found, "log_gap", "bf16")["estimate"] == pytest.approx(gap["bf16"], abs=1e-5)
+    assert only(found, "d_log_gap")["estimate"] == pytest.approx(gap["q3"] - gap["bf16"], abs=1e-5)
+    assert abs(only(found, "d_log_gap")["estimate"]) < 0.05, "over all orders a letter cancels"
+    written = controls.lean(answers.query("order == '012'"))
+    assert only(written, "d_log_gap")["high"] - only(written, "d_log_gap")["low"] > 0.1
+
+
+@pytest.mark.parametrize("truth", ["leaning noise", "letter"])
+def test_noise_and_letters_do_not_make_a_lean_grow(truth):
+    # At this strength the share to the stereotyped person departs from one half in every third
+    # study of leaning noise, and every such "yes" is false.
+    answers = simulate_respondents(truth, templates=16, items_per_template=12, precisions=TWO,
+                                   replicates=60, effect=0.4)
+    found = controls.lean(answers).set_index(["measure", "model"])
+    now = found.loc["log_gap"].loc[lambda rows: rows["precision"] == "q3"]
+    said = controls.grew(now, found.loc["d_log_gap"])
+    # The chance of more than 6 in 60 at a true 2.5 % is below one in 500.
+    assert len(said) == 60 and said.sum() <= 6
+    moved = controls.direction(answers)
+    share = moved.loc[moved["measure"] == "share_to_stereotyped", "estimate"].mean()
+    assert share > 0.6 if truth == "leaning noise" else 0.45 < share < 0.55
+
+
+def test_a_contrary_lean_made_flatter_has_not_grown():
+    answers = simulate_respondents("leaning noise", templates=24, precisions=TWO)
+    names = {"stereotyped": "anti_stereotyped", "anti_stereotyped": "stereotyped"}
+    answers = answers.replace({f"role_{x}": names for x in "ABC"})
+    found = controls.lean(answers)
+    assert only(found, "d_log_gap")["estimate"] > 0 > only(found, "log_gap")["estimate"]
+    assert not controls.grew(only(found, "log_gap"), only(found, "d_log_gap"))
+
+
+def test_a_letter_raises_both_persons_and_neither_above_the_other(studies):
     found = controls.position(studies["letter"]["answers"])
     letters = [only(found, f"d_letter_{x}")["estimate"] for x in "ABC"]
     assert sum(letters) == pytest.approx(0, abs=1e-6) and letters[2] > 0.1
-    parts = [only(found, f"d_srs_{x}")["estimate"] for x in ("original", "averaged", "letter")]
-    assert parts[0] - parts[1] == pytest.approx(parts[2])
+    one, other, lead = (only(found, f"d_{x}")["estimate"]
+                        for x in ("stereotyped", "anti_stereotyped", "lead"))
+    assert min(one, other) > 0.01 and one - other == pytest.approx(lead)
     start = only(found, "letter_C", "bf16")["estimate"]
     assert start == pytest.approx(1 / 3, abs=1e-5), "balanced orders cancel what options say"
     with pytest.raises(ValueError, match="not balanced"):
