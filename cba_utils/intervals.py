@@ -134,7 +134,7 @@ def _bca(estimate, resampled, left_out, level):
     return ndtr(ndtri(below) + shift / (1 - acceleration * shift))
 
 
-def _without_variation(estimate, bounds, clusters, level):
+def without_variation(estimate, bounds, clusters, level):
     """Interval where no template differs from another, so that resampling shows nothing.
 
     No event in ``clusters`` templates is no proof of a rate of zero. Wilson's upper limit for no
@@ -229,7 +229,7 @@ def cluster_bootstrap(
             elif not len(resampled):
                 pass
             elif np.ptp(resampled) < 1e-12:
-                low, high = _without_variation(estimate, bounds, len(values), level)
+                low, high = without_variation(estimate, bounds, len(values), level)
             else:
                 tails = np.array([(1 - level) / 2, (1 + level) / 2])
                 if method == "bca":
@@ -246,7 +246,7 @@ def _jackknife_interval(totals, measure, level):
     if not np.isfinite(estimate) or not df:
         return estimate, np.nan, np.nan
     if error < 1e-12:
-        return estimate, *_without_variation(estimate, measure.bounds, len(totals), level)
+        return estimate, *without_variation(estimate, measure.bounds, len(totals), level)
     half = error * stdtrit(df, (1 + level) / 2)
     return estimate, *np.clip([estimate - half, estimate + half], *measure.bounds)
 

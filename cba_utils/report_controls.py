@@ -21,7 +21,6 @@ from cba_utils.report import ABSENT, common_words, pick
 from cba_utils.tables import item_table
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
-MARGIN = 0.01
 FEW = 20
 LETTER_TITLES = {f"d_letter_{x}": f"Change of the share of letter {x} since BF16, points"
                  for x in "ABC"}
@@ -165,13 +164,12 @@ def over_answers(report, directions, by=()):
     if cells.nunique().max() == 1:
         return directions[[*keys, "estimate", "low", "high", "n"]]
     rows = directions[directions["n"] > 0]
-    rows = rows.assign(hits=rows["estimate"] * rows["n"], answers=rows["n"])
-    parts = [estimates(part, {name: ratio("hits", "answers")}, ["hits", "answers"],
-                       [*by, "precision"], cluster="model", method="jackknife")
-             for name, part in rows.groupby("measure")]
-    answers = rows.groupby(keys, observed=True)["answers"].sum().rename("n").reset_index()
-    found = pd.concat(parts).drop(columns="n").merge(answers, on=keys)
-    return cells.size().reset_index()[keys].merge(found, on=keys, how="left").fillna({"n": 0}).astype({"n": int})
+    rows = rows.assign(hits=rows["estimate"] * rows["n"], answers=rows["n"], share=rows["measure"])
+    found = estimates(rows, {"": ratio("hits", "answers")}, ["hits", "answers"],
+                      [*by, "precision", "share"], cluster="model", method="jackknife")
+    found = found.drop(columns=["measure", "n"]).rename(columns={"share": "measure"})
+    answers = directions.groupby(keys, observed=True)["n"].sum().reset_index()
+    return answers.merge(found, on=keys, how="left")
 
 
 def direction_by_family(report, directions):
@@ -429,15 +427,45 @@ def skill_words(report, found):
     }
 
 
+def same_rates(report):
+    """Whether the rate at the highest quantized precision is BF16's: equivalence, each checkpoint."""
+    first = ["bf16", report.precisions[1]]
+    return stats.equivalence(report.best[report.best["precision"].isin(first)])
+
+
+def same_sentence(report, same):
+    """In how many checkpoints the rates are the same, and what cannot be excluded."""
+    first, yes, count = same["precision"].iloc[0].upper(), same["equivalent"].sum(), len(same)
+    source = ("from the probabilities themselves, so that no draw hides a change" if report.exact else
+              "from the draws of the records, where templates in which nothing differs prove little")
+    return (f"The stereotyped rate of {first} is shown to be that of BF16 in this sense in {yes} of "
+            f"{count} {'checkpoint' if count == 1 else 'checkpoints'} (two one-sided tests over "
+            f"templates, {source}). The largest change that cannot be excluded in any is "
+            f"{percent(same['smallest_margin'].max(), 2)}.")
+
+
 def power_curves(report, simulations=200):
     """Power against a rise of SRS for the first checkpoint of each family."""
-    before = report.drawn[report.drawn["precision"] == "bf16"]
+    table = item_table(report.answers, "study", "original") if report.exact else report.drawn
+    before = table[table["precision"] == "bf16"]
     first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
     curves = []
     for family, part in before[first].groupby("family"):
         curve = stats.minimum_detectable_effect(part, simulations=simulations)
-        curves.append(curve.assign(family=family, mde=curve.attrs["mde"]))
+        curves.append(curve.assign(family=family, **curve.attrs))
     return pd.concat(curves, ignore_index=True)
+
+
+def power_sentence(report, power):
+    """The smallest rise that would have been found, and the rate from which it rises."""
+    parts = []
+    for family, rows in power.groupby("family"):
+        found = percent(rows["mde"].iloc[0]) if rows["mde"].notna().all() else "not reached"
+        parts.append(f"{family} {found} (BF16: {percent(rows['baseline'].iloc[0], 2)})")
+    smoothed = ("" if report.exact else " These records hold draws, and five draws cannot tell a small "
+                "probability from none: an item without a stereotyped draw was given a small one, which "
+                "raises the rate that the simulation starts from.")
+    return f"With 80 % power, the smallest rise that would have been found: {', '.join(parts)}.{smoothed}"
 
 
 def flip_rates(report):
@@ -498,16 +526,12 @@ def same_perplexity_sentence(perplexity):
 def sure_words(report, odds, same, power, flips, choices, perplexity):
     """Numbers and sentences of *How sure are we?*."""
     trend = odds[odds["term"] == "trend"].iloc[0]
-    mde = power.groupby("family")["mde"].first()
-    reach = f"{percent(mde.min())} to {percent(mde.max())}" if mde.notna().all() else "not reached"
     return {
         **common_words(report),
         "trend_odds": odds_text(trend),
-        "margin": percent(MARGIN), "same_precision": same["precision"].iloc[0].upper(),
-        "same_yes": f"{same['equivalent'].sum()} of {len(same)}",
-        "same_bound": percent(same["smallest_margin"].max()),
+        "margin": percent(stats.MARGIN), "same_sentence": same_sentence(report, same),
         "same_perplexity": same_perplexity_sentence(perplexity),
-        "mde": reach,
+        "power_sentence": power_sentence(report, power),
         "flip_sentence": flip_sentence(report, flips),
         "choices_sentence": choices_sentence(report, choices),
     }

@@ -16,7 +16,7 @@ from cba_utils import (
 )
 from cba_utils.report import Report, pick
 from cba_utils.respondents import simulate_study
-from cba_utils.stats import equivalence
+from cba_utils.tables import item_table
 
 PROVENANCE = pd.DataFrame([{
     "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
@@ -153,9 +153,18 @@ def test_published_design_keeps_one_checkpoint_a_family():
     assert "over 2 cells" in words["cells_sentence"]
 
 
-def test_two_equal_rates_are_called_the_same():
-    same = equivalence(report_of("none", precisions=["bf16", "q8"], effect=0).answers, 0.01)
+def test_sure_sentences_say_what_they_rest_on(report):
+    alike = report_of("retrained", precisions=["bf16", "q8"], effect=0.05)
+    same = report_controls.same_rates(alike)
     assert same["equivalent"].all()
+    assert "in 1 of 1 checkpoint (" in report_controls.same_sentence(alike, same)
+    apart = report_controls.same_sentence(report, report_controls.same_rates(report))
+    assert "in 0 of 1 checkpoint (" in apart
+    power = report_controls.power_curves(report, simulations=50)
+    exact = item_table(report.answers, "study", "original").query(
+        "precision == 'bf16' and context_condition == 'ambig'")["stereotyped"].mean()
+    baseline = report_controls.percent(exact, 2)
+    assert f"(BF16: {baseline})" in report_controls.power_sentence(report, power)
 
 
 def test_instrument_counts_verdicts(tmp_path):

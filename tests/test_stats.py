@@ -100,7 +100,7 @@ def test_cohens_h_and_chi_squared_by_hand():
 
 
 def test_equivalence_is_the_librarys_tost():
-    study = simulate_study("none", templates=30, items_per_template=40, precisions=["bf16", "q8"])
+    study = simulate_study("retrained", templates=30, items_per_template=40, precisions=["bf16", "q8"])
     samples = study["samples"]
     found = stats.equivalence(samples, 0.01).iloc[0]
     # With five parsed draws of as many items in every template, the change is a plain mean.
@@ -120,6 +120,27 @@ def test_equivalence_is_the_librarys_tost():
         stats.equivalence(samples, 0.1, "d_srss")
 
 
+def test_equivalence_of_two_checkpoints_and_of_a_change_as_large_as_the_margin():
+    alike = simulate_respondents("retrained", 30, 40, TWO, replicates=40, effect=0.1)
+    assert stats.equivalence(alike, 0.02)["equivalent"].mean() > 0.9
+    changed = simulate_respondents("bias", 30, 40, TWO, replicates=40, effect=0.2)
+    change = paired_differences(changed, method="jackknife").query("measure == 'd_srs'")["estimate"]
+    # A true change at the margin is called none in one study of twenty; more than 6 of 40 by luck
+    # in one of two hundred.
+    assert stats.equivalence(changed, change.mean())["equivalent"].sum() <= 6
+    assert not stats.equivalence(changed, change.mean() / 2)["equivalent"].any()
+
+
+def test_draws_that_never_differ_do_not_prove_equal_rates():
+    study = simulate_study("none", templates=30, precisions=TWO)
+    same = study["samples"].assign(role="unknown")
+    found = stats.equivalence(same).iloc[0]
+    assert found["estimate"] == 0 and not found["equivalent"] and np.isnan(found["p"])
+    # Wilson's 90 % limit for no event in thirty templates.
+    z = sps.norm.ppf(0.95) ** 2
+    assert found["smallest_margin"] == pytest.approx(z / (30 + z))
+
+
 def test_difference_tests_agree_with_their_intervals(studies):
     tests = stats.difference_tests(studies["bias"]["samples"])
     intervals = paired_differences(studies["bias"]["samples"])
@@ -129,11 +150,27 @@ def test_difference_tests_agree_with_their_intervals(studies):
 
 def test_power_grows_from_the_level_to_one():
     study = simulate_study("none", templates=40, precisions=["bf16"])
-    curve = stats.minimum_detectable_effect(item_table(study["samples"]), simulations=400)
+    table = item_table(study["answers"], "study", "original")
+    curve = stats.minimum_detectable_effect(table, simulations=400)
     assert curve["power"].iloc[0] < 0.09, "no effect is found at the level of the test"
     assert curve["power"].iloc[-1] > 0.9
     at = np.interp(0.8, curve["power"], curve["effect"])
     assert curve.attrs["mde"] == pytest.approx(at, rel=0.2)
+    ambiguous = table[table["context_condition"] == "ambig"]
+    assert curve.attrs["baseline"] == pytest.approx(ambiguous["stereotyped"].mean())
+
+
+def test_power_starts_from_the_probabilities_and_is_that_of_the_t_test():
+    # No item can be stereotyped before; every item of 30 templates may be, with 2 %, after.
+    table = pd.DataFrame({"template_id": np.repeat(np.arange(30), 8), "stereotyped": 0.0,
+                          "draws": 1.0, "context_condition": "ambig"})
+    curve = stats.minimum_detectable_effect(table, spread=0.01, simulations=400)
+    assert curve.attrs["baseline"] == 0 and curve["power"].iloc[0] == 0
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(40, 0.01, (4000, 30))
+    by_hand = (sps.ttest_1samp(counts, 0, axis=1).pvalue < 0.05).mean()
+    at = np.interp(0.01, curve["effect"], curve["power"])
+    assert at == pytest.approx(by_hand, abs=0.08)
 
 
 # Models
