@@ -24,7 +24,8 @@ from cba_utils.tables import (
     study_columns,
 )
 
-SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")}
+SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
+LEFT = {"left_unknown": ratio("to_person", "was_unknown")._replace(per="was_unknown")}
 LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
 
 
@@ -75,20 +76,16 @@ def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
     share_to_stereotyped
         Of those, the share that name the stereotyped person.
 
-    Here ``n`` counts answers, not items: the denominator of each share, so that checkpoints can be
-    weighted by it. See :func:`direction_tests` for p-values.
+    Here ``n`` counts answers, not items: the denominator of each share, by which checkpoints are
+    weighted where they are pooled. See :func:`direction_tests` for p-values.
     """
     table, keys = _left_unknown(frame, by, reference)
     moved = table[table["to_person"] > 0]
-    left = estimates(table, {"left_unknown": ratio("to_person", "was_unknown")},
-                     ["to_person", "was_unknown"], keys, **options)
+    left = estimates(table, LEFT, ["to_person", "was_unknown"], keys, **options)
     shares = estimates(moved, SHARE, ["to_stereotyped", "to_person"], keys, **options)
     # A cell in which no answer left has no share: it stays in the frame, with n of 0.
     shares = left[keys].merge(shares, on=keys, how="left").assign(measure=[*SHARE][0])
-    counts = table.groupby(keys, observed=True, dropna=False)[["was_unknown", "to_person"]].sum()
-    frames = [part.drop(columns="n").merge(counts[name].rename("n").astype(int).reset_index(), on=keys)
-              for part, name in ((left, "was_unknown"), (shares, "to_person"))]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([left, shares.fillna({"n": 0})], ignore_index=True).astype({"n": int})
 
 
 def direction_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",

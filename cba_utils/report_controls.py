@@ -15,7 +15,6 @@ import pandas as pd
 
 from cba_utils import controls, dose_response, metrics, published_analysis, sensitivity, stats
 from cba_utils.figures import alt_text, interval, percent
-from cba_utils.intervals import estimates, ratio
 from cba_utils.items import PROJECT
 from cba_utils.report import ABSENT, common_words, pick
 from cba_utils.tables import item_table
@@ -142,7 +141,7 @@ def noise_words(report, checkpoints, directions, leans, tests, ranges):
         **common_words(report),
         "excess_sentence": excess_sentence(report, report.pooled(checkpoints)),
         "mirror_sentence": mirror_sentence(report, checkpoints),
-        "left_lowest": interval(pick(over_answers(report, directions), "left_unknown", low)),
+        "left_lowest": interval(pick(report.pooled(directions), "left_unknown", low)),
         "lean_sentence": lean_sentence(report, leans),
         "direction_holm": significant(tests), "few": str(FEW),
         "direction_not_made": f"{tests['p'].isna().sum()} of {len(tests)}",
@@ -152,41 +151,19 @@ def noise_words(report, checkpoints, directions, leans, tests, ranges):
     }
 
 
-def over_answers(report, directions, by=()):
-    """Estimates of `controls.direction` over all checkpoints, each weighted by its answers.
-
-    A checkpoint in which one answer moved says next to nothing; a mean of shares would take it for
-    as much as one in which hundreds did. The interval leaves out one checkpoint at a time. ``n``
-    counts answers.
-    """
-    keys = [*by, "precision", "measure"]
-    cells = directions.groupby(keys, observed=True)["model"]
-    if cells.nunique().max() == 1:
-        return directions[[*keys, "estimate", "low", "high", "n"]]
-    rows = directions[directions["n"] > 0]
-    rows = rows.assign(hits=rows["estimate"] * rows["n"], answers=rows["n"], share=rows["measure"])
-    found = estimates(rows, {"": ratio("hits", "answers")}, ["hits", "answers"],
-                      [*by, "precision", "share"], cluster="model", method="jackknife")
-    found = found.drop(columns=["measure", "n"]).rename(columns={"share": "measure"})
-    answers = directions.groupby(keys, observed=True)["n"].sum().reset_index()
-    return answers.merge(found, on=keys, how="left")
-
-
 def direction_by_family(report, directions):
     """Where answers went, by family; shares of a few answers are left out, they tell nothing."""
-    is_share = directions["measure"] == "share_to_stereotyped"
-    shares = over_answers(report, directions[is_share], ["family"])
-    shown = ["estimate", "low", "high"]
-    shares = shares.assign(**shares[shown].where(shares["n"] >= FEW))
-    return pd.concat([shares, report.summarise(directions[~is_share])], ignore_index=True)
+    rows = report.summarise(directions)
+    few = (rows["measure"] == "share_to_stereotyped") & (rows["of"] < FEW)
+    return rows.assign(**{name: rows[name].mask(few) for name in ("estimate", "low", "high")})
 
 
 def direction_table(report, directions):
     """Where answers went at the lowest precision, by category, for the page."""
-    rows = over_answers(report, directions, ["category"])
+    rows = report.pooled(directions, ["category"])
     rows = rows[(rows["measure"] == "share_to_stereotyped") & (rows["precision"] == report.lowest)]
     return pd.DataFrame({
-        "category": rows["category"].astype(str), "answers that left": rows["n"].map("{:,}".format),
+        "category": rows["category"].astype(str), "answers that left": rows["of"].map("{:,.0f}".format),
         "of these to the stereotyped person": [
             "none left" if np.isnan(row["estimate"]) else interval(row) for _, row in rows.iterrows()]})
 

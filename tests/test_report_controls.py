@@ -70,18 +70,15 @@ def test_noise_words_find_no_grown_lean_in_noise_and_letters(truth):
         assert "not to be told" in words["mirror_sentence"]
 
 
-def test_checkpoints_are_weighted_by_the_answers_that_left():
+def test_categories_are_weighted_by_the_answers_that_left():
     several = report_of("noise", replicates=3)
-    moved = controls.direction(several.answers)
-    found = pick(report_controls.over_answers(several, moved), "share_to_stereotyped", "q3")
+    moved = controls.direction(several.answers, ["category"])
+    table = report_controls.direction_table(several, moved).set_index("category")
     rows = moved.query("measure == 'share_to_stereotyped' and precision == 'q3'")
-    assert found["n"] == rows["n"].sum()
-    assert found["estimate"] == pytest.approx(np.average(rows["estimate"], weights=rows["n"]))
-    by_hand = [np.average(r["estimate"], weights=r["n"])
-               for r in (rows.drop(index=k) for k in rows.index)]
-    error = np.sqrt(2 / 3 * ((by_hand - np.mean(by_hand)) ** 2).sum())
-    half = 4.302653 * error  # Student's 97.5 % quantile, two degrees of freedom
-    assert found["high"] == pytest.approx(min(found["estimate"] + half, 1), abs=1e-6)
+    for category, part in rows.groupby("category"):
+        share = np.average(part["estimate"], weights=part["n"])
+        assert table.loc[category, "answers that left"] == f"{part['n'].sum():,}"
+        assert table.iloc[:, 1][category].startswith(f"{100 * share:.1f}")
 
 
 def test_unlike_families_of_one_checkpoint_speak_for_themselves():
