@@ -94,10 +94,10 @@ def stratified_interval(of: Callable[[np.ndarray], float], strata, level: float 
         if not len(codes) or sizes.min() < 2:
             return estimate, np.nan, np.nan
         left_out = np.array([of(whole & (np.arange(len(codes)) != k)) for k in range(len(codes))])
-    centre = (np.bincount(codes, left_out) / sizes)[codes]
-    factor = ((sizes - 1) / sizes)[codes]
-    half = stdtrit(len(codes) - len(labels), (1 + level) / 2)
-    half *= np.sqrt((factor * (left_out - centre) ** 2).sum())
+        centre = (np.bincount(codes, left_out) / sizes)[codes]
+        factor = ((sizes - 1) / sizes)[codes]
+        half = stdtrit(len(codes) - len(labels), (1 + level) / 2)
+        half *= np.sqrt((factor * (left_out - centre) ** 2).sum())
     return estimate, estimate - half, estimate + half
 
 

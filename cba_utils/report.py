@@ -288,7 +288,7 @@ def _presentable(frame):
     name = frame["measure"]
     nothing = name.str.startswith(SHARES) & (frame["of"] < 1)
     frame = frame.assign(**{c: frame[c].mask(nothing) for c in ("estimate", "low", "high")})
-    change = name.str.contains("excess|above|beyond|gap|change") | name.str.match("(d|s|net)_")
+    change = name.str.contains("excess|above|beyond|gap|change|entropy") | name.str.match("(d|s|net)_")
     net = name.str.startswith("net_")
     lowest = np.select([(name == "perplexity_change") | net, change], [-1.0, -np.inf], 0.0)
     highest = np.where(change & ~net, np.inf, 1.0)

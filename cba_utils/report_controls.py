@@ -16,11 +16,13 @@ import pandas as pd
 from cba_utils import controls, dose_response, metrics, published_analysis, sensitivity, stats
 from cba_utils.figures import alt_text, interval, percent
 from cba_utils.items import PROJECT
-from cba_utils.report import ABSENT, common_words, pick
+from cba_utils.report import ABSENT, common_words, pick, spoken
 from cba_utils.tables import item_table
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
 FEW = 20
+# How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
+FLIPS_ELSEWHERE = (3, 11)
 LETTER_TITLES = {f"d_letter_{x}": f"Change of the share of letter {x} since BF16, points"
                  for x in "ABC"}
 LEAD_TITLES = {"d_stereotyped": "Stereotyped answer, change since BF16, points",
@@ -450,18 +452,56 @@ def flip_rates(report):
     return dose_response.flip_rates(report.answers) if report.exact else None
 
 
-def flip_sentence(report, flips):
-    """How much more often the least sure answers flip."""
-    if flips is None:
+def flip_sentence(report):
+    """How much more often the least sure answers flip, at the lowest precision."""
+    if not report.exact:
         return ("How sure BF16 was of an answer is in its probabilities, which these records do "
                 "not hold.")
-    ratios = flips[(flips["measure"] == "flip_ratio") & (flips["precision"] == report.lowest)]
-    ratios = ratios["estimate"].replace(np.inf, np.nan).dropna()
-    text = f"{ratios.median():.1f} times" if len(ratios) else "not defined (the surest never flip)"
-    return (
-        f"The least sure fifth flips {text} as often as the surest at {report.lowest.upper()} "
-        f"(median of {len(ratios)} checkpoints in which the surest flip at all)."
-    )
+    found = dose_response.flip_ratio(report.answers).set_index("precision").loc[report.lowest]
+    low = report.lowest.upper()
+    if not np.isfinite(found["estimate"]):
+        return f"At {low} the surest fifth never changes its first choice: there is no ratio."
+    text = (f"At {low} the least sure fifth of ambiguous items changed its first choice "
+            f"{times(found)} times as often as the surest fifth")
+    if found["low"] > 1:
+        return f"{text}: answers that were uncertain at BF16 change more easily."
+    if found["high"] < 1:
+        return f"{text}: answers that were uncertain at BF16 change less easily."
+    return f"{text}: whether answers that were uncertain at BF16 change more easily cannot be told."
+
+
+def times(row, digits=1):
+    """A ratio with its interval.
+
+    Examples
+    --------
+    >>> times({"estimate": 2.0, "low": 1.5, "high": 3.0})
+    '2.0 (1.5 to 3.0)'
+    """
+    if np.isnan(row["low"]):
+        return f"{row['estimate']:.{digits}f} (no interval)"
+    return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def steps_sentence(odds, samples, lowest):
+    """The average factor of a step down, which step carries it, and the average without it."""
+    trend = odds[odds["term"] == "trend"].iloc[0]
+    if np.isnan(trend["estimate"]):
+        return ("A factor for one step down the ladder is not defined: too few precisions have "
+                "any stereotyped answer.")
+    text = (f"Averaged over the ladder, one step down multiplies the odds by {odds_text(trend)}.")
+    each = dose_response.steps(odds)
+    if len(each) < 2:
+        return text
+    most = np.log(each).abs().idxmax()
+    before = ["bf16", *each.index][each.index.get_loc(most)]
+    rest = each.drop(most)
+    rest = " to ".join(dict.fromkeys([f"{rest.min():.2f}", f"{rest.max():.2f}"]))
+    text += (f" The steps differ: from {before.upper()} to {most.upper()} the factor is "
+             f"{each[most]:.2f}, elsewhere {rest}.")
+    without = dose_response.dose_response(samples[samples["precision"] != lowest])
+    without = without[without["term"] == "trend"].iloc[0]
+    return f"{text} Without {lowest.upper()} the average is {odds_text(without)}."
 
 
 def flip_alt(report, curve):
@@ -500,16 +540,23 @@ def same_perplexity_sentence(perplexity):
     )
 
 
-def sure_words(report, odds, same, power, flips, choices, perplexity):
+def odds_clusters(report):
+    """Between which answers the odds' intervals allow any dependence."""
+    unit = "question template" if report.templates else "run of consecutive questions"
+    return f"by {unit} and by checkpoint" if report.several else f"by {unit}"
+
+
+def sure_words(report, odds, same, power, choices, perplexity):
     """Numbers and sentences of *How sure are we?*."""
-    trend = odds[odds["term"] == "trend"].iloc[0]
     return {
         **common_words(report),
-        "trend_odds": odds_text(trend),
+        "steps_sentence": steps_sentence(odds, report.drawn, report.lowest),
+        "odds_clusters": odds_clusters(report),
         "margin": percent(stats.MARGIN), "same_sentence": same_sentence(report, same),
         "same_perplexity": same_perplexity_sentence(perplexity),
         "power_sentence": power_sentence(report, power),
-        "flip_sentence": flip_sentence(report, flips),
+        "flip_sentence": flip_sentence(report),
+        "flips_elsewhere": "{} to {}".format(*FLIPS_ELSEWHERE),
         "choices_sentence": choices_sentence(report, choices),
     }
 
@@ -540,7 +587,7 @@ def analysis_words(report, samples, correlation):
     decline = published_analysis.relative_decline(samples, low)
     logit = published_analysis.published_logit(samples)
     bits = logit[logit["term"] == "bits"].iloc[0]
-    clustered = dose_response.dose_response(samples).set_index("term").loc["trend"]
+    clustered = dose_response.dose_response(samples)
     latent = published_analysis.filtered_table(samples)
     latent = latent[(latent["items_kept"] == "latent") & (latent["precision"] == low)]
     rates = published_analysis.one_way_transitions(samples)
@@ -552,15 +599,28 @@ def analysis_words(report, samples, correlation):
 
     return {
         **common_words(report),
-        "rise": span(at["d_srs"]), "chi_yes": f"{(tests['p'] < 0.05).sum()} of {len(tests)}",
+        "rise": span(at["d_srs"]), "chi_sentence": chi_sentence(tests),
         "h_most": f"{tests['cohens_h'].abs().max():.2f}",
         "decline_unweighted": percent(decline["unweighted"]),
         "decline_weighted": percent(decline["weighted"]),
         "latent_change": span(latent["d_srs"]) if len(latent) else ABSENT,
         "one_way": span(rates),
-        "bits_odds": odds_text(bits, 3), "clustered_odds": odds_text(clustered),
+        "bits_odds": odds_text(bits, 3),
+        "steps_sentence": steps_sentence(clustered, samples, low),
         "cells_sentence": correlation_sentence(correlation),
     }
+
+
+def chi_sentence(tests):
+    """How many tests are below 5 %, of those that are defined, with and without corrections."""
+    made = tests.dropna(subset="p")
+    yes = {name: (made[name] < 0.05).sum() for name in ("p", "p_holm", "p_bh")}
+    lone = ("" if len(made) == len(tests) else f" ({len(tests):,} comparisons in all; in the others "
+            f"all answers have the same role)")
+    return (
+        f"Of {len(made):,} tests{lone}, {yes['p']} are below 5 %; after Holm's correction over all "
+        f"of them {yes['p_holm']}, after that of Benjamini and Hochberg {yes['p_bh']}."
+    )
 
 
 def correlation_sentence(correlation):
@@ -594,7 +654,8 @@ def tests_table(tests, precision):
     return pd.DataFrame({
         "model": rows["model"], "category": rows["category"],
         "chi-squared": rows["statistic"].map("{:.1f}".format), "df": rows["df"],
-        "p": rows["p"].map(p_text),
+        "p": rows["p"].map(p_text), "p (Holm)": rows["p_holm"].map(p_text),
+        "p (Benjamini-Hochberg)": rows["p_bh"].map(p_text),
         "Cohen's h": [f"{h:.2f}".replace("-", "−") for h in rows["cohens_h"]],
         "draws": rows["n"].map("{:,}".format)})
 

@@ -85,7 +85,7 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     said = [
         report.pair_sentence(data, change, moves, None), say.excess_sentence(data, moves),
         say.lean_sentence(data, say.leans(data)), say.seeds_sentence(say.seed_ranges(data)),
-        say.flip_sentence(data, say.flip_rates(data)), say.same_perplexity_sentence(change),
+        say.flip_sentence(data), say.same_perplexity_sentence(change),
         say.letter_words(data, say.positions(say.balanced(data)))["letter_drift_sentence"],
         say.skill_words(data, say.skills(data))["skill_accuracy_sentence"],
     ]

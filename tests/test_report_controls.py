@@ -16,6 +16,7 @@ from cba_utils import (
 )
 from cba_utils.report import Report, pick
 from cba_utils.respondents import simulate_study
+from cba_utils.stats import adjust
 from cba_utils.tables import item_table
 
 PROVENANCE = pd.DataFrame([{
@@ -148,6 +149,13 @@ def test_published_design_keeps_one_checkpoint_a_family():
     main = published_analysis.main_table(several.samples[first]).set_index("precision")
     assert words["rise"] == report_controls.percent(main.loc["q3", "d_srs"])
     assert "over 2 cells" in words["cells_sentence"]
+
+
+def test_tests_that_are_not_defined_are_not_counted():
+    tests = adjust(pd.DataFrame({"p": [0.001, 0.03, 0.04, np.nan]}))
+    said = report_controls.chi_sentence(tests)
+    assert said.startswith("Of 3 tests (4 comparisons") and "3 are below 5 %" in said
+    assert "of them 1," in said and said.endswith("Hochberg 3.")
 
 
 def test_sure_sentences_say_what_they_rest_on(report):
