@@ -33,6 +33,8 @@ ACCURACY_NAMES = {"accuracy_consistent": "agrees with the stereotype",
 ACCURACY_TITLE = "Right answers on disambiguated items, %"
 MATCHED_NAMES = {"s_amb": "as measured", "s_amb_if_guessing": "if it were guessing"}
 MATCHED_TITLE = "Bias score on ambiguous items, points"
+DISAMBIGUATED_NAMES = {"s_dis": "disambiguated items"}
+DISAMBIGUATED_TITLE = "Bias score on disambiguated items, points"
 
 
 def scores(row, digits=1):
@@ -43,9 +45,19 @@ def scores(row, digits=1):
     >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
     '−1.0 (−2.0 to 3.2)'
     """
-    values = (round(row[name], digits) + 0.0 for name in ("estimate", "low", "high"))
-    text = "{} ({} to {})".format(*(f"{value:.{digits}f}" for value in values))
-    return text.replace("-", "−")
+    ends = (in_points(row[k], digits) for k in ("estimate", "low", "high"))
+    return "{} ({} to {})".format(*ends)
+
+
+def in_points(value, digits=1):
+    """A number of points for prose; what rounds to zero has no sign.
+
+    Examples
+    --------
+    >>> in_points(-1.25), in_points(-0.01)
+    ('−1.2', '0.0')
+    """
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def points(row, digits=1):
@@ -365,8 +377,11 @@ def skills(report):
     """Estimates of the skill chapter, or None without items of both contexts."""
     if set(report.items["context_condition"]) != {"ambig", "disambig"}:
         return None
+    each = pd.concat([metrics.bias_scores(report.answers),
+                      metrics.paired_differences(report.answers)], ignore_index=True)
     return {"capability": controls.capability(report.answers, report.items),
-            "matched": controls.matched_skill(report.answers)}
+            "matched": controls.matched_skill(report.answers),
+            "disambiguated": each[each["measure"].isin(["s_dis", "d_s_dis"])]}
 
 
 def skill_words(report, found):
@@ -375,7 +390,9 @@ def skill_words(report, found):
         return {**common_words(report),
                 "skill_accuracy_sentence": "These records hold no disambiguated questions, so "
                 "that skill was not measured: this page has nothing to show for them.",
-                "skill_matched_sentence": f"This is {ABSENT}."}
+                "skill_kinds_sentence": "There is no disambiguated item to tell apart by that.",
+                "skill_matched_sentence": f"This is {ABSENT}.",
+                "skill_disambiguated_sentence": f"This is {ABSENT}."}
     low = report.lowest
     able, matched = report.pooled(found["capability"]), report.pooled(found["matched"])
     beyond = pick(matched, "s_amb_beyond_guessing", low)
@@ -401,8 +418,10 @@ def skill_words(report, found):
         "skill_matched_sentence": f"At {low.upper()} the loss of accuracy is that of "
         f"{in_words('guessed')} guesses. The bias score is {in_words('s_amb', scores)}, guessing "
         f"would leave {in_words('s_amb_if_guessing', scores)}, and the difference is "
-        f"{scores(beyond)}. {reading} The stereotyped rate, which guessing raises too, is "
+        f"{spoken(beyond, scores, in_points)}. {reading} The stereotyped rate, which guessing raises too, is "
         f"{in_words('srs')} where guessing would give {in_words('srs_if_guessing')}.",
+        "skill_kinds_sentence": kinds_sentence(report.items),
+        "skill_disambiguated_sentence": disambiguated_sentence(report, found["disambiguated"]),
     }
 
 
@@ -421,6 +440,30 @@ def same_sentence(report, same):
             f"{count} {'checkpoint' if count == 1 else 'checkpoints'} (two one-sided tests over "
             f"templates, {source}). The largest change that cannot be excluded in any is "
             f"{percent(same['smallest_margin'].max(), 2)}.")
+
+
+def kinds_sentence(items):
+    """On how many disambiguated items the right answer agrees with the stereotype."""
+    asked = items[items["context_condition"] == "disambig"]
+    agrees = (asked["label"] == asked["stereotyped_index"]).sum()
+    return (f"On {agrees:,} of the {len(asked):,} disambiguated items "
+            f"({percent(agrees / len(asked))}) the right answer agrees with the stereotype, on the "
+            f"others it contradicts it.")
+
+
+def disambiguated_sentence(report, found):
+    """BBQ's bias score on items whose text says who it was, and its change on the same items."""
+    low, pooled = report.lowest, report.pooled(found)
+    before, after = (pick(pooled, "s_dis", p) for p in ("bf16", low))
+    change = pick(pooled, "d_s_dis", low)
+    if change["low"] > 0:
+        reading = "a rise: wrong answers went where the stereotype points"
+    elif change["high"] < 0:
+        reading = "a fall: wrong answers went against the stereotype"
+    else:
+        reading = "which cannot be told from no change"
+    return (f"It is {scores(before)} at BF16 and {scores(after)} at {low.upper()}. On the same items "
+            f"it changed by {spoken(change, scores, in_points)}, {reading}.")
 
 
 def power_curves(report, simulations=200):
