@@ -191,8 +191,9 @@ def flip_curve(frame, precisions):
         return figure
 
 
-def specification(frame, choices=("draws", "parser", "weights", "counting")):
+def specification(frame):
     """The headline number under every combination of choices, sorted, with the choices below."""
+    choices = [c for c in ("draws", "parser", "weights", "counting", "undefined") if c in frame]
     rows = frame.sort_values("estimate").reset_index(drop=True)
     levels = [(c, v) for c in choices for v in dict.fromkeys(frame[c])]
     with style():

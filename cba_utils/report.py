@@ -82,6 +82,16 @@ class Report:
         return item_table(self.samples)
 
     @property
+    def undefined(self):
+        """Answers to items without a defined target, see `raw.as_published`; None if there are none."""
+        path = RESULTS / self.study / "tables" / "undefined.parquet"
+        if not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        texts = table.select_dtypes("category").columns
+        return table.astype(dict.fromkeys(texts, object)) if len(table) else None
+
+    @property
     def precisions(self):
         """Precisions of the study, from most to fewest bits."""
         return most_bits_first(self.samples["precision"].unique())

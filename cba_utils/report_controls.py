@@ -557,17 +557,54 @@ def flip_alt(report, curve):
             f"{', '.join(map(percent, shares))}.")
 
 
+def choices(report):
+    """The headline number under every combination of choices, over all checkpoints.
+
+    Where imported records have items without a defined target, taking them as the published code
+    did is one more choice.
+    """
+    def curve(samples, items):
+        return sensitivity.specification_curve(report.answers, samples, items, report.lowest)
+
+    each, columns = curve(report.samples, report.items), ["draws", "parser", "weights", "counting"]
+    more = report.undefined
+    if more is not None:
+        indices = ["stereotyped_index", "anti_stereotyped_index", "unknown_index"]
+        asked = more.drop_duplicates("item_id")[["item_id", "category", *indices]]
+        items = pd.concat([report.items, asked.assign(label=asked["unknown_index"])])
+        kept = curve(pd.concat([report.samples, more.drop(columns=indices)]), items)
+        each = pd.concat([each.assign(undefined="left out"), kept.assign(undefined="letter C")])
+        columns.append("undefined")
+    return report.pooled(each, columns)
+
+
+def undefined_note(report):
+    """What became of items without a defined target, for the figure of choices."""
+    if not report.imported:
+        return ("Questions without a defined target are excluded by name before anything is asked, "
+                "so that choice cannot move it")
+    if report.undefined is None:
+        return "No item of these records lacks a defined target, so that choice cannot move it"
+    count = report.undefined["item_id"].nunique()
+    return (f"Items without a defined target ({count:,}) are left out, or taken as the published "
+            f"code took them: its index −1 is the last answer, letter C")
+
+
 def choices_sentence(report, choices):
     """Which choices were varied, and how far the headline number goes with them."""
     draws = ("the draws (the study's five seeds or fresh ones), " if report.exact else "")
     null = "minus the placebo, " if report.exact else ""
     lacking = ("" if report.exact else " Fresh draws and the placebo are not among them, because "
                "these records hold no probabilities.")
+    kept = "undefined" in choices
+    kept_text = ", and what items without a defined target count for" if kept else ""
+    number = {3: "three", 4: "four", 5: "five"}[3 + report.exact + kept]
     return (
         f"The headline number, items that became biased at {report.lowest.upper()}, under each of "
-        f"{len(choices)} combinations of {'four' if report.exact else 'three'} choices: {draws}"
-        f"the parser (strict, or the published one), the weights (items or categories alike), and "
-        f"what is counted (one way, {null}minus the items that lost their bias). It goes from "
+        f"{len(choices)} combinations of {number} choices: {draws}"
+        f"the parser (strict, or the published one), the weights (items or categories alike), "
+        f"{'' if kept else 'and '}what is counted (one way, {null}minus the items that lost their "
+        f"bias){kept_text}. It goes from "
         f"{percent(choices['estimate'].min())} to {percent(choices['estimate'].max())}.{lacking}"
     )
 
@@ -601,6 +638,7 @@ def sure_words(report, odds, same, power, choices, perplexity):
         "flip_sentence": flip_sentence(report),
         "flips_elsewhere": "{} to {}".format(*FLIPS_ELSEWHERE),
         "choices_sentence": choices_sentence(report, choices),
+        "undefined_note": undefined_note(report),
     }
 
 
