@@ -315,7 +315,8 @@ def over_models(frame: pd.DataFrame) -> pd.DataFrame:
     Three unlike models are no sample of models, and one checkpoint shows no spread. So the
     interval is the mean of the models' own interval ends: it holds even if the errors that the
     same templates give are fully shared, and is too wide where they are not. The columns
-    ``least, least_model, most, most_model`` name the models at both ends, which a mean hides.
+    ``least, least_model, most, most_model`` name the models at both ends, which a mean hides; for
+    a share, of the models with at least one item to have a share of.
 
     Examples
     --------
@@ -332,8 +333,9 @@ def over_models(frame: pd.DataFrame) -> pd.DataFrame:
         if len(group):
             weights = group["n"] if share else np.ones(len(group))
             means = [np.average(group[c], weights=weights) for c in ("estimate", "low", "high")]
-            group = group.sort_values("estimate", kind="stable")
-            ends = [x for k in (0, -1) for x in group[["estimate", "model"]].iloc[k]]
+        ranked = group[(group["n"] >= 1) | (not share)].sort_values("estimate", kind="stable")
+        if len(ranked):
+            ends = [x for k in (0, -1) for x in ranked[["estimate", "model"]].iloc[k]]
         rows.append((*key, *means, len(group), group["n"].sum(), *ends))
     return pd.DataFrame(rows, columns=[*keys, *ESTIMATE_COLUMNS[1:], "of", "least",
                                        "least_model", "most", "most_model"])

@@ -509,15 +509,13 @@ def back_sentence(report, moves):
 
     lost = pick(moves, report.named("lost_bias"), low)
     if lost["of"] < 1:
-        back = ("There is no way back to speak of: less than one item was biased at BF16 "
-                "in all checkpoints together")
+        back = "There is no way back to speak of: less than one item in all was biased at BF16"
     else:
         back = (f"The way back: of the items that were biased at BF16 "
-                f"({_items(lost['of'], report.exact)} in all), {_share(lost)} lost their bias at "
+                f"({_items(lost['of'], report.exact)} in all), {spoken(lost)} lost their bias at "
                 f"{low.upper()}")
         if report.exact:
-            null = pick(moves, "lost_bias_placebo", low)
-            back += f", where the placebo is {_share(null)}"
+            back += f", where the placebo is {spoken(pick(moves, 'lost_bias_placebo', low))}"
     mirror = (f"The mirror image: of the items without an anti-stereotyped answer at BF16, "
               f"{at(report.named('became_anti'))} gained one")
     if not report.exact:
@@ -532,13 +530,6 @@ def back_sentence(report, moves):
 def _items(n, expected):
     """How many items stand behind a share."""
     return f"{n:,.1f} expected" if expected else f"{n:,.0f}"
-
-
-def _share(row):
-    """A share with its interval, or without where too few checkpoints have any."""
-    if np.isnan(row["low"]):
-        return f"{percent(row['estimate'])} (too few checkpoints for an interval)"
-    return spoken(row)
 
 
 def verdict(excess):

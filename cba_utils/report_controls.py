@@ -45,8 +45,18 @@ def scores(row, digits=1):
     >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
     '−1.0 (−2.0 to 3.2)'
     """
-    ends = (in_points(row[k], digits) for k in ("estimate", "low", "high"))
-    return "{} ({} to {})".format(*ends)
+    return _with_ends(row, lambda value: in_points(value, digits))
+
+
+def _with_ends(row, text):
+    """An estimate with the ends of its interval, as far as it has them."""
+    if np.isnan(row["estimate"]):
+        return "not defined"
+    if np.isnan(row["low"]):
+        return f"{text(row['estimate'])} (no interval)"
+    if np.isinf(row["high"]):
+        return f"{text(row['estimate'])} ({text(row['low'])} or more)"
+    return f"{text(row['estimate'])} ({text(row['low'])} to {text(row['high'])})"
 
 
 def in_points(value, digits=1):
@@ -521,9 +531,7 @@ def times(row, digits=1):
     >>> times({"estimate": 2.0, "low": 1.5, "high": 3.0})
     '2.0 (1.5 to 3.0)'
     """
-    if np.isnan(row["low"]):
-        return f"{row['estimate']:.{digits}f} (no interval)"
-    return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+    return _with_ends(row, f"{{:.{digits}f}}".format)
 
 
 def steps_sentence(odds, samples, lowest):

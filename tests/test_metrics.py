@@ -264,8 +264,10 @@ def test_models_with_one_checkpoint_each_are_no_sample():
         assert row[end] == pytest.approx(own[end].mean())
     assert row["low"] > 0, "one clear model is not lost among unlike ones"
     assert (row["least_model"], row["most_model"]) == ("none", "bias")
-    lost = own.assign(measure="lost_bias", estimate=[0.0, 0.5, 1.0], n=[80, 20, 0])
-    assert over_models(lost.reset_index())["estimate"].iloc[0] == pytest.approx(0.1)
+    lost = own.assign(measure="lost_bias", estimate=[0.0, 0.5, 1.0], n=[80, 20, 0.001])
+    row = over_models(lost.reset_index()).iloc[0]
+    assert row["estimate"] == pytest.approx(0.1, abs=1e-4)
+    assert row["most"] == 0.5, "a share of a thousandth of an item is no model's share"
 
 
 # Intervals
