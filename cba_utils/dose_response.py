@@ -100,8 +100,8 @@ def dose_response(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
     Miller 2011), and nowhere below that of one way.
 
     This is the GEE with independence as its working correlation. An exchangeable one would weigh
-    templates otherwise and leave the sandwich as it is; it has no solution where a precision has
-    hardly any stereotyped answers, so no row of it is given.
+    templates otherwise and rest on the same sandwich; no row of it is given, because its fit
+    diverges where a precision has hardly any stereotyped answers, as in the default study.
 
     The last row, ``trend``, is the odds ratio for one step down the ladder of precisions present,
     from a model with the step as a number. It averages over steps that may be most unlike, see
