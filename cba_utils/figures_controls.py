@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,7 +14,6 @@ from cba_utils.figures import (
     PALETTE,
     WIDTH,
     _by_precision,
-    _errorbars,
     _finish,
     _look,
     _panels,
@@ -253,8 +254,11 @@ def power_curve(curve, power=0.8):
 
 
 def rejection_matrix(frame, effect=1.0):
-    """How often each control says yes to each truth; a frame marks where it should."""
-    rows = frame[frame["effect"] == effect]
+    """How often each control says yes to each truth; a tick marks where it should.
+
+    A dash stands where nothing differs that the control could see.
+    """
+    rows = frame[(frame["effect"] == effect) & (frame["checkpoints"] == 1)]
     wide = rows.pivot(index="control", columns="truth", values="estimate")
     wide = wide.loc[list(dict.fromkeys(rows["control"])), list(dict.fromkeys(rows["truth"]))]
     should = rows.pivot(index="control", columns="truth", values="should")
@@ -265,15 +269,16 @@ def rejection_matrix(frame, effect=1.0):
         for i, control in enumerate(wide.index):
             for j, truth in enumerate(wide.columns):
                 value = wide.iloc[i, j]
-                axes.text(j, i, f"{100 * value:.0f}" + ("✓" if should.loc[control, truth] == "yes"
-                                                        else ""),
-                          ha="center", va="center", fontsize=9,
-                          color="white" if value < 0.55 else "black")
-        axes.set_xticks(range(wide.shape[1]), wide.columns)
-        axes.set_yticks(range(wide.shape[0]), wide.index)
+                text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
+                text += "✓" if should.loc[control, truth] == "yes" else ""
+                axes.text(j, i, text, ha="center", va="center", fontsize=8,
+                          color="white" if value < 0.55 else "black" if value > 0 else INK)
+        axes.set_xticks(range(wide.shape[1]), wide.columns, rotation=40, ha="right",
+                        rotation_mode="anchor")
+        axes.set_yticks(range(wide.shape[0]), [fill(name, 16) for name in wide.index])
         axes.grid(False)
         axes.tick_params(length=0)
-        axes.set_title("Said “yes”, % (✓: rightly)")
+        figure.suptitle("Said “yes”, % (✓: rightly; –: nothing to see)", fontsize="medium")
         return figure
 
 

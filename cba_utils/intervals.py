@@ -139,6 +139,11 @@ def without_variation(estimate, bounds, clusters, level):
 
     No event in ``clusters`` templates is no proof of a rate of zero. Wilson's upper limit for no
     event in that many draws says how far the rate may still be from what was seen.
+
+    Examples
+    --------
+    >>> [round(float(end), 3) for end in without_variation(0.0, (-1, 1), 30, 0.95)]
+    [-0.114, 0.114]
     """
     reach = wilson(0, clusters, level)[1]
     return estimate - (estimate - bounds[0]) * reach, estimate + (bounds[1] - estimate) * reach
@@ -158,11 +163,19 @@ def jackknife(totals: pd.DataFrame, measure: Measure) -> tuple[float, float, int
     >>> round(float(error), 4), df  # the mean's own standard error, 1 / sqrt(3)
     (0.5774, 2)
     """
+    return _jackknife(measure, *_whole_and_left_out(totals))
+
+
+def _whole_and_left_out(totals):
     values = totals.to_numpy(float)
-    whole, count = values.sum(axis=0), len(values)
+    whole = values.sum(axis=0)
+    return _named(totals, whole), _named(totals, whole - values), len(values)
+
+
+def _jackknife(measure, whole, rest, count):
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = float(measure.of(_named(totals, whole)))
-        left_out = np.asarray(measure.of(_named(totals, whole - values)), float)
+        estimate = float(measure.of(whole))
+        left_out = np.asarray(measure.of(rest), float)
     left_out = left_out[np.isfinite(left_out)]
     if count < 2 or len(left_out) < 2:
         return estimate, np.nan, 0
@@ -205,14 +218,20 @@ def cluster_bootstrap(
     >>> float(row["estimate"]), bool(row["low"] < 0.35 < row["high"])
     (0.35, True)
     """
+    rows = _intervals(totals, measures, method, level, resamples, seed)
+    return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high"])
+
+
+def _intervals(totals, measures, method="bca", level=LEVEL, resamples=RESAMPLES, seed=SEED):
+    """One tuple (measure, estimate, low, high) a measure."""
     if method not in ("bca", "percentile", "jackknife"):
         raise ValueError(f"method must be 'bca', 'percentile' or 'jackknife', not {method!r}")
     if not len(totals):
         raise ValueError("cluster_bootstrap got no clusters: the frame has no rows")
     if method == "jackknife":
-        rows = [(name, *_jackknife_interval(totals, measure, level))
+        parts = _whole_and_left_out(totals)
+        return [(name, *_jackknife_interval(measure, parts, level))
                 for name, measure in measures.items()]
-        return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high"])
     values = totals.to_numpy(float)
     whole = values.sum(axis=0)
     counts = _resampling_counts(len(values), resamples, seed)
@@ -238,17 +257,18 @@ def cluster_bootstrap(
                     tails = corrected if np.isfinite(corrected).all() else tails
                 low, high = np.quantile(resampled, tails)
             rows.append((name, estimate, low, high))
-    return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high"])
+    return rows
 
 
-def _jackknife_interval(totals, measure, level):
-    estimate, error, df = jackknife(totals, measure)
+def _jackknife_interval(measure, parts, level):
+    estimate, error, df = _jackknife(measure, *parts)
     if not np.isfinite(estimate) or not df:
         return estimate, np.nan, np.nan
     if error < 1e-12:
-        return estimate, *without_variation(estimate, measure.bounds, len(totals), level)
+        return estimate, *without_variation(estimate, measure.bounds, parts[-1], level)
     half = error * stdtrit(df, (1 + level) / 2)
-    return estimate, *np.clip([estimate - half, estimate + half], *measure.bounds)
+    low, high = measure.bounds
+    return estimate, max(estimate - half, low), min(estimate + half, high)
 
 
 def cluster_totals(table, columns, by=(), cluster="template_id"):
@@ -282,13 +302,9 @@ def estimates(
     >>> estimates(table, {"rate": ratio("hits", "tries")}, ["hits", "tries"])["n"].tolist()
     [6]
     """
-    frames = []
+    found = []
     for key, totals, rows in cluster_totals(table, columns, by, cluster):
-        result = cluster_bootstrap(totals, measures, **options)
-        for position, (column, value) in enumerate(zip(by, key)):
-            result.insert(position, column, value)
         counted = {m.per: totals[m.per].sum() for m in measures.values() if m.per}
-        frames.append(result.assign(n=[counted.get(m.per, rows) for m in measures.values()]))
-    if not frames:
-        return pd.DataFrame(columns=[*by, *ESTIMATE_COLUMNS])
-    return pd.concat(frames, ignore_index=True)
+        found += [(*key, *row, counted.get(m.per, rows))
+                  for row, m in zip(_intervals(totals, measures, **options), measures.values())]
+    return pd.DataFrame(found, columns=[*by, *ESTIMATE_COLUMNS])

@@ -361,7 +361,7 @@ def test_controls_tell_the_truths_apart(studies, truth, biased, lettered):
     assert (beyond["low"] > 0) == biased
     assert (only(controls.position(study["answers"]), "d_lead")["low"] > 0) == biased
     leans = controls.lean(study["answers"])
-    assert controls.grew(only(leans, "log_gap"), only(leans, "d_log_gap")) == biased
+    assert controls.grew(only(leans, "log_gap", "bf16"), only(leans, "d_log_gap")) == biased
     gap = only(controls.capability(study["answers"], study["items"]), "alignment_gap")
     assert (gap["low"] > 0.05) == biased
 
@@ -406,8 +406,8 @@ def test_noise_and_letters_do_not_make_a_lean_grow(truth):
     answers = simulate_respondents(truth, templates=16, items_per_template=12, precisions=TWO,
                                    replicates=60, effect=0.4)
     found = controls.lean(answers).set_index(["measure", "model"])
-    now = found.loc["log_gap"].loc[lambda rows: rows["precision"] == "q3"]
-    said = controls.grew(now, found.loc["d_log_gap"])
+    before = found.loc["log_gap"].loc[lambda rows: rows["precision"] == "bf16"]
+    said = controls.grew(before, found.loc["d_log_gap"])
     # The chance of more than 6 in 60 at a true 2.5 % is below one in 500.
     assert len(said) == 60 and said.sum() <= 6
     moved = controls.direction(answers)
@@ -416,12 +416,13 @@ def test_noise_and_letters_do_not_make_a_lean_grow(truth):
 
 
 def test_a_contrary_lean_made_flatter_has_not_grown():
-    answers = simulate_respondents("leaning noise", templates=24, precisions=TWO)
+    answers = simulate_respondents("leaning noise", 16, 12, TWO, replicates=40, effect=0.4)
     names = {"stereotyped": "anti_stereotyped", "anti_stereotyped": "stereotyped"}
-    answers = answers.replace({f"role_{x}": names for x in "ABC"})
-    found = controls.lean(answers)
-    assert only(found, "d_log_gap")["estimate"] > 0 > only(found, "log_gap")["estimate"]
-    assert not controls.grew(only(found, "log_gap"), only(found, "d_log_gap"))
+    found = controls.lean(answers.replace({f"role_{x}": names for x in "ABC"})).set_index("model")
+    before = found[(found["measure"] == "log_gap") & (found["precision"] == "bf16")]
+    change = found[found["measure"] == "d_log_gap"]
+    assert (change["low"] > 0).mean() > 0.2, "flatter answers raise a contrary lean"
+    assert controls.grew(before, change).sum() <= 1
 
 
 def test_a_letter_raises_both_persons_and_neither_above_the_other(studies):
