@@ -24,21 +24,22 @@ from cba_utils.tables import (
     study_columns,
 )
 
-SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")}
+SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
+LEFT = {"left_unknown": ratio("to_person", "was_unknown")._replace(per="was_unknown")}
+LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
 
 
 def responses(frame: pd.DataFrame) -> pd.DataFrame:
     """One row an item and draw with its role: a sampled answer, or the likeliest of an order.
 
-    For samples the draw is the seed; for answers it is the option order, at temperature 1, and
-    ``p_stereotyped, p_anti_stereotyped`` of that order are kept.
+    For samples the draw is the seed; for answers it is the option order, at temperature 1.
     """
     if "logp_A" not in frame:
         keys = [*study_columns(frame), *item_columns(frame)]
         return frame[[*keys, "role"]].assign(draw=frame["seed"])
     each = role_of_letters(frame)
     likeliest = each[[f"p_{r}" for r in ROLES]].to_numpy().argmax(axis=1)
-    keep = [*study_columns(each), *item_columns(each), "p_stereotyped", "p_anti_stereotyped"]
+    keep = [*study_columns(each), *item_columns(each)]
     return each[keep].assign(draw=each["order"], role=np.array(ROLES)[likeliest])
 
 
@@ -47,21 +48,15 @@ def _left_unknown(frame, by, reference):
     drawn = responses(frame)
     drawn = drawn[drawn["context_condition"] == "ambig"]
     keys = study_columns(drawn)
-    cell = [c for c in keys if c != "precision"]
-    on = [*cell, "item_id", "draw"]
-    values = [c for c in ("p_stereotyped", "p_anti_stereotyped") if c in drawn]
-    before = drawn.loc[drawn["precision"] == reference, [*on, "role", *values]]
-    after = drawn[drawn["precision"] != reference].drop(columns=values)
+    on = [*(c for c in keys if c != "precision"), "item_id", "draw"]
+    before = drawn.loc[drawn["precision"] == reference, [*on, "role"]]
+    after = drawn[drawn["precision"] != reference]
     pairs = after.merge(before, on=on, suffixes=("", "_ref"), validate="many_to_one")
     pairs = pairs[pairs["role_ref"] == "unknown"]
     counts = {"was_unknown": 1.0}
     for role in ROLES[:2]:
         counts[f"to_{role}"] = (pairs["role"] == role).astype(float)
-    person = counts["to_stereotyped"] + counts["to_anti_stereotyped"]
-    counts["to_person"] = person
-    if values:
-        lean = pairs["p_stereotyped"] / (pairs["p_stereotyped"] + pairs["p_anti_stereotyped"])
-        counts["leaned"] = lean * person
+    counts["to_person"] = counts["to_stereotyped"] + counts["to_anti_stereotyped"]
     unit = [*keys, *item_columns(pairs)]
     grouped = pairs[unit].assign(**counts).groupby(unit, observed=True, dropna=False)
     return grouped[[*counts]].sum().reset_index(), [*keys, *by]
@@ -71,57 +66,102 @@ def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
               **options) -> pd.DataFrame:
     """Where the answers that left "unknown" went: to the stereotype, or to either person alike?
 
-    Pure noise knows no stereotype and sends half of them to each person.
+    Noise sends them the way the model leaned already, so half of them to each person only where it
+    leaned to neither. Whether the lean itself grew is the question of :func:`lean`.
 
     Measures
     --------
     left_unknown
         Share of the answers ``unknown`` at the reference that now name a person.
     share_to_stereotyped
-        Of those, the share that name the stereotyped person, to be held against 50 %.
-    leaned_before (``answers`` only)
-        The same share as the reference's own probabilities would have split these answers. Where
-        it equals ``share_to_stereotyped``, quantization revealed a lean that was already there;
-        above it, the lean grew.
+        Of those, the share that name the stereotyped person.
 
-    See :func:`direction_tests` for p-values.
+    Here ``n`` counts answers, not items: the denominator of each share, by which checkpoints are
+    weighted where they are pooled. See :func:`direction_tests` for p-values.
     """
     table, keys = _left_unknown(frame, by, reference)
     moved = table[table["to_person"] > 0]
-    columns = ["to_stereotyped", "to_person"]
-    measures = dict(SHARE)
-    if "leaned" in table:
-        columns.append("leaned")
-        measures["leaned_before"] = ratio("leaned", "to_person")
-        measures["share_above_lean"] = Measure(
-            lambda t: (t["to_stereotyped"] - t["leaned"]) / t["to_person"], (-1, 1))
-    left = estimates(table, {"left_unknown": ratio("to_person", "was_unknown")},
-                     ["to_person", "was_unknown"], keys, **options)
-    shares = estimates(moved, measures, columns, keys, **options)
+    left = estimates(table, LEFT, ["to_person", "was_unknown"], keys, **options)
+    shares = estimates(moved, SHARE, ["to_stereotyped", "to_person"], keys, **options)
     # A cell in which no answer left has no share: it stays in the frame, with n of 0.
-    cells = left[keys].merge(pd.DataFrame({"measure": [*measures]}), how="cross")
-    shares = cells.merge(shares, on=[*keys, "measure"], how="left").fillna({"n": 0})
-    return pd.concat([left, shares.astype({"n": int})], ignore_index=True)
+    shares = left[keys].merge(shares, on=keys, how="left").assign(measure=[*SHARE][0])
+    return pd.concat([left, shares.fillna({"n": 0})], ignore_index=True).astype({"n": int})
 
 
 def direction_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
                     resamples: int = 9999) -> pd.DataFrame:
     """Sign-flip test over templates that answers left "unknown" for both persons alike.
 
-    Returns ``[*groups, measure, estimate, p, p_holm, p_bh, n]``; the family is all rows, ``n`` is
-    the number of items with an answer that left.
+    Returns ``[*groups, measure, estimate, p, p_holm, p_bh, n]``; ``n`` is the number of answers
+    that left. Where they come from fewer than six templates with a difference, no flip of signs is
+    rare enough to reject; such a test is not made (``p`` is NaN) and not in the family.
     """
     table, keys = _left_unknown(frame, by, reference)
-    table = table.assign(difference=table["to_stereotyped"] - table["to_anti_stereotyped"],
-                         left=table["to_person"] > 0)
+    table = table.assign(difference=table["to_stereotyped"] - table["to_anti_stereotyped"])
     rows = []
     for key, part in table.groupby(keys, observed=True, dropna=False):
         per_template = part.groupby("template_id", observed=True)["difference"].sum()
         total = part["to_person"].sum()
         share = part["to_stereotyped"].sum() / total if total else np.nan
-        p = sign_flip(per_template, resamples) if total else np.nan
-        rows.append((*key, "share_to_stereotyped", share, p, int(part["left"].sum())))
+        possible = (per_template != 0).sum() >= LEAST_TEMPLATES
+        p = sign_flip(per_template, resamples) if possible else np.nan
+        rows.append((*key, "share_to_stereotyped", share, p, int(total)))
     return adjust(pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "p", "n"]))
+
+
+def lean(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+         method: str = "jackknife", **options) -> pd.DataFrame:
+    """Did the lean towards the stereotyped person grow?
+
+    The lean of an ambiguous item is log(p_stereotyped / p_anti_stereotyped) at temperature 1, the
+    mean over its option orders. What makes answers flatter pulls it towards zero, what shakes both
+    persons alike leaves its mean, and over balanced orders a preference for a letter cancels. So
+    only a rise says something; see :func:`grew`.
+
+    Measures
+    --------
+    log_gap
+        Mean lean over items.
+    d_log_gap
+        Its change since the reference.
+    """
+    each = role_of_letters(answers)
+    each = each[each["context_condition"] == "ambig"]
+    gap = np.log(each["p_stereotyped"]) - np.log(each["p_anti_stereotyped"])
+    keys = study_columns(each)
+    unit = [*keys, *item_columns(each)]
+    table = each[unit].assign(gap=gap).groupby(unit, observed=True, dropna=False)["gap"].mean()
+    table = table.reset_index().assign(items=1.0)
+    cell = [c for c in keys if c != "precision"]
+    before = table.loc[table["precision"] == reference, [*cell, "item_id", "gap", "items"]]
+    table = table.merge(before, on=[*cell, "item_id"], suffixes=("", "_ref"))
+    free = (-np.inf, np.inf)
+    measures = {"log_gap": ratio("gap", "items", free),
+                "d_log_gap": Measure(_change("gap").of, free)}
+    found = estimates(table, measures, ["gap", "items", "gap_ref", "items_ref"], [*keys, *by],
+                      method=method, **options)
+    return _without_reference(found, reference)
+
+
+def grew(before, change):
+    """Whether a lean towards the stereotyped person grew, from :func:`lean` at the reference and since.
+
+    Flatter answers pull a lean towards zero: they shrink one to the stereotyped person, so that "no"
+    is not "it did not grow", and they raise a contrary one, at most to zero. So the interval of the
+    change must lie above zero, and above what it takes to make a contrary lean flat.
+
+    Examples
+    --------
+    >>> [bool(grew({"estimate": lean}, {"low": 0.1})) for lean in (0.5, 0.0, -0.4)]
+    [True, True, False]
+    """
+    return change["low"] > np.maximum(0, -before["estimate"])
+
+
+def _without_reference(found, reference):
+    """The estimates without changes of the reference since itself."""
+    is_change = found["measure"].str.startswith("d_")
+    return found[(found["precision"] != reference) | ~is_change].reset_index(drop=True)
 
 
 def is_balanced(answers: pd.DataFrame) -> bool:
@@ -146,10 +186,8 @@ def _position_table(answers, reference):
     each = role_of_letters(answers)
     each = each[each["context_condition"] == "ambig"]
     keys = study_columns(each)
-    each["original"] = each["p_stereotyped"].where(each["order"] == "012")
     each["letters"] = each[[f"p_{x}" for x in LETTERS]].sum(axis=1)
-    each = each.rename(columns={"p_stereotyped": "averaged"})
-    columns = [*(f"p_{x}" for x in LETTERS), "letters", "original", "averaged"]
+    columns = [*(f"p_{x}" for x in LETTERS), "letters", *(f"p_{r}" for r in ROLES[:2])]
     unit = [*keys, *item_columns(each)]
     table = each.groupby(unit, observed=True, dropna=False)[columns].mean().reset_index()
     cell = [c for c in keys if c != "precision"]
@@ -164,34 +202,33 @@ def _change(column, of="items"):
     return Measure(lambda t: t[column] / t[of] - t[f"{column}_ref"] / t[f"{of}_ref"], (-1, 1))
 
 
-def position(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16", **options):
+def position(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+             method: str = "jackknife", **options) -> pd.DataFrame:
     """Is the change a drift to a letter?
 
     Over balanced option orders every role stands at every letter equally often, so a preference
-    for a letter cannot come from what the options say.
+    for a letter cannot come from what the options say. It does move answers, from "unknown" to
+    whichever person stands at that letter: a drift alone raises both persons, and neither more
+    than the other where the model leaned to neither.
 
     Measures
     --------
     letter_A, letter_B, letter_C
         Share of each letter in the probability of all letters, over balanced orders;
         ``d_letter_*`` is its change.
-    d_srs_original
-        Change of the probability of the stereotyped answer in the original order, at
-        temperature 1, as a share of all answers.
-    d_srs_averaged
-        The same change averaged over orders: what is left when letters cannot matter.
-    d_srs_letter
-        The first minus the second: what the letters add.
+    d_stereotyped, d_anti_stereotyped
+        Change of the probability of each person, averaged over orders, at temperature 1.
+    d_lead
+        The first minus the second: by how much more the stereotyped person gained.
     """
     table, keys, columns = _position_table(answers, reference)
     measures = {f"letter_{x}": ratio(f"p_{x}", "letters") for x in LETTERS}
     measures.update({f"d_letter_{x}": _change(f"p_{x}", "letters") for x in LETTERS})
-    measures["d_srs_original"] = _change("original")
-    measures["d_srs_averaged"] = _change("averaged")
-    measures["d_srs_letter"] = minus(_change("original"), _change("averaged"))
-    found = estimates(table, measures, columns, [*keys, *by], **options)
-    is_change = found["measure"].str.startswith("d_")
-    return found[(found["precision"] != reference) | ~is_change].reset_index(drop=True)
+    persons = [_change(f"p_{role}") for role in ROLES[:2]]
+    measures.update(zip((f"d_{role}" for role in ROLES[:2]), persons))
+    measures["d_lead"] = minus(*persons)
+    found = estimates(table, measures, columns, [*keys, *by], method=method, **options)
+    return _without_reference(found, reference)
 
 
 def position_tests(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16"):

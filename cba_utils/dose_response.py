@@ -14,9 +14,10 @@ import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy import stats as sps
 from scipy.special import entr
+from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-from cba_utils.intervals import Measure, estimates, jackknife, ratio
+from cba_utils.intervals import Measure, estimates, jackknife, ratio, stratified_interval
 from cba_utils.precisions import most_bits_first, nominal_bits
 from cba_utils.tables import LETTERS, item_columns, item_table, role_of_letters, study_columns
 
@@ -24,7 +25,8 @@ from cba_utils.tables import LETTERS, item_columns, item_table, role_of_letters,
 def _counts(frame):
     table = item_table(frame)
     table = table[table["context_condition"] == "ambig"]
-    keys = [c for c in ("model", "precision") if c in table] + ["category", "template_id"]
+    keys = [c for c in ("family", "model", "precision") if c in table]
+    keys += ["category", "template_id"]
     sums = table.groupby(keys, observed=True, dropna=False)[["stereotyped", "parsed"]].sum()
     # A template whose answers were all unparsed has no rate.
     sums = sums[sums["parsed"] > 0]
@@ -40,13 +42,12 @@ def _counts(frame):
     return counts
 
 
-def _table(fit, n):
+def _table(terms, logs, errors, df, n):
     """Odds ratios with intervals; ``Intercept`` is left out."""
-    bounds = np.exp(fit.conf_int())
+    reach = sps.t.ppf(0.975, df) * errors
     table = pd.DataFrame({
-        "term": fit.params.index, "estimate": np.exp(fit.params.to_numpy()),
-        "low": bounds[0].to_numpy(), "high": bounds[1].to_numpy(),
-        "p": fit.pvalues.to_numpy(), "n": int(n),
+        "term": terms, "estimate": np.exp(logs), "low": np.exp(logs - reach),
+        "high": np.exp(logs + reach), "p": 2 * sps.t.sf(np.abs(logs) / errors, df), "n": int(n),
     })
     # Beyond these digits a fit depends on the number of threads.
     numbers = ["estimate", "low", "high", "p"]
@@ -84,18 +85,27 @@ def published_logit(samples: pd.DataFrame) -> pd.DataFrame:
         return _undefined(["bits"], counts["parsed"].sum())
     fit = smf.glm(_formula({"bits": "bits", "category": "C(category)"}, counts), counts,
                   family=sm.families.Binomial()).fit()
-    return _table(fit, counts["parsed"].sum())
+    return _table(fit.params.index, fit.params.to_numpy(), fit.bse.to_numpy(), np.inf,
+                  counts["parsed"].sum())
 
 
 def dose_response(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
-    """Odds of a stereotyped answer at each precision, with standard errors clustered by template.
+    """Odds of a stereotyped answer at each precision, with clustered standard errors.
 
     A logistic model with category, model (where there are several) and precision as factors. No
-    straight line over bits is assumed. Draws of an item, and items of a template, over all models
-    and precisions, may depend on each other in any way: the sandwich over templates allows it.
+    straight line over bits is assumed. What is read is the factor at each precision. Draws of an
+    item, and items of a template, over all models and precisions, may depend on each other in any
+    way: the sandwich over templates allows it. Where every family has several checkpoints, so may
+    all answers of a checkpoint: the variance is then clustered two ways (Cameron, Gelbach and
+    Miller 2011), and nowhere below that of one way.
+
+    This is the GEE with independence as its working correlation. An exchangeable one would weigh
+    templates otherwise and rest on the same sandwich; no row of it is given, because its fit
+    diverges where a precision has hardly any stereotyped answers, as in the default study.
 
     The last row, ``trend``, is the odds ratio for one step down the ladder of precisions present,
-    from a model with the step as a number: the test that the change is monotone.
+    from a model with the step as a number. It averages over steps that may be most unlike, see
+    :func:`steps`, and does not say that the change is monotone.
 
     An odds ratio is missing where it has no finite estimate: at a precision without stereotyped
     answers, everywhere if the reference has none, and for the trend if fewer than two precisions
@@ -105,6 +115,13 @@ def dose_response(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
     -------
     DataFrame
         ``term, estimate`` (odds ratio), ``low, high, p, n`` (templates).
+
+    Examples
+    --------
+    >>> from cba_utils.respondents import simulate_study
+    >>> study = simulate_study("bias", templates=9, precisions=["bf16", "q4", "q3"])
+    >>> bool(dose_response(study["samples"]).set_index("term").loc["q3", "low"] > 1)
+    True
     """
     counts = _counts(frame)
     present = set(item_table(frame)["precision"])
@@ -127,10 +144,37 @@ def dose_response(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
 def _clustered(counts, terms):
     terms = {**terms, "model": "C(model)", "category": "C(category)"}
     terms = {c: t for c, t in terms.items() if c in counts}
-    groups = pd.factorize(counts["template_id"])[0]
-    model = smf.glm(_formula(terms, counts), counts, family=sm.families.Binomial())
-    fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    return _table(fit, groups.max() + 1)
+    fit = smf.glm(_formula(terms, counts), counts, family=sm.families.Binomial()).fit()
+    templates = pd.factorize(counts["template_id"])[0]
+    variance, clusters = np.diag(cov_cluster(fit, templates)), templates.max() + 1
+    if _several_checkpoints(counts):
+        models = pd.factorize(counts["model"])[0]
+        ways = map(np.diag, cov_cluster_2groups(fit, templates, models))
+        variance, clusters = np.max([*ways], axis=0), min(clusters, models.max() + 1)
+    return _table(fit.params.index, fit.params.to_numpy(), np.sqrt(variance), clusters - 1,
+                  templates.max() + 1)
+
+
+def _several_checkpoints(counts):
+    return "family" in counts and counts.groupby("family")["model"].nunique().min() > 1
+
+
+def steps(odds: pd.DataFrame) -> pd.Series:
+    """Factor of the odds at each step between neighbouring precisions, from :func:`dose_response`.
+
+    A step is named by the precision that it goes down to. A precision without odds is passed
+    over.
+
+    Examples
+    --------
+    >>> odds = pd.DataFrame({"term": ["q4", "q3", "trend"], "estimate": [2.0, 8.0, 2.8]})
+    >>> steps(odds).to_dict()
+    {'q4': 2.0, 'q3': 4.0}
+    """
+    known = odds[(odds["term"] != "trend") & ~odds["term"].str.startswith("C(")]
+    known = known.dropna(subset="estimate").set_index("term")["estimate"]
+    known = known[most_bits_first(known.index)]
+    return known / known.shift(fill_value=1.0)
 
 
 def flips(answers: pd.DataFrame, bins: int = 5, reference: str = "bf16") -> pd.DataFrame:
@@ -138,9 +182,11 @@ def flips(answers: pd.DataFrame, bins: int = 5, reference: str = "bf16") -> pd.D
 
     ``entropy`` (bits) and ``margin`` (between the two likeliest letters) are of BF16's answer in
     the original order at temperature 1; ``flip`` says that the likeliest letter differs.
-    ``bin`` numbers equal shares of items by entropy, from the surest.
+    ``bin`` numbers equal shares of items by entropy, from the surest. Items are the ambiguous
+    ones: the others are surer, so that a mixture of both would sort by kind of item.
     """
-    each = role_of_letters(answers[answers["order"] == "012"], "unit")
+    chosen = (answers["order"] == "012") & (answers["context_condition"] == "ambig")
+    each = role_of_letters(answers[chosen], "unit")
     p = each[[f"p_{x}" for x in LETTERS]].to_numpy(float)
     p = p / p.sum(axis=1, keepdims=True)
     top = np.sort(p, axis=1)
@@ -161,9 +207,8 @@ def flips(answers: pd.DataFrame, bins: int = 5, reference: str = "bf16") -> pd.D
 def flip_rates(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
     """Flip rate by bin of BF16 entropy, with the mean that the calibrated curve predicts.
 
-    Measures: ``flip_rate`` and ``entropy`` of each bin (column ``bin``), ``predicted``, the mean
-    of a logistic curve of flip on entropy fitted within the cell, and for bin 0 (all items)
-    ``flip_ratio``, the flip rate of the least sure bin over that of the surest.
+    Measures: ``flip_rate`` and ``entropy`` of each bin (column ``bin``), and ``predicted``, the
+    mean of a logistic curve of flip on entropy fitted within the cell.
     """
     table = flips(answers, bins).assign(items=1.0)
     keys = study_columns(table)
@@ -171,16 +216,48 @@ def flip_rates(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     measures = {"flip_rate": ratio("flip", "items"), "predicted": ratio("predicted", "items"),
                 "entropy": ratio("entropy", "items", (0, np.log2(3)))}
-    each = estimates(table, measures, ["flip", "predicted", "entropy", "items"], [*keys, "bin"],
+    return estimates(table, measures, ["flip", "predicted", "entropy", "items"], [*keys, "bin"],
                      **options)
-    ends = {}
-    for name, chosen in (("low", table["bin"] == 1), ("high", table["bin"] == bins)):
-        ends[f"flip_{name}"] = table["flip"] * chosen
-        ends[f"items_{name}"] = chosen.astype(float)
-    of = Measure(lambda t: (t["flip_high"] / t["items_high"]) / (t["flip_low"] / t["items_low"]),
-                 (0, np.inf))
-    whole = estimates(table.assign(**ends), {"flip_ratio": of}, [*ends], keys, **options)
-    return pd.concat([each, whole.assign(bin=0)], ignore_index=True)
+
+
+def flip_ratio(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
+    """Flip rate of the least sure bin over that of the surest, over all models of a study.
+
+    It is a ratio of means, so that a checkpoint whose surest items never flip counts. Where every
+    family has several checkpoints, the interval is a jackknife over them on the log scale, with
+    families as they are; else models are as they are, and templates are resampled.
+
+    Returns
+    -------
+    DataFrame
+        ``precision, estimate, low, high, n`` (checkpoints).
+    """
+    table = flips(answers, bins)
+    sides = {"sure": table["bin"] == 1, "unsure": table["bin"] == bins}
+    parts = {f"{name}_{side}": value * inside for side, inside in sides.items()
+             for name, value in (("flip", table["flip"]), ("items", 1.0))}
+    table = table.assign(**parts)
+    of = Measure(lambda t: (t["flip_unsure"] / t["items_unsure"])
+                 / (t["flip_sure"] / t["items_sure"]), (0, np.inf))
+    if not _several_checkpoints(table):
+        found = estimates(table, {"flip_ratio": of}, [*parts], ["precision"], **options)
+        models = table["model"].nunique() if "model" in table else 1
+        return found.assign(n=models).drop(columns="measure")
+    rows = []
+    for precision, part in table.groupby("precision", observed=True, sort=False):
+        units = part.groupby(["family", "model"], observed=True)[[*parts]].sum().reset_index()
+        rates = {s: (units[f"flip_{s}"] / units[f"items_{s}"]).to_numpy() for s in sides}
+        families = units["family"].to_numpy()
+        log_ratio = _log_ratio_of_means(rates["unsure"], rates["sure"], families)
+        rows.append((precision, *np.exp(stratified_interval(log_ratio, families)), len(units)))
+    return pd.DataFrame(rows, columns=["precision", "estimate", "low", "high", "n"])
+
+
+def _log_ratio_of_means(top, bottom, strata):
+    def over_strata(values, kept):
+        return np.mean([values[kept & (strata == s)].mean() for s in np.unique(strata)])
+
+    return lambda kept: np.log(over_strata(top, kept)) - np.log(over_strata(bottom, kept))
 
 
 def _calibrated(part):

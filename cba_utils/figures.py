@@ -469,7 +469,13 @@ def interval(row, digits=1):
     >>> import pandas as pd
     >>> interval(pd.Series({"estimate": 0.031, "low": 0.02, "high": 0.05}))
     '3.1\xa0% (2.0 to 5.0)'
+    >>> interval({"estimate": 0.5, "low": np.nan, "high": np.nan})  # one unit shows no spread
+    '50.0\xa0% (no interval)'
     """
+    if np.isnan(row["estimate"]):
+        return "not defined"
+    if np.isnan(row["low"]):
+        return f"{percent(row['estimate'], digits)} (no interval)"
     low, high = (percent(row[k], digits).removesuffix("\u00a0%") for k in ("low", "high"))
     return f"{percent(row['estimate'], digits)} ({low} to {high})"
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from cba_utils.figures import (
     INK,
     PALETTE,
     WIDTH,
     _by_precision,
-    _errorbars,
     _finish,
     _look,
     _panels,
@@ -34,10 +35,14 @@ TITLES = {
     "alignment_gap": "Right where the stereotype agrees minus where it does not, points",
     "flip_rate": "First choice changed, % of items",
 }
+LEAN_TITLES = {
+    "log_gap": "Odds, stereotyped against other person (log scale)",
+    "d_log_gap": "The same as a multiple of BF16's (log scale)",
+}
 SHARES = {"share_to_stereotyped", "left_unknown", "order_dependent", "accuracy"}
 
 
-def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
+def ladder(frame, measures, by="family", line=None, titles=None):
     """Measures by precision, one panel each, one series for each level of ``by``.
 
     Parameters
@@ -46,8 +51,6 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
         Tidy estimates; rates are fractions.
     line : float or mapping of measure to float, optional
         Where a dashed line shows what no effect would be.
-    hollow : mapping of measure to (measure, label), optional
-        A second measure drawn hollow beside the first, where the frame has it.
 
     A frame without the measures, from a study that cannot answer the question, gives a figure
     that says so.
@@ -75,21 +78,38 @@ def ladder(frame, measures, by="family", line=None, hollow=None, titles=None):
             if measure in SHARES:
                 # a t interval over few checkpoints may pass what a share can be
                 axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.03))
-            if hollow and measure in hollow and (frame["measure"] == hollow[measure][0]).any():
-                _hollow(axes, frame, *hollow[measure], by, places)
             axes.set_title(titles.get(measure, measure))
         return _finish(figure, panels, places)
 
 
-def _hollow(axes, frame, measure, label, by, places):
-    rows = frame[frame["measure"] == measure]
-    names = list(dict.fromkeys(rows[by]))
-    for k, (name, look) in enumerate(_look(names).items()):
-        offset = 0.14 * (k - (len(names) - 1) / 2) + 0.06
-        look = {**look, "linestyle": "none", "markerfacecolor": "none"}
-        _errorbars(axes, rows[rows[by] == name], places, offset, **look)
-    axes.plot([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
-              markersize=5, label=f"hollow: {label}")
+def changes(frame, titles):
+    """Changes of rates since BF16, in points; ``titles`` maps measure to the title of its panel.
+
+    A frame of None, from a study that cannot answer the question, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(next(iter(titles.values())))
+    figure = ladder(frame, [*titles], line=0, titles=titles)
+    for axes in figure.axes:
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
+    return figure
+
+
+def lean_ladder(frame):
+    """Odds of the stereotyped person against the other, and their factor since BF16.
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(LEAN_TITLES["log_gap"])
+    shown = ["estimate", "low", "high"]
+    figure = ladder(frame.assign(**np.exp(frame[shown])), [*LEAN_TITLES], line=1, titles=LEAN_TITLES)
+    for axes in figure.axes:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter("")
+    return figure
 
 
 def together(frame, labels, title, line=None, scale=1.0, points=True):
@@ -172,8 +192,9 @@ def flip_curve(frame, precisions):
         return figure
 
 
-def specification(frame, choices=("draws", "parser", "weights", "counting")):
+def specification(frame):
     """The headline number under every combination of choices, sorted, with the choices below."""
+    choices = [c for c in ("draws", "parser", "weights", "counting", "undefined") if c in frame]
     rows = frame.sort_values("estimate").reset_index(drop=True)
     levels = [(c, v) for c in choices for v in dict.fromkeys(frame[c])]
     with style():
@@ -233,8 +254,11 @@ def power_curve(curve, power=0.8):
 
 
 def rejection_matrix(frame, effect=1.0):
-    """How often each control says yes to each truth; a frame marks where it should."""
-    rows = frame[frame["effect"] == effect]
+    """How often each control says yes to each truth; a tick marks where it should.
+
+    A dash stands where nothing differs that the control could see.
+    """
+    rows = frame[(frame["effect"] == effect) & (frame["checkpoints"] == 1)]
     wide = rows.pivot(index="control", columns="truth", values="estimate")
     wide = wide.loc[list(dict.fromkeys(rows["control"])), list(dict.fromkeys(rows["truth"]))]
     should = rows.pivot(index="control", columns="truth", values="should")
@@ -245,15 +269,16 @@ def rejection_matrix(frame, effect=1.0):
         for i, control in enumerate(wide.index):
             for j, truth in enumerate(wide.columns):
                 value = wide.iloc[i, j]
-                axes.text(j, i, f"{100 * value:.0f}" + ("✓" if should.loc[control, truth] == "yes"
-                                                        else ""),
-                          ha="center", va="center", fontsize=9,
-                          color="white" if value < 0.55 else "black")
-        axes.set_xticks(range(wide.shape[1]), wide.columns)
-        axes.set_yticks(range(wide.shape[0]), wide.index)
+                text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
+                text += "✓" if should.loc[control, truth] == "yes" else ""
+                axes.text(j, i, text, ha="center", va="center", fontsize=8,
+                          color="white" if value < 0.55 else "black" if value > 0 else INK)
+        axes.set_xticks(range(wide.shape[1]), wide.columns, rotation=40, ha="right",
+                        rotation_mode="anchor")
+        axes.set_yticks(range(wide.shape[0]), [fill(name, 16) for name in wide.index])
         axes.grid(False)
         axes.tick_params(length=0)
-        axes.set_title("Said “yes”, % (✓: rightly)")
+        figure.suptitle("Said “yes”, % (✓: rightly; –: nothing to see)", fontsize="medium")
         return figure
 
 

@@ -30,11 +30,13 @@ class Measure(NamedTuple):
     """A statistic of totals and the range it can lie in.
 
     ``of`` takes a mapping from column name to total (a number or an array of numbers, one a
-    resample) and returns the statistic.
+    resample) and returns the statistic. ``per`` names the total that ``n`` gives for it, such as
+    a denominator that is small in some cells; without it ``n`` counts items.
     """
 
     of: Callable[[Mapping[str, np.ndarray]], np.ndarray]
     bounds: tuple[float, float] = (0.0, 1.0)
+    per: str | None = None
 
 
 def ratio(numerator: str, denominator: str, bounds=(0.0, 1.0), scale: float = 1.0) -> Measure:
@@ -61,6 +63,42 @@ def wilson(successes, n, level: float = LEVEL):
     from statsmodels.stats.proportion import proportion_confint
 
     return proportion_confint(successes, n, alpha=1 - level, method="wilson")
+
+
+def stratified_interval(of: Callable[[np.ndarray], float], strata, level: float = LEVEL):
+    """Estimate over units of several strata, with Student's interval by the stratified jackknife.
+
+    The strata are taken as they are: only the spread of the units within a stratum counts, and
+    the degrees of freedom are units minus strata. A stratum of one unit shows no spread, and then
+    there is no interval (NaN).
+
+    Parameters
+    ----------
+    of : callable
+        Takes a mask of the units that are kept and returns the statistic of these.
+    strata : array-like
+        The stratum of each unit.
+
+    Examples
+    --------
+    >>> values, strata = np.array([1.0, 3.0, 10.0, 14.0]), np.array(list("aabb"))
+    >>> means = lambda kept: np.mean([values[kept & (strata == s)].mean() for s in "ab"])
+    >>> [round(float(v), 3) for v in stratified_interval(means, strata)]  # error sqrt(1 + 4) / 2
+    [7.0, 2.189, 11.811]
+    """
+    codes, labels = pd.factorize(np.asarray(strata))
+    sizes = np.bincount(codes, minlength=len(labels))
+    whole = np.ones(len(codes), bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = float(of(whole)) if len(codes) else np.nan
+        if not len(codes) or sizes.min() < 2:
+            return estimate, np.nan, np.nan
+        left_out = np.array([of(whole & (np.arange(len(codes)) != k)) for k in range(len(codes))])
+        centre = (np.bincount(codes, left_out) / sizes)[codes]
+        factor = ((sizes - 1) / sizes)[codes]
+        half = stdtrit(len(codes) - len(labels), (1 + level) / 2)
+        half *= np.sqrt((factor * (left_out - centre) ** 2).sum())
+    return estimate, estimate - half, estimate + half
 
 
 def t_interval(values, level: float = LEVEL) -> tuple[float, float, float]:
@@ -96,11 +134,16 @@ def _bca(estimate, resampled, left_out, level):
     return ndtr(ndtri(below) + shift / (1 - acceleration * shift))
 
 
-def _without_variation(estimate, bounds, clusters, level):
+def without_variation(estimate, bounds, clusters, level):
     """Interval where no template differs from another, so that resampling shows nothing.
 
     No event in ``clusters`` templates is no proof of a rate of zero. Wilson's upper limit for no
     event in that many draws says how far the rate may still be from what was seen.
+
+    Examples
+    --------
+    >>> [round(float(end), 3) for end in without_variation(0.0, (-1, 1), 30, 0.95)]
+    [-0.114, 0.114]
     """
     reach = wilson(0, clusters, level)[1]
     return estimate - (estimate - bounds[0]) * reach, estimate + (bounds[1] - estimate) * reach
@@ -120,11 +163,19 @@ def jackknife(totals: pd.DataFrame, measure: Measure) -> tuple[float, float, int
     >>> round(float(error), 4), df  # the mean's own standard error, 1 / sqrt(3)
     (0.5774, 2)
     """
+    return _jackknife(measure, *_whole_and_left_out(totals))
+
+
+def _whole_and_left_out(totals):
     values = totals.to_numpy(float)
-    whole, count = values.sum(axis=0), len(values)
+    whole = values.sum(axis=0)
+    return _named(totals, whole), _named(totals, whole - values), len(values)
+
+
+def _jackknife(measure, whole, rest, count):
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = float(measure.of(_named(totals, whole)))
-        left_out = np.asarray(measure.of(_named(totals, whole - values)), float)
+        estimate = float(measure.of(whole))
+        left_out = np.asarray(measure.of(rest), float)
     left_out = left_out[np.isfinite(left_out)]
     if count < 2 or len(left_out) < 2:
         return estimate, np.nan, 0
@@ -167,21 +218,27 @@ def cluster_bootstrap(
     >>> float(row["estimate"]), bool(row["low"] < 0.35 < row["high"])
     (0.35, True)
     """
+    rows = _intervals(totals, measures, method, level, resamples, seed)
+    return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high"])
+
+
+def _intervals(totals, measures, method="bca", level=LEVEL, resamples=RESAMPLES, seed=SEED):
+    """One tuple (measure, estimate, low, high) a measure."""
     if method not in ("bca", "percentile", "jackknife"):
         raise ValueError(f"method must be 'bca', 'percentile' or 'jackknife', not {method!r}")
     if not len(totals):
         raise ValueError("cluster_bootstrap got no clusters: the frame has no rows")
     if method == "jackknife":
-        rows = [(name, *_jackknife_interval(totals, measure, level))
+        parts = _whole_and_left_out(totals)
+        return [(name, *_jackknife_interval(measure, parts, level))
                 for name, measure in measures.items()]
-        return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high"])
     values = totals.to_numpy(float)
     whole = values.sum(axis=0)
     counts = _resampling_counts(len(values), resamples, seed)
     parts = [_named(totals, part) for part in (whole, counts @ values, whole - values)]
     rows = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        for name, (of, bounds) in measures.items():
+        for name, (of, bounds, _) in measures.items():
             estimate, resampled, left_out = (np.asarray(of(part), float) for part in parts)
             estimate, low, high = float(estimate), np.nan, np.nan
             resampled = resampled[np.isfinite(resampled)]
@@ -191,7 +248,7 @@ def cluster_bootstrap(
             elif not len(resampled):
                 pass
             elif np.ptp(resampled) < 1e-12:
-                low, high = _without_variation(estimate, bounds, len(values), level)
+                low, high = without_variation(estimate, bounds, len(values), level)
             else:
                 tails = np.array([(1 - level) / 2, (1 + level) / 2])
                 if method == "bca":
@@ -200,17 +257,18 @@ def cluster_bootstrap(
                     tails = corrected if np.isfinite(corrected).all() else tails
                 low, high = np.quantile(resampled, tails)
             rows.append((name, estimate, low, high))
-    return pd.DataFrame(rows, columns=["measure", "estimate", "low", "high"])
+    return rows
 
 
-def _jackknife_interval(totals, measure, level):
-    estimate, error, df = jackknife(totals, measure)
+def _jackknife_interval(measure, parts, level):
+    estimate, error, df = _jackknife(measure, *parts)
     if not np.isfinite(estimate) or not df:
         return estimate, np.nan, np.nan
     if error < 1e-12:
-        return estimate, *_without_variation(estimate, measure.bounds, len(totals), level)
+        return estimate, *without_variation(estimate, measure.bounds, parts[-1], level)
     half = error * stdtrit(df, (1 + level) / 2)
-    return estimate, *np.clip([estimate - half, estimate + half], *measure.bounds)
+    low, high = measure.bounds
+    return estimate, max(estimate - half, low), min(estimate + half, high)
 
 
 def cluster_totals(table, columns, by=(), cluster="template_id"):
@@ -235,7 +293,7 @@ def estimates(
     """Estimate measures in every group of an item table, by cluster bootstrap.
 
     Returns the tidy frame ``[*by, measure, estimate, low, high, n]``; ``n`` counts rows of
-    ``table`` (items), never draws.
+    ``table`` (items), never draws, except for a measure that names a total to count.
 
     Examples
     --------
@@ -244,12 +302,9 @@ def estimates(
     >>> estimates(table, {"rate": ratio("hits", "tries")}, ["hits", "tries"])["n"].tolist()
     [6]
     """
-    frames = []
+    found = []
     for key, totals, rows in cluster_totals(table, columns, by, cluster):
-        result = cluster_bootstrap(totals, measures, **options)
-        for position, (column, value) in enumerate(zip(by, key)):
-            result.insert(position, column, value)
-        frames.append(result.assign(n=rows))
-    if not frames:
-        return pd.DataFrame(columns=[*by, *ESTIMATE_COLUMNS])
-    return pd.concat(frames, ignore_index=True)
+        counted = {m.per: totals[m.per].sum() for m in measures.values() if m.per}
+        found += [(*key, *row, counted.get(m.per, rows))
+                  for row, m in zip(_intervals(totals, measures, **options), measures.values())]
+    return pd.DataFrame(found, columns=[*by, *ESTIMATE_COLUMNS])

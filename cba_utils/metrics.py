@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from cba_utils.intervals import ESTIMATE_COLUMNS, Measure, estimates, ratio, t_interval
+from cba_utils.intervals import ESTIMATE_COLUMNS, Measure, estimates, ratio, stratified_interval
 from cba_utils.tables import COUNTS, ROLES, item_table, pair_with, study_columns
 
 DRAWS = 5
@@ -104,17 +104,24 @@ def transitions(samples: pd.DataFrame, by: Sequence[str] = (), reference: str = 
     An item is *unbiased* where none of its draws is stereotyped. ``became_biased`` is a share of
     the items unbiased at the reference, ``lost_bias`` of those biased there; the ``anti``
     measures do the same for anti-stereotyped answers; ``net_*`` is gained minus lost over all
-    items. ``n`` counts the items of the cell; the denominators are its parts.
+    items; ``bias_beyond_mirror`` is ``became_biased`` minus ``became_anti``. ``n`` is a rate's
+    denominator, the items that could change, and for ``net_*`` all items.
 
     Compare every rate with :func:`placebo`: fresh seeds alone move items too.
     """
     paired, keys = _within(pair_with(samples, reference), by, "ambig")
     flags = observed_changes(paired)
-    measures = {name: ratio(*parts) for name, parts in TRANSITIONS.items()}
+    measures = {name: _rate(*parts) for name, parts in TRANSITIONS.items()}
     for name in CHANGED:
         measures[f"net_{'biased' if name == 'bias' else name}"] = _net(name)
+    measures["bias_beyond_mirror"] = minus(measures["became_biased"], measures["became_anti"])
     table = paired[[*keys, "template_id"]].assign(items=1, **flags)
     return estimates(table, measures, [*flags, "items"], keys, **options)
+
+
+def _rate(top, bottom):
+    """Return the ratio whose n is its denominator."""
+    return ratio(top, bottom)._replace(per=bottom)
 
 
 def _net(name):
@@ -149,7 +156,11 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
       sum (1-p)^5 (1-(1-p)^5) / sum (1-p)^5;
     - ``<rate>_expected``: the second set at the precision, (1-p)^5 (1-(1-q)^5);
     - ``<rate>_expected_excess``: their difference, the part that quantization explains;
+    - ``bias_beyond_mirror``: the expected excess of ``became_biased`` minus that of
+      ``became_anti``, its mirror image;
     - with ``samples``: ``<rate>`` as observed and ``<rate>_excess`` over the placebo.
+
+    ``n`` is a rate's denominator, the items that could change (expected where draws are fresh).
 
     Note that the paper's seeds are the same noise at every precision, so its own BF16 re-run
     changes nothing and its observed rate may lie below the placebo.
@@ -171,12 +182,14 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
         weights.update({f"{k}_seen": v for k, v in observed_changes(order).items()})
     measures = {}
     for name, (top, bottom) in TRANSITIONS.items():
-        null, expected = ratio(f"{top}_0", f"{bottom}_0"), ratio(top, bottom)
+        null, expected = _rate(f"{top}_0", f"{bottom}_0"), _rate(top, bottom)
         measures[f"{name}_placebo"], measures[f"{name}_expected"] = null, expected
         measures[f"{name}_expected_excess"] = minus(expected, null)
         if samples is not None:
-            seen_rate = ratio(f"{top}_seen", f"{bottom}_seen")
+            seen_rate = _rate(f"{top}_seen", f"{bottom}_seen")
             measures[name], measures[f"{name}_excess"] = seen_rate, minus(seen_rate, null)
+    measures["bias_beyond_mirror"] = minus(*(measures[f"{name}_expected_excess"]
+                                             for name in ("became_biased", "became_anti")))
     weights = {k: np.asarray(v, float) for k, v in weights.items()}
     table = paired[[*keys, "template_id"]].assign(**weights)
     return estimates(table, measures, [*weights], keys, **options)
@@ -185,7 +198,7 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
 def minus(one: Measure, other: Measure) -> Measure:
     """Return the measure ``one - other``, of the same totals."""
     width = one.bounds[1] - one.bounds[0]
-    return Measure(lambda t: one.of(t) - other.of(t), (-width, width))
+    return Measure(lambda t: one.of(t) - other.of(t), (-width, width), one.per)
 
 
 def paired_differences(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
@@ -236,22 +249,93 @@ def role_flow(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
     return flow.assign(share=flow["items"] / whole.transform("sum"))
 
 
-def over_replicates(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Mean of estimates over replicates (alignment seeds) with a t interval.
+# Shares of few items or answers, of very unlike numbers in the cells of a study. Their ``n`` is the
+# denominator, and they are pooled as sums over sums: a share of one answer weighs as one answer.
+SHARES = ("lost_", "share_", "leaned_")
+
+
+def _pool_keys(frame, over):
+    return [c for c in frame if c not in ("model", "replicate", *over, *ESTIMATE_COLUMNS[1:])]
+
+
+def _pooled_groups(frame, keys):
+    """Yield (key, rows with an estimate, whether they are shares) of what is pooled together."""
+    for key, group in frame.groupby(keys, observed=True, dropna=False, sort=False):
+        share = key[keys.index("measure")].startswith(SHARES)
+        # A cell without any such item has no share of its own and adds nothing to the sums.
+        yield key, group if share else group.dropna(subset="estimate"), share
+
+
+def over_replicates(frame: pd.DataFrame, strata: Sequence[str] = (), level: float = 0.95):
+    """Estimates over replicates (alignment seeds), with an interval from their spread.
 
     The unit is the checkpoint: all items of one share its weight error, so only other checkpoints
-    say what the next would show. ``n`` is the number of replicates; one alone has no interval.
+    say what the next would show. ``n`` is the number of replicates with an estimate; one alone
+    has no interval. ``of`` is the sum of the cells' own n.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy estimates of several checkpoints.
+    strata : sequence of str
+        Columns, such as ``["family"]``, to pool over and take as they are: rates become the mean
+        of the strata's means, with the spread within strata alone.
+
+    Measures named in `SHARES` are sums over sums, with a jackknife over checkpoints.
 
     Examples
     --------
     >>> frame = pd.DataFrame({"family": "mistral", "replicate": [1, 2, 3], "precision": "q3",
     ...     "measure": "srs", "estimate": [1., 2., 3.], "low": 0., "high": 9., "n": 9})
-    >>> over_replicates(frame)[["estimate", "n"]].to_numpy().tolist()
-    [[2.0, 3.0]]
+    >>> over_replicates(frame)[["estimate", "n", "of"]].to_numpy().tolist()
+    [[2.0, 3.0, 27.0]]
     """
-    keys = [c for c in frame if c not in ("model", "replicate", *ESTIMATE_COLUMNS[1:])]
-    rows = []
-    for key, group in frame.groupby(keys, observed=True, dropna=False, sort=False):
-        values = group["estimate"].dropna()
-        rows.append((*key, *t_interval(values, level), len(values)))
-    return pd.DataFrame(rows, columns=[*keys, *ESTIMATE_COLUMNS[1:]])
+    rows, keys = [], _pool_keys(frame, strata)
+    for key, group, share in _pooled_groups(frame, keys):
+        stratum = group.groupby([*strata], observed=True).ngroup() if strata else 0 * group["n"]
+        of = _of_units(group, stratum.to_numpy(), share)
+        found = stratified_interval(of, stratum, level)
+        rows.append((*key, *found, group["estimate"].notna().sum(), group["n"].sum()))
+    return pd.DataFrame(rows, columns=[*keys, *ESTIMATE_COLUMNS[1:], "of"])
+
+
+def _of_units(group, stratum, share):
+    """Return the pooled estimate as a function of a mask of the units that are kept."""
+    values, n = group["estimate"].to_numpy(float), group["n"].to_numpy(float)
+    if share:
+        values, n = np.nan_to_num(values), np.where(np.isnan(values), 0.0, n)
+        return lambda kept: (values * n)[kept].sum() / n[kept].sum()
+    return lambda kept: np.mean(
+        [values[kept & (stratum == s)].mean() for s in np.unique(stratum)] or np.nan)
+
+
+def over_models(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean over models of which there is one checkpoint each, taken as they are.
+
+    Three unlike models are no sample of models, and one checkpoint shows no spread. So the
+    interval is the mean of the models' own interval ends: it holds even if the errors that the
+    same templates give are fully shared, and is too wide where they are not. The columns
+    ``least, least_model, most, most_model`` name the models at both ends, which a mean hides; for
+    a share, of the models with at least one item to have a share of.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"model": ["m", "p"], "precision": "q3", "measure": "srs",
+    ...     "estimate": [.1, .3], "low": [.0, .2], "high": [.2, .6], "n": 9})
+    >>> over_models(frame)[["low", "high", "least_model"]].round(3).to_numpy().tolist()
+    [[0.1, 0.4, 'm']]
+    """
+    rows, keys = [], _pool_keys(frame, ["family"])
+    for key, group, share in _pooled_groups(frame, keys):
+        group = group.dropna(subset="estimate")
+        ends = [np.nan, None] * 2
+        means = [np.nan] * 3
+        if len(group):
+            weights = group["n"] if share else np.ones(len(group))
+            means = [np.average(group[c], weights=weights) for c in ("estimate", "low", "high")]
+        ranked = group[(group["n"] >= 1) | (not share)].sort_values("estimate", kind="stable")
+        if len(ranked):
+            ends = [x for k in (0, -1) for x in ranked[["estimate", "model"]].iloc[k]]
+        rows.append((*key, *means, len(group), group["n"].sum(), *ends))
+    return pd.DataFrame(rows, columns=[*keys, *ESTIMATE_COLUMNS[1:], "of", "least",
+                                       "least_model", "most", "most_model"])

@@ -15,7 +15,7 @@ import pandas as pd
 from cba_utils.dose_response import perplexity_and_bias, published_logit
 from cba_utils.metrics import role_flow, transitions
 from cba_utils.precisions import most_bits_first
-from cba_utils.stats import chi_squared, cohens_h
+from cba_utils.stats import adjust, chi_squared, cohens_h
 from cba_utils.tables import ROLES, item_table, pair_with
 
 __all__ = ["main_table", "chi_squared_tests", "category_breakdown", "latent_bias_items",
@@ -91,13 +91,15 @@ def chi_squared_tests(samples: pd.DataFrame, reference: str = "bf16",
 
     It misleads in two ways: the five draws of an item and the items of a template count as
     independent, so p-values are too small; and so many answers make any change significant.
-    ``dose_response.dose_response`` clusters by template.
+    ``dose_response.dose_response`` clusters by template. The published analysis corrects for no
+    multiplicity; the two corrections are added here and do not repair the first fault.
 
     Returns
     -------
     DataFrame
         One row a model, category (``"all"`` for all together) and precision: ``statistic, df, p,
-        cohens_h, n`` (parsed draws of both).
+        cohens_h, n`` (parsed draws of both), and ``p_holm, p_bh`` over all tests that are defined.
+        A test is not defined where all answers have the same role.
     """
     table = _ambiguous(samples)
     parts = [table.assign(category="all")]
@@ -118,7 +120,7 @@ def chi_squared_tests(samples: pd.DataFrame, reference: str = "bf16",
                                      before["stereotyped"] / before["parsed"]),
                 "n": int(pair["parsed"].sum()),
             })
-    return _ladder(pd.DataFrame(rows))
+    return adjust(_ladder(pd.DataFrame(rows)))
 
 
 def latent_bias_items(samples: pd.DataFrame, least: float = LATENT_SRS,

@@ -5,6 +5,7 @@ from cells, and with them the same reports. No model is run.
 """
 
 import hashlib
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +48,7 @@ def import_raw(name, folder, source=None, results=RESULTS):
     -------
     Path
         Folder of the tables, as `cba_utils.records.collect` makes them; ``answers`` and
-        ``perplexity`` have no rows.
+        ``perplexity`` have no rows. ``undefined.parquet`` is beside them, see `as_published`.
 
     Raises
     ------
@@ -70,6 +71,7 @@ def import_raw(name, folder, source=None, results=RESULTS):
         items["template_id"] = template_runs(items)
     else:
         items = _with_source(items, source)
+    undefined = as_published(paths, items)
     # The right answer of an ambiguous question is the unknown one.
     items = items.assign(context_condition="ambig", label=items["unknown_index"])
     items = items.reindex(columns=[*COLUMNS, "template_id"])
@@ -83,6 +85,7 @@ def import_raw(name, folder, source=None, results=RESULTS):
                              "correct"], _LOGP),
         "samples": samples,
         "perplexity": _no_rows(_LABELS, ["sequence", "tokens", "nll"]),
+        "undefined": undefined,
     }
     about = {"name": name, "title": "Imported records",
              "precisions": most_bits_first(samples["precision"].unique())}
@@ -152,6 +155,63 @@ def template_runs(items):
 def _number(items):
     """BBQ's own number of an item, with which its id ends."""
     return items["item_id"].astype(str).str.extract(r"(\d+)$", expand=False).astype(int)
+
+
+def as_published(paths, items):
+    """Answers to the items without a defined target, with the roles that the published code gave.
+
+    It used the index -1 of an undefined target to count from the end: the last answer, letter C.
+    These items are in no measure; they show how much that choice moves the headline number.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Records that `cba_utils.records.read_jsonl` has checked.
+    items : DataFrame
+        The other items with ``template_id``; ``attrs["undefined_targets"]`` names these.
+
+    Returns
+    -------
+    DataFrame
+        One row an answer, with its response and the three indices of its item, each answer in one
+        role. The template is that of the nearest item of the category.
+    """
+    names = set(items.attrs["undefined_targets"])
+    indices = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
+    columns = [*_LABELS, *_ITEM, "seed", "raw_response", *indices]
+    if not names:
+        return _no_rows(columns, [])
+    # Reading all lines again as JSON would take longer than all the rest.
+    spelt = {json.dumps(name, ensure_ascii=ascii)[1:-1] for name in names for ascii in (True, False)}
+    named = re.compile("|".join(map(re.escape, spelt))).search
+    rows = []
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            rows += [json.loads(line) for line in file if named(line)]
+    rows = pd.DataFrame([row for row in rows if row["item_id"] in names])
+    given = ["stereotype_target_index", "unknown_index", "anti_stereotype_target_index"]
+    roles = rows[given].fillna(-1).astype(int).set_axis(indices, axis=1) % 3
+    # What was counted as stereotyped was so before it was anything else.
+    for k, name in enumerate(indices[1:], 1):
+        taken = roles[indices[:k]].eq(roles[name], axis=0).any(axis=1)
+        roles[name] = roles[name].mask(taken, -1)
+    rows = rows.drop(columns=given).assign(
+        **roles, family=rows["model"], replicate=1, depth="full", context_condition="ambig",
+        precision=rows["quant"].map(lambda bits: "bf16" if bits == 16 else f"q{bits}"),
+        template_id=rows["item_id"].map(_nearest_template(rows, items)))
+    return rows.reindex(columns=columns)
+
+
+def _nearest_template(rows, items):
+    """Template of the item that is nearest by number in the category, for each item of ``rows``."""
+    found = {}
+    for name, category in rows.drop_duplicates("item_id")[["item_id", "category"]].itertuples(
+            index=False):
+        near = items[items["category"] == category]
+        own = _number(pd.DataFrame({"item_id": [name]})).iloc[0]
+        found[name] = (f"{category}/undefined" if near.empty else
+                       near["template_id"].iloc[(_number(near) - own).abs().to_numpy().argmin()])
+    return found
 
 
 def _with_source(items, source):

@@ -2,7 +2,8 @@
 
 A report reads a :class:`Report`, calls a measure, and hands the result to a figure and to
 ``glue``. Where a study has several checkpoints of a family, summaries are means over them with
-their spread; where it has one, they are that checkpoint's own estimates.
+their spread; where it has one, they are that checkpoint's own estimates. Families are never a
+sample of families: what is pooled over them holds for those at hand.
 """
 
 import json
@@ -17,7 +18,14 @@ from IPython.display import HTML
 from cba_utils.figures import interval, percent
 from cba_utils.intervals import ESTIMATE_COLUMNS
 from cba_utils.items import PROJECT
-from cba_utils.metrics import over_replicates, placebo, role_rates, transitions
+from cba_utils.metrics import (
+    SHARES,
+    over_models,
+    over_replicates,
+    placebo,
+    role_rates,
+    transitions,
+)
 from cba_utils.precisions import most_bits_first
 from cba_utils.prompts import user_text
 from cba_utils.raw import RUNS
@@ -74,6 +82,16 @@ class Report:
         return item_table(self.samples)
 
     @property
+    def undefined(self):
+        """Answers to items without a defined target, see `raw.as_published`; None if there are none."""
+        path = RESULTS / self.study / "tables" / "undefined.parquet"
+        if not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        texts = table.select_dtypes("category").columns
+        return table.astype(dict.fromkeys(texts, object)) if len(table) else None
+
+    @property
     def precisions(self):
         """Precisions of the study, from most to fewest bits."""
         return most_bits_first(self.samples["precision"].unique())
@@ -101,14 +119,20 @@ class Report:
     def summarise(self, frame):
         """Estimates a family: over its checkpoints, or its only checkpoint's own."""
         cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
-        return _within_range(over_replicates(cells)) if self.several else cells
+        return _presentable(over_replicates(cells) if self.several else cells.assign(of=cells["n"]))
 
-    def pooled(self, frame):
-        """Estimates over all checkpoints of all families."""
-        cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
+    def pooled(self, frame, by=()):
+        """Estimates over all checkpoints of all families, which are taken as they are.
+
+        Several checkpoints of each family show a spread within families; one each shows none,
+        and then the models' own intervals are averaged. ``by`` names further columns that group
+        the frame. See `metrics.over_replicates` and `metrics.over_models`.
+        """
+        cells = frame[[*study_columns(frame), *by, *ESTIMATE_COLUMNS]]
         if cells["model"].nunique() == 1:
-            return cells
-        return _within_range(over_replicates(cells.drop(columns="family")))
+            return _presentable(cells.assign(of=cells["n"]))
+        return _presentable(
+            over_replicates(cells, ["family"]) if self.several else over_models(cells))
 
     def by_depth(self, frame):
         """Estimates a depth, over the checkpoints of all families."""
@@ -125,23 +149,32 @@ class Report:
     def n_text(self):
         """How much was measured, for captions."""
         ambiguous = (self.items["context_condition"] == "ambig").sum()
+        templates = self.samples["template_id"].nunique()
+        unit = "question templates" if self.templates else "runs of consecutive questions"
+        items = f"{ambiguous:,} ambiguous items from {templates:,} {unit}"
         per = self.samples.groupby("family")["replicate"].nunique()
         if len(self.samples["model"].unique()) == 1:
-            return f"one checkpoint, {ambiguous:,} ambiguous items"
+            return f"one checkpoint, {items}"
         count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
         families = "one family" if len(per) == 1 else f"{len(per)} families"
         noun = "checkpoint" if count == "1" else "checkpoints"
-        return f"{families}, {count} {noun} each, {ambiguous:,} ambiguous items a checkpoint"
+        return f"{families}, {count} {noun} each, {items}"
 
     @property
     def interval_text(self):
-        if self.several:
+        """What intervals speak about, for captions."""
+        families = self.samples["family"].nunique()
+        if self.several and families == 1:
             return "over checkpoints trained alike from different seeds"
+        if self.several:
+            return (f"over checkpoints trained alike within each of {families} architectures, "
+                    f"which are taken as they are")
         unit = "question templates" if self.templates else "runs of consecutive questions"
         alone = f"over {unit}, for one checkpoint alone"
         if self.samples["model"].nunique() == 1:
             return alone
-        return f"{alone} (over checkpoints, where the text averages them)"
+        return (f"{alone} (a mean over models takes these as they are, and its interval is the "
+                f"mean of their interval ends)")
 
     @property
     def templates(self):
@@ -257,10 +290,15 @@ class Report:
         )
 
 
-def _within_range(frame):
-    """Cut Student's intervals where the measure itself ends: a rate is never below zero."""
+def _presentable(frame):
+    """Cut Student's intervals where the measure itself ends, and drop shares of nothing.
+
+    A rate is never below zero, and less than one expected item is nothing to have a share of.
+    """
     name = frame["measure"]
-    change = name.str.contains("excess|above|beyond|gap|change") | name.str.match("(d|s|net)_")
+    nothing = name.str.startswith(SHARES) & (frame["of"] < 1)
+    frame = frame.assign(**{c: frame[c].mask(nothing) for c in ("estimate", "low", "high")})
+    change = name.str.contains("excess|above|beyond|gap|change|entropy") | name.str.match("(d|s|net)_")
     net = name.str.startswith("net_")
     lowest = np.select([(name == "perplexity_change") | net, change], [-1.0, -np.inf], 0.0)
     highest = np.where(change & ~net, np.inf, 1.0)
@@ -335,6 +373,23 @@ def said(frame, measure, precision):
     return interval(pick(frame, measure, precision)) if len(rows) else ABSENT
 
 
+def spoken(row, text=interval, end=percent):
+    """An estimate with its interval for prose; a mean over models names those at both ends.
+
+    Examples
+    --------
+    >>> row = {"estimate": 0.2, "low": 0.1, "high": 0.3, "least": 0.0, "least_model": "m",
+    ...        "most": 0.4, "most_model": "p"}
+    >>> spoken(row).replace("\\u00a0", " ")
+    '20.0 % (10.0 to 30.0), from 0.0 % (m) to 40.0 % (p)'
+    """
+    lone = pd.isna(row.get("most_model")) or row["least_model"] == row["most_model"]
+    if lone:
+        return text(row)
+    return (f"{text(row)}, from {end(row['least'])} ({row['least_model']}) to "
+            f"{end(row['most'])} ({row['most_model']})")
+
+
 def changes(report):
     """Items that changed since BF16: beside the placebo where there are probabilities."""
     if report.exact:
@@ -364,8 +419,9 @@ def words(report, rates, moves, directions):
         "answer_back": back_sentence(report, moves),
     }
     for name, precision in (("bf16", "bf16"), ("middle", middle), ("lowest", low)):
+        form = spoken if precision == low else interval
         for measure in ("srs", "usr"):
-            found[f"{measure}_{name}"] = interval(pick(rates, measure, precision))
+            found[f"{measure}_{name}"] = form(pick(rates, measure, precision))
     return found
 
 
@@ -423,7 +479,7 @@ def bias_sentence(report, moves):
     """How many items became biased, beside the placebo, at two precisions."""
     low = report.lowest
     where = " and ".join(
-        f"{interval(pick(moves, report.named('became_biased'), p))} at {p.upper()}"
+        f"{spoken(pick(moves, report.named('became_biased'), p))} at {p.upper()}"
         for p in dict.fromkeys([report.middle, low])
     )
     if not report.exact:
@@ -442,23 +498,38 @@ def bias_sentence(report, moves):
 
 
 def back_sentence(report, moves):
-    """The seeds as published, the way back, and the mirror image, at the lowest precision."""
+    """The seeds as published, the way back, and the mirror image, at the lowest precision.
+
+    The way back is a share of few items: it is pooled over items, and says of how many.
+    """
     low = report.lowest
 
     def at(measure):
         return interval(pick(moves, measure, low))
 
-    back = (f"The way back: of the items that were biased at BF16, {at(report.named('lost_bias'))} "
-            f"lost their bias at {low.upper()}")
+    lost = pick(moves, report.named("lost_bias"), low)
+    if lost["of"] < 1:
+        back = "There is no way back to speak of: less than one item in all was biased at BF16"
+    else:
+        back = (f"The way back: of the items that were biased at BF16 "
+                f"({_items(lost['of'], report.exact)} in all), {spoken(lost)} lost their bias at "
+                f"{low.upper()}")
+        if report.exact:
+            back += f", where the placebo is {spoken(pick(moves, 'lost_bias_placebo', low))}"
     mirror = (f"The mirror image: of the items without an anti-stereotyped answer at BF16, "
               f"{at(report.named('became_anti'))} gained one")
     if not report.exact:
         return f"{back}. {mirror}."
     return (
         f"With the published seeds, which repeat the same noise, the rate at {low.upper()} is "
-        f"{at('became_biased')}. {back}, where the placebo is {at('lost_bias_placebo')}. {mirror}, "
+        f"{at('became_biased')}. {back}. {mirror}, "
         f"where the placebo is {at('became_anti_placebo')}."
     )
+
+
+def _items(n, expected):
+    """How many items stand behind a share."""
+    return f"{n:,.1f} expected" if expected else f"{n:,.0f}"
 
 
 def verdict(excess):
@@ -483,13 +554,13 @@ def direction_sentence(report, directions):
     if np.isnan(share["estimate"]):
         return f"At {low} no answer left \u201cunknown\u201d for a person."
     if share["low"] > 0.5:
-        reading = "more than the half that noise alone would send there"
+        reading = "more than the half that noise sends there in a model without a lean"
     elif share["high"] < 0.5:
-        reading = "less than the half that noise alone would send there"
+        reading = "less than the half that noise sends there in a model without a lean"
     else:
-        reading = "not to be told from the half that noise alone would send there"
+        reading = "not to be told from the half that noise sends there in a model without a lean"
     return (
-        f"Of the answers that left \u201cunknown\u201d for a person at {low}, {interval(share)} "
+        f"Of the answers that left \u201cunknown\u201d for a person at {low}, {spoken(share)} "
         f"named the stereotyped one, {reading}."
     )
 
@@ -509,7 +580,7 @@ def pair_sentence(report, change, moves, correlation):
     middle = report.middle
     if change.empty:
         return "Without perplexity there is nothing to set beside the items that became biased."
-    both = [interval(pick(frame, measure, middle)) for frame, measure in (
+    both = [spoken(pick(frame, measure, middle)) for frame, measure in (
         (change, "perplexity_change"), (moves, report.named("became_biased")))]
     rank = correlation["estimate"]
     rank = "not defined" if np.isnan(rank) else f"{rank:.2f}".replace("-", "−")
@@ -527,7 +598,7 @@ def perplexity_sentence(report, change):
     if change.empty:
         return "Perplexity on held-out text, the usual check, is not in these records."
     where = " and ".join(
-        f"{interval(pick(change, 'perplexity_change', p))} at {p.upper()}"
+        f"{spoken(pick(change, 'perplexity_change', p))} at {p.upper()}"
         for p in dict.fromkeys([report.middle, report.lowest])
     )
     row = pick(change, "perplexity_change", report.lowest)

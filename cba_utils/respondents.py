@@ -5,11 +5,14 @@ and template and item effects. Quantization acts on them with a strength that gr
 What it does is the *truth*:
 
 - ``none``: nothing changes;
+- ``retrained``: both precisions are checkpoints of their own, moved at random from the same start,
+  so that answers differ and nothing changes on average;
 - ``noise``: the answers get flatter and every option of an item is moved at random, towards the
   stereotyped and the anti-stereotyped answer alike;
+- ``leaning noise``: the same to a respondent that leaned to the stereotyped person before;
 - ``bias``: the stereotyped answer gains;
 - ``letter``: one letter gains, whatever its role;
-- ``mixed``: all three.
+- ``mixed``: noise, bias and letter.
 
 All but ``none`` also wobble a little from one option order to the next, as real models do.
 """
@@ -24,7 +27,8 @@ import pandas as pd
 
 from cba_utils.tables import LETTERS, ROLES
 
-TRUTHS = ("none", "noise", "bias", "letter", "mixed")
+TRUTHS = ("none", "retrained", "noise", "leaning noise", "bias", "letter", "mixed")
+LEAN = 0.3  # of "leaning noise": the stereotyped person's logit above zero, the other's below
 STRENGTH = {"bf16": 0.0, "q8": 0.02, "q6": 0.06, "q5": 0.15, "q4": 0.4, "q3": 1.0, "q2": 2.0}
 CATEGORIES = ("Age", "Religion", "SES")
 ORDERS = {"original": ["012"], "cyclic": ["012", "120", "201"],
@@ -67,6 +71,7 @@ def simulate_respondents(
     orders: str = "cyclic",
     family: str = "simulated",
     effect: float = 1.0,
+    wander: float = 0.0,
     temperature: float = 0.3,
     seed: int = 0,
     categories: Sequence[str] = CATEGORIES,
@@ -75,12 +80,15 @@ def simulate_respondents(
 
     Parameters
     ----------
-    truth : {"none", "noise", "bias", "letter", "mixed"}
+    truth : {"none", "retrained", "noise", "leaning noise", "bias", "letter", "mixed"}
         What quantization does; see the module.
     replicates : int
         Independent respondents, each a ``model`` of its own with other templates and items.
     effect : float
         Multiplies what quantization does; 0 makes every truth ``"none"``.
+    wander : float
+        Standard deviation of a shift of each role's logit that all items of a respondent share, as
+        one quantized checkpoint has by chance and the next has not.
     temperature : float
         Temperature of the columns that end in ``_t``.
 
@@ -92,21 +100,28 @@ def simulate_respondents(
     """
     if truth not in TRUTHS:
         raise ValueError(f"truth must be one of {TRUTHS}, not {truth!r}")
-    frames = []
+    parts = []
     for replicate in range(1, replicates + 1):
         rng = np.random.default_rng([seed, replicate])
         items = simulate_items(templates, items_per_template, rng, categories)
-        frame = _answers(items, truth, precisions, ORDERS[orders], effect, temperature, rng)
-        for position, (column, value) in enumerate(
-            [("model", f"{family}-s{replicate}"), ("family", family), ("replicate", replicate),
-             ("depth", "full")]
-        ):
-            frame.insert(position, column, value)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+        labels = {"model": f"{family}-s{replicate}", "family": family, "replicate": replicate,
+                  "depth": "full"}
+        parts += [{**labels, **part} for part in _answers(
+            items, truth, precisions, ORDERS[orders], effect, wander, temperature, rng)]
+    # One frame is made at the end: a frame a part takes much longer.
+    size = templates * items_per_template
+
+    def column(value):
+        if np.ndim(value):
+            return value
+        return np.full(size, value, object if isinstance(value, str) else None)
+
+    return pd.DataFrame({name: np.concatenate([column(part[name]) for part in parts])
+                         for name in parts[0]})
 
 
-def _answers(items, truth, precisions, orders, effect, temperature, rng):
+def _answers(items, truth, precisions, orders, effect, wander, temperature, rng):
+    """Columns of the answers, one dictionary a precision and order."""
     n = len(items)
     template, first = np.unique(items["question_index"], return_inverse=True)
     ambiguous = (items["context_condition"] == "ambig").to_numpy()
@@ -114,14 +129,19 @@ def _answers(items, truth, precisions, orders, effect, temperature, rng):
     # Before quantization: mostly "unknown" on ambiguous items, mostly right on the others, with
     # leanings that differ by template and item and favour neither person on average.
     lean = rng.normal(0, 0.4, len(template))[first] + rng.normal(0, 0.4, n)
+    lean = lean + LEAN * (truth == "leaning noise")
     logits = np.stack([lean, -lean, np.full(n, 1.5)], axis=1)
     logits[:, 2] += rng.normal(0, 0.4, len(template))[first]
     right = role_index == items["label"].to_numpy()[:, None]
     logits = np.where(ambiguous[:, None], logits, logits * [1, 1, 0.2] + 2.0 * right)
-    shake = rng.normal(0, 0.5, (len(template), 3))[first] + rng.normal(0, 0.5, (n, 3))
-    frames = []
+
+    def moved():
+        return rng.normal(0, 0.5, (len(template), 3))[first] + rng.normal(0, 0.5, (n, 3))
+
+    shake = moved()
     keep = items.drop(columns=["label", *(f"{r}_index" for r in ROLES)])
     keep = keep.assign(template_id=keep["category"] + "/" + keep["question_index"].astype(str))
+    keep = {name: column.to_numpy() for name, column in keep.items()}
     role_of_option = np.empty_like(role_index)
     np.put_along_axis(role_of_option, role_index, np.arange(3)[None, :].repeat(n, 0), axis=1)
     for precision in precisions:
@@ -129,7 +149,11 @@ def _answers(items, truth, precisions, orders, effect, temperature, rng):
             raise ValueError(f"precision must be one of {list(STRENGTH)}, not {precision!r}")
         strength = effect * STRENGTH[precision]
         now, letters = logits, np.zeros(3)
-        if truth in ("noise", "mixed"):
+        if truth == "retrained" or strength:
+            now = now + wander * rng.normal(size=3)
+        if truth == "retrained":
+            now = now + effect * moved()
+        if truth in ("noise", "leaning noise", "mixed"):
             now = now / (1 + strength) + strength * shake
         if truth in ("bias", "mixed"):
             now = now + strength * np.array([1.0, 0, 0])
@@ -142,9 +166,9 @@ def _answers(items, truth, precisions, orders, effect, temperature, rng):
             by_letter = np.take_along_axis(now, role, axis=1) + letters + wobble
             columns = {"precision": precision, **keep, "order": order}
             for k, letter in enumerate(LETTERS):
-                columns[f"role_{letter}"] = np.array(ROLES)[role[:, k]]
+                columns[f"role_{letter}"] = np.array(ROLES, object)[role[:, k]]
             place = np.argmax(shown[None, :] == items["label"].to_numpy()[:, None], axis=1)
-            columns["correct"] = np.array(LETTERS)[place]
+            columns["correct"] = np.array(LETTERS, object)[place]
             for suffix, heat in (("", 1.0), ("_t", temperature)):
                 # A fourth outcome, no letter at all, keeps a small constant logit.
                 full = np.column_stack([by_letter, np.full(n, -4.0)]) / heat
@@ -152,8 +176,7 @@ def _answers(items, truth, precisions, orders, effect, temperature, rng):
                 for k, letter in enumerate(LETTERS):
                     columns[f"logp_{letter}{suffix}"] = logp[:, k]
                 columns[f"mass_other{suffix}"] = np.exp(logp[:, 3])
-            frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
+            yield columns
 
 
 def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = SEEDS, seed: int = 0) -> pd.DataFrame:

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats as sps
-from scipy.special import expit, logit
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_effectsize
 
-from cba_utils.intervals import Measure, cluster_totals, jackknife
+from cba_utils.intervals import Measure, cluster_totals, jackknife, without_variation
 from cba_utils.metrics import DRAWS, change_measures
 
 LEAST_RESAMPLES = 9999
+MARGIN = 0.01  # the largest change of a rate that counts as none, wherever equivalence is tested
 
 
 def _tests(table, measures, columns, by, of):
@@ -130,15 +130,17 @@ def difference_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str
     return pd.concat(parts, ignore_index=True)
 
 
-def equivalence(frame: pd.DataFrame, margin: float, measure: str = "d_srs",
+def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_srs",
                 by: Sequence[str] = (), reference: str = "bf16", level: float = 0.05):
     """Two one-sided tests (TOST) that a paired change lies within ``margin`` of zero.
 
     Parameters
     ----------
+    frame : DataFrame
+        Samples, answers or an item table. Probabilities say more than draws, in which a small
+        change may not show at all.
     margin : float
-        The largest change that counts as none, in the units of the measure; state it before
-        looking.
+        The largest change that counts as none, in the units of the measure.
     measure : str
         One of the measures of :func:`cba_utils.metrics.paired_differences`.
 
@@ -147,27 +149,33 @@ def equivalence(frame: pd.DataFrame, margin: float, measure: str = "d_srs",
     DataFrame
         ``estimate``, the 90 % interval ``low, high`` that belongs to the 5 % test, ``p``,
         ``equivalent``, ``margin`` and ``smallest_margin``, the smallest for which the test would
-        have said yes.
+        have said yes. Where no template differs from another there is no error to test with: ``p``
+        is NaN, and the interval is the one that so many templates without an event leave open.
     """
     if not margin > 0:
         raise ValueError(f"margin must be a positive number, not {margin!r}")
-
-    def two_sided(estimate, error, df):
-        half = error * sps.t.ppf(1 - level, df) if df else np.nan
-        with np.errstate(divide="ignore"):
-            p = sps.t.sf((margin - abs(estimate)) / max(error, 1e-12), df) if df else np.nan
-        return estimate - half, estimate + half, p
-
-    rows = []
     for table, measures, columns, keys in change_measures(frame, by, reference):
         if measure in measures:
-            rows = _tests(table, {measure: measures[measure]}, columns, keys, two_sided)
-            names = [*keys, "measure", "estimate", "error", "df", "low", "high", "p", "n"]
-    if not rows:
+            break
+    else:
         raise ValueError(f"measure {measure!r} is none of the paired changes of these records")
-    found = pd.DataFrame(rows, columns=names)
+
+    def two_sided(estimate, error, df):
+        if not df:
+            return np.nan, np.nan, np.nan
+        if error < 1e-12:
+            return *without_variation(estimate, measures[measure].bounds, df + 1, 1 - 2 * level), np.nan
+        half = error * sps.t.ppf(1 - level, df)
+        return estimate - half, estimate + half, sps.t.sf((margin - abs(estimate)) / error, df)
+
+    rows = _tests(table, {measure: measures[measure]}, columns, keys, two_sided)
+    found = pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "error", "df", "low", "high",
+                                        "p", "n"])
     reach = np.maximum(found["low"].abs(), found["high"].abs())
-    return found.assign(equivalent=found["p"] < level, margin=margin, smallest_margin=reach)
+    return found.assign(equivalent=reach < margin, margin=margin, smallest_margin=reach)
+
+
+RISES = (0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.25, 0.4)
 
 
 def _power(totals_before, totals_after, draws, level):
@@ -187,27 +195,30 @@ def minimum_detectable_effect(
 ) -> pd.DataFrame:
     """Power against a rise of SRS on these items and templates, by simulation.
 
-    Every item's odds of a stereotyped answer are multiplied by exp(theta), with theta varying
-    over templates; both precisions get ``draws`` fresh draws; and the rise is tested by the
-    paired t test over templates.
+    Every item's probability of a stereotyped answer rises by an amount that varies over templates
+    (a gamma distribution, so that it never falls); both precisions get ``draws`` fresh draws; and
+    the rise is tested by the paired t test over templates.
 
     Parameters
     ----------
     table : DataFrame
-        Item table of one cell at the reference (ambiguous items are used).
+        Item table of one cell at the reference (ambiguous items are used). Probabilities are taken
+        as they are. From counts a probability is guessed, a little above zero where no draw was
+        stereotyped, since five draws cannot tell a small probability from none.
     spread : float
-        Standard deviation of theta over templates, as a multiple of its mean.
+        Standard deviation of the rise over templates, as a multiple of its mean.
 
     Returns
     -------
     DataFrame
-        ``effect`` (true rise of SRS), ``power`` and the attribute ``attrs["mde"]``, the smallest
-        rise seen with the wanted power (NaN where no simulated rise was).
+        ``effect`` (true rise of SRS), ``power``, and in ``attrs`` ``mde``, the smallest rise seen
+        with the wanted power (NaN where no simulated rise was), and ``baseline``, the SRS that it
+        rises from.
     """
     table = table[table["context_condition"] == "ambig"]
     p = (table["stereotyped"] / table["draws"]).to_numpy(float)
-    # An item never seen stereotyped in five draws still has some probability of it.
-    p = np.clip((p * draws + 0.1) / (draws + 0.2), 1e-4, 1 - 1e-4)
+    if "unbiased" in table:  # counts of draws
+        p = (p * draws + 0.1) / (draws + 0.2)
     codes, labels = pd.factorize(table["template_id"])
     clusters = len(labels)
     if clusters < 2:
@@ -218,24 +229,22 @@ def minimum_detectable_effect(
     starts = np.searchsorted(codes, np.arange(clusters))
     sizes = np.bincount(codes, minlength=clusters) * draws
     rows = []
-    for theta in (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.1, 1.5, 2.0):
-        before, after, rise = [], [], 0.0
+    for rise in RISES:
+        before, after, effect = [], [], 0.0
         for _ in range(simulations):
-            moved = expit(logit(p) + (theta * (1 + spread * rng.normal(size=clusters)))[codes])
-            first = np.add.reduceat(rng.binomial(draws, p), starts)
-            second = np.add.reduceat(rng.binomial(draws, moved), starts)
-            before.append(first)
-            after.append(second)
-            rise += (moved.mean() - p.mean()) / simulations
-        rows.append((rise, _power(np.array(before), np.array(after), sizes, level)))
+            each = rise * rng.gamma(spread**-2, spread**2, clusters)
+            moved = np.minimum(p + each[codes], 1)
+            before.append(np.add.reduceat(rng.binomial(draws, p), starts))
+            after.append(np.add.reduceat(rng.binomial(draws, moved), starts))
+            effect += (moved.mean() - p.mean()) / simulations
+        rows.append((effect, _power(np.array(before), np.array(after), sizes, level)))
         if rows[-1][1] > 0.99:
             break
     curve = pd.DataFrame(rows, columns=["effect", "power"])
+    curve.attrs.update(mde=np.nan, baseline=float(p.mean()))
     reached = curve["power"].ge(power)
     if reached.any():
         at = int(reached.to_numpy().argmax())
         near = curve.iloc[max(at - 1, 0): at + 1]
         curve.attrs["mde"] = float(np.interp(power, near["power"], near["effect"]))
-    else:
-        curve.attrs["mde"] = np.nan
     return curve

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as sps
@@ -11,6 +12,7 @@ from cba_utils.intervals import (
     Measure,
     cluster_bootstrap,
     estimates,
+    jackknife,
     ratio,
     t_interval,
     wilson,
@@ -18,6 +20,7 @@ from cba_utils.intervals import (
 from cba_utils.metrics import (
     bias_scores,
     five_seed_weights,
+    over_models,
     over_replicates,
     paired_differences,
     placebo,
@@ -199,6 +202,72 @@ def test_replicates_are_the_unit():
     assert (row["estimate"], row["n"]) == (pytest.approx(np.mean(values)), 3)
     assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
     assert np.isnan(over_replicates(frames[0])["low"]).all()
+
+
+def checkpoints(values, n=10, measure="srs", **columns):
+    """Estimates of five checkpoints a family."""
+    count = len(values)
+    return pd.DataFrame({
+        "model": [f"m{k}" for k in range(count)], "family": [f"f{k // 5}" for k in range(count)],
+        "replicate": [k % 5 for k in range(count)], "precision": "q3", "measure": measure,
+        "estimate": values, "low": np.nan, "high": np.nan, "n": n, **columns})
+
+
+def test_families_are_taken_as_they_are():
+    values = np.random.default_rng(2).normal(np.repeat([0.1, 0.5, 0.9], 5), 0.02)
+    row = over_replicates(checkpoints(values), ["family"]).iloc[0]
+    fit = smf.ols("estimate ~ 0 + family", checkpoints(values)).fit()
+    mean = fit.t_test(np.full((1, 3), 1 / 3))
+    assert fit.df_resid == 12
+    assert row["estimate"] == pytest.approx(mean.effect[0])
+    assert (row["low"], row["high"]) == pytest.approx(tuple(mean.conf_int()[0]))
+    _, low, high = t_interval(values)
+    assert high - low > 8 * (row["high"] - row["low"]), "families were a sample before"
+    unequal = over_replicates(checkpoints(values).iloc[3:], ["family"]).iloc[0]
+    assert unequal["estimate"] == pytest.approx(
+        np.mean([values[3:5].mean(), values[5:10].mean(), values[10:].mean()]))
+    lone = over_replicates(checkpoints(values).iloc[4:], ["family"]).iloc[0]
+    assert np.isnan(lone["low"]), "a family of one checkpoint shows no spread"
+
+
+def test_shares_of_few_items_weigh_by_their_items():
+    n = np.array([1, 100, 40, 60, 0, 80, 30, 50, 20, 70])
+    hits = np.array([1, 60, 20, 40, 0, 50, 20, 20, 10, 30])
+    frame = checkpoints(np.divide(hits, n, out=np.full(10, np.nan), where=n > 0), n, "lost_bias")
+    row = over_replicates(frame, ["family"]).iloc[0]
+    assert row["estimate"] == pytest.approx(hits.sum() / n.sum())
+    assert (row["n"], row["of"]) == (9, n.sum())
+    one = over_replicates(frame.iloc[5:]).iloc[0]
+    estimate, error, df = jackknife(pd.DataFrame({"k": hits, "n": n}).iloc[5:], ratio("k", "n"))
+    half = error * sps.t.ppf(0.975, df)
+    assert (one["low"], one["high"]) == pytest.approx((estimate - half, estimate + half))
+
+
+def test_transitions_carry_their_denominators():
+    moved = transitions(pd.concat([samples_of(BEFORE), samples_of(AFTER, "q3")]))
+    n = moved.set_index("measure")["n"]
+    assert (n["became_biased"], n["lost_bias"], n["net_biased"]) == (4, 2, 6)
+    study = simulate_study("noise", templates=9, precisions=["bf16", "q3"], orders="original")
+    p = item_table(study["answers"], "study", "original").query(
+        "precision == 'bf16' and context_condition == 'ambig'")["stereotyped"]
+    n = placebo(study["answers"]).set_index("measure")["n"]
+    assert n["lost_bias_placebo"] == pytest.approx((1 - (1 - p) ** 5).sum())
+
+
+def test_models_with_one_checkpoint_each_are_no_sample():
+    frame = pd.concat([
+        transitions(simulate_study(truth, templates=24, precisions=["bf16", "q3"])["samples"])
+        .assign(model=truth, family=truth) for truth in ("none", "noise", "bias")])
+    row = over_models(frame).set_index("measure").loc["became_biased"]
+    own = frame[frame["measure"] == "became_biased"].set_index("model")
+    for end in ("estimate", "low", "high"):
+        assert row[end] == pytest.approx(own[end].mean())
+    assert row["low"] > 0, "one clear model is not lost among unlike ones"
+    assert (row["least_model"], row["most_model"]) == ("none", "bias")
+    lost = own.assign(measure="lost_bias", estimate=[0.0, 0.5, 1.0], n=[80, 20, 0.001])
+    row = over_models(lost.reset_index()).iloc[0]
+    assert row["estimate"] == pytest.approx(0.1, abs=1e-4)
+    assert row["most"] == 0.5, "a share of a thousandth of an item is no model's share"
 
 
 # Intervals

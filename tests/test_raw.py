@@ -84,8 +84,8 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     assert set(table["perplexity change"]) == set(table["placebo"]) == {report.ABSENT}
     said = [
         report.pair_sentence(data, change, moves, None), say.excess_sentence(data, moves),
-        say.lean_sentence(data, directions), say.seeds_sentence(say.seed_ranges(data)),
-        say.flip_sentence(data, say.flip_rates(data)), say.same_perplexity_sentence(change),
+        say.lean_sentence(data, say.leans(data)), say.seeds_sentence(say.seed_ranges(data)),
+        say.flip_sentence(data), say.same_perplexity_sentence(change),
         say.letter_words(data, say.positions(say.balanced(data)))["letter_drift_sentence"],
         say.skill_words(data, say.skills(data))["skill_accuracy_sentence"],
     ]
@@ -134,6 +134,32 @@ def test_undefined_targets_are_not_letter_c_and_are_counted(tmp_path):
     raw.import_raw("theirs", tmp_path, results=tmp_path)
     about = records.load_study("theirs", tmp_path)["provenance"]
     assert about["undefined_targets"].tolist() == [["Age/4"]] * 2
+
+
+def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path):
+    (tmp_path / "raw").mkdir()
+    path = tmp_path / "raw" / "all.jsonl"
+    records.write_jsonl(study["samples"], study["items"], path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    some = sorted({row["item_id"] for row in rows})[::7]
+    written(path, [{**row, "stereotype_target_index": -1, "raw_response":
+                    "B" if row["quant"] == 16 else "C"} if row["item_id"] in some else row
+                   for row in rows])
+    raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
+    data = report.open_study(tmp_path / "theirs")
+    assert not set(some) & set(data.samples["item_id"])
+    assert set(data.undefined["item_id"]) == set(some)
+    assert set(data.undefined["template_id"]) <= set(data.samples["template_id"])
+    found = say.choices(data).set_index(["undefined", "parser", "weights", "counting"])["estimate"]
+    at = [found[kept, "strict", "items", "one way"] for kept in ("left out", "letter C")]
+    clean = metrics.transitions(data.drawn)
+    clean = clean[(clean["measure"] == "became_biased") & (clean["precision"] == "q3")].iloc[0]
+    gained = clean["estimate"] * clean["n"]
+    # All of them answered B at full precision and C below: as letter C, all became biased.
+    assert at[0] == pytest.approx(clean["estimate"])
+    assert at[1] == pytest.approx((gained + len(some)) / (clean["n"] + len(some)))
+    assert f"({len(some)})" in say.undefined_note(data)
+    assert "16 combinations of four" in say.choices_sentence(data, say.choices(data))
 
 
 @pytest.mark.parametrize("change, message", [

@@ -2,6 +2,7 @@
 
 import doctest
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,8 +15,9 @@ from cba_utils import (
     report_controls,
 )
 from cba_utils.report import Report, pick
-from cba_utils.respondents import simulate_study
-from cba_utils.stats import equivalence
+from cba_utils.respondents import simulate_respondents, simulate_study
+from cba_utils.stats import adjust
+from cba_utils.tables import item_table
 
 PROVENANCE = pd.DataFrame([{
     "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
@@ -39,21 +41,60 @@ def test_examples_run():
         assert doctest.testmod(module).failed == 0
 
 
+def noise_words(report):
+    return report_controls.noise_words(
+        report, metrics.placebo(report.answers, report.samples), controls.direction(report.answers),
+        report_controls.leans(report), controls.direction_tests(report.answers),
+        report_controls.seed_ranges(report))
+
+
 def test_noise_words_read_the_estimates(report):
-    moves = report.pooled(metrics.placebo(report.answers, report.samples))
-    directions = report.pooled(controls.direction(report.answers))
+    words = noise_words(report)
+    moves = metrics.placebo(report.answers, report.samples)
     tests = controls.direction_tests(report.answers)
-    ranges = report_controls.seed_ranges(report)
-    words = report_controls.noise_words(report, moves, directions, tests, ranges)
-    assert words["lean_sentence"].endswith("the lean grew.")
+    assert words["lean_sentence"].endswith("(the lean grew).")
     assert words["direction_holm"] == f"{(tests['p_holm'] < 0.05).sum()} of 2"
-    share = directions.set_index(["measure", "precision"]).loc[("left_unknown", "q3"), "estimate"]
+    share = pick(controls.direction(report.answers), "left_unknown", "q3")["estimate"]
     assert words["left_lowest"].startswith(f"{100 * share:.1f}")
-    excess = pick(moves, "became_biased_expected_excess", "q3")
-    assert report_controls.interval(excess) in words["excess_sentence"]
-    none = report_of("none", effect=0)
-    still = none.pooled(controls.direction(none.answers))
-    assert "too few answers moved" in report_controls.lean_sentence(none, still)
+    one, other = (pick(moves, f"became_{x}_expected_excess", "q3") for x in ("biased", "anti"))
+    assert report_controls.interval(one) in words["excess_sentence"]
+    contrast = f"{100 * (one['estimate'] - other['estimate']):.1f} ("
+    assert contrast in words["mirror_sentence"]
+    assert "more became biased" in words["mirror_sentence"]
+
+
+@pytest.mark.parametrize("truth", ["noise", "leaning noise", "letter"])
+def test_noise_words_find_no_grown_lean_in_noise_and_letters(truth):
+    words = noise_words(report_of(truth))
+    assert words["lean_sentence"].endswith("(the lean is not shown to have grown).")
+    if truth != "leaning noise":
+        assert "not to be told" in words["mirror_sentence"]
+
+
+def test_categories_are_weighted_by_the_answers_that_left():
+    several = report_of("noise", replicates=3)
+    moved = controls.direction(several.answers, ["category"])
+    table = report_controls.direction_table(several, moved).set_index("category")
+    rows = moved.query("measure == 'share_to_stereotyped' and precision == 'q3'")
+    for category, part in rows.groupby("category"):
+        share = np.average(part["estimate"], weights=part["n"])
+        assert table.loc[category, "answers that left"] == f"{part['n'].sum():,}"
+        assert table.iloc[:, 1][category].startswith(f"{100 * share:.1f}")
+
+
+def test_unlike_families_of_one_checkpoint_speak_for_themselves():
+    parts = [simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
+             for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))]
+    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True)
+              for name in ("answers", "samples", "perplexity")}
+    few = Report("few", items=parts[0]["items"], provenance=PROVENANCE, **tables)
+    words = report_controls.letter_words(few, report_controls.positions(few))
+    own = controls.position(parts[1]["answers"])
+    lead = report_controls.points(pick(own, "d_lead", "q3"))
+    assert f"difference of {lead} (the stereotyped person gained" in words["letter_lead_sentence"]
+    assert words["letter_lead_sentence"].count("neither person is shown") == 2
+    assert words["letter_drift_sentence"].count(" points; ") == 2
+    assert "one C, by" in words["letter_drift_sentence"]
 
 
 def test_chapters_say_what_a_study_cannot_answer():
@@ -80,12 +121,19 @@ def test_the_letter_page_keeps_the_models_asked_in_balanced_orders():
     assert report_controls.balanced(alone) is alone
 
 
-def test_letter_and_skill_words_tell_truths_apart(report):
-    letter = report_of("letter")
-    said = report_controls.letter_words(letter, report_controls.positions(letter))
-    assert "changed most is C," in said["letter_drift_sentence"] and "in 2 of 2" in said["letter_drift_sentence"]
-    said = report_controls.letter_words(report, report_controls.positions(report))
-    assert "the letter is not what moved it" in said["letter_split_sentence"]
+@pytest.mark.parametrize(("truth", "lead", "drift"), [
+    ("letter", False, True), ("noise", False, False), ("bias", True, False), ("mixed", True, True)])
+def test_letter_words_tell_truths_apart(truth, lead, drift):
+    study = report_of(truth, orders="all")
+    said = report_controls.letter_words(study, report_controls.positions(study))
+    reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
+    assert reading in said["letter_lead_sentence"]
+    assert ("found in 2 of 2" in said["letter_drift_sentence"]) == drift
+    assert (": C, by" in said["letter_drift_sentence"]) or not drift
+    assert ("the lean grew" in said["letter_lean_sentence"]) == lead
+
+
+def test_skill_words_read_bias_beyond_guessing(report):
     assert "is more than" in report_controls.skill_words(
         report, report_controls.skills(report))["skill_matched_sentence"]
 
@@ -103,21 +151,73 @@ def test_published_design_keeps_one_checkpoint_a_family():
     assert "over 2 cells" in words["cells_sentence"]
 
 
-def test_two_equal_rates_are_called_the_same():
-    same = equivalence(report_of("none", precisions=["bf16", "q8"], effect=0).answers, 0.01)
+def test_tests_that_are_not_defined_are_not_counted():
+    tests = adjust(pd.DataFrame({"p": [0.001, 0.03, 0.04, np.nan]}))
+    said = report_controls.chi_sentence(tests)
+    assert said.startswith("Of 3 tests (4 comparisons") and "3 are below 5 %" in said
+    assert "of them 1," in said and said.endswith("Hochberg 3.")
+
+
+def test_sure_sentences_say_what_they_rest_on(report):
+    alike = report_of("retrained", precisions=["bf16", "q8"], effect=0.05)
+    same = report_controls.same_rates(alike)
     assert same["equivalent"].all()
+    assert "in 1 of 1 checkpoint (" in report_controls.same_sentence(alike, same)
+    apart = report_controls.same_sentence(report, report_controls.same_rates(report))
+    assert "in 0 of 1 checkpoint (" in apart
+    power = report_controls.power_curves(report, simulations=50)
+    exact = item_table(report.answers, "study", "original").query(
+        "precision == 'bf16' and context_condition == 'ambig'")["stereotyped"].mean()
+    baseline = report_controls.percent(exact, 2)
+    assert f"(BF16: {baseline})" in report_controls.power_sentence(report, power)
 
 
-def test_instrument_counts_verdicts(tmp_path):
-    table = instrument.rejections(simulations=4, templates=10, items_per_template=12,
-                                  truths=("bias",), effects=())
-    row = table.set_index(["truth", "effect", "control"]).loc[("bias", 1.0, "direction")]
-    assert (row["should"], row["n"]) == ("yes", 4)
-    assert row["estimate"] >= 0.75
+@pytest.fixture(scope="module")
+def instrument_table():
+    return instrument.rejections(simulations=5, templates=10, items_per_template=12,
+                                 truths=("none", "leaning noise", "bias"), effects=(0.1,))
+
+
+def test_instrument_counts_verdicts(instrument_table, tmp_path):
+    single = instrument_table[instrument_table["checkpoints"] == 1]
+    row = single.set_index(["truth", "effect", "control"]).loc[("bias", 1.0, "lean grew")]
+    assert (row["should"], row["n"], row["estimate"]) == ("yes", 5, 1.0)
     path = tmp_path / "table.csv"
-    table.to_csv(path, index=False)
+    instrument_table.to_csv(path, index=False)
     words = report_controls.instrument_words(report_of("none"),
                                              report_controls.read_instrument(path))
-    assert words["simulations"] == "4"
+    assert (words["simulations"], words["effects"]) == ("5", "0.1")
     with pytest.raises(FileNotFoundError, match="python -m cba_utils.instrument"):
         report_controls.read_instrument(tmp_path / "none.csv")
+
+
+def test_what_cannot_fail_is_no_success(instrument_table):
+    none = instrument_table[instrument_table["truth"] == "none"].set_index("control")
+    exact = none.loc[["direction", "lean grew", instrument.SAME]]
+    assert exact["estimate"].isna().all() and set(exact["should"]) == {instrument.NOT_APPLICABLE}
+    assert none.loc[["change", instrument.SAME_DRAWN], "estimate"].notna().all()
+    words = report_controls.instrument_words(report_of("none"), instrument_table)
+    assert words["worst_truth"] != "none" or words["worst_control"] in instrument.DRAWN
+
+
+def test_equivalence_is_labelled_by_the_true_change(instrument_table):
+    same = instrument_table[instrument_table["control"].isin([instrument.SAME, instrument.SAME_DRAWN])]
+    same = same[same["should"] != instrument.NOT_APPLICABLE]
+    at_margin = same["truth"] == instrument.MARGIN_TRUTH
+    small = same["change"].abs() < instrument.MARGIN
+    assert (same.loc[~at_margin, "should"] == small[~at_margin].map({True: "yes", False: "no"})).all()
+    assert set(same.loc[at_margin, "should"]) == {"no"}
+    effect = same.loc[at_margin, "effect"].iloc[0]
+    many = simulate_respondents("bias", 500, 12, ("bf16", "q3"), effect=effect, seed=7)
+    change = pick(metrics.paired_differences(many, method="jackknife"), "d_srs", "q3")
+    assert change["estimate"] == pytest.approx(instrument.MARGIN, rel=0.1)
+
+
+def test_checkpoints_decide_by_their_spread_within_families():
+    said = instrument.pooled_verdicts("retrained", simulations=6, templates=4, items_per_template=8)
+    assert len(said) == 6 and said["lean grew"].sum() <= 2
+    by_items = simulate_respondents("retrained", 16, 12, ("bf16", "q3"), replicates=30,
+                                    wander=0.6)
+    alone = controls.position(by_items).query("measure == 'd_lead'")
+    beyond = (alone["low"] > 0) | (alone["high"] < 0)
+    assert beyond.mean() > 0.3, "one checkpoint's items know nothing of the next checkpoint"

@@ -100,7 +100,7 @@ def test_cohens_h_and_chi_squared_by_hand():
 
 
 def test_equivalence_is_the_librarys_tost():
-    study = simulate_study("none", templates=30, items_per_template=40, precisions=["bf16", "q8"])
+    study = simulate_study("retrained", templates=30, items_per_template=40, precisions=["bf16", "q8"])
     samples = study["samples"]
     found = stats.equivalence(samples, 0.01).iloc[0]
     # With five parsed draws of as many items in every template, the change is a plain mean.
@@ -120,6 +120,27 @@ def test_equivalence_is_the_librarys_tost():
         stats.equivalence(samples, 0.1, "d_srss")
 
 
+def test_equivalence_of_two_checkpoints_and_of_a_change_as_large_as_the_margin():
+    alike = simulate_respondents("retrained", 30, 40, TWO, replicates=40, effect=0.1)
+    assert stats.equivalence(alike, 0.02)["equivalent"].mean() > 0.9
+    changed = simulate_respondents("bias", 30, 40, TWO, replicates=40, effect=0.2)
+    change = paired_differences(changed, method="jackknife").query("measure == 'd_srs'")["estimate"]
+    # A true change at the margin is called none in one study of twenty; more than 6 of 40 by luck
+    # in one of two hundred.
+    assert stats.equivalence(changed, change.mean())["equivalent"].sum() <= 6
+    assert not stats.equivalence(changed, change.mean() / 2)["equivalent"].any()
+
+
+def test_draws_that_never_differ_do_not_prove_equal_rates():
+    study = simulate_study("none", templates=30, precisions=TWO)
+    same = study["samples"].assign(role="unknown")
+    found = stats.equivalence(same).iloc[0]
+    assert found["estimate"] == 0 and not found["equivalent"] and np.isnan(found["p"])
+    # Wilson's 90 % limit for no event in thirty templates.
+    z = sps.norm.ppf(0.95) ** 2
+    assert found["smallest_margin"] == pytest.approx(z / (30 + z))
+
+
 def test_difference_tests_agree_with_their_intervals(studies):
     tests = stats.difference_tests(studies["bias"]["samples"])
     intervals = paired_differences(studies["bias"]["samples"])
@@ -129,11 +150,27 @@ def test_difference_tests_agree_with_their_intervals(studies):
 
 def test_power_grows_from_the_level_to_one():
     study = simulate_study("none", templates=40, precisions=["bf16"])
-    curve = stats.minimum_detectable_effect(item_table(study["samples"]), simulations=400)
+    table = item_table(study["answers"], "study", "original")
+    curve = stats.minimum_detectable_effect(table, simulations=400)
     assert curve["power"].iloc[0] < 0.09, "no effect is found at the level of the test"
     assert curve["power"].iloc[-1] > 0.9
     at = np.interp(0.8, curve["power"], curve["effect"])
     assert curve.attrs["mde"] == pytest.approx(at, rel=0.2)
+    ambiguous = table[table["context_condition"] == "ambig"]
+    assert curve.attrs["baseline"] == pytest.approx(ambiguous["stereotyped"].mean())
+
+
+def test_power_starts_from_the_probabilities_and_is_that_of_the_t_test():
+    # No item can be stereotyped before; every item of 30 templates may be, with 2 %, after.
+    table = pd.DataFrame({"template_id": np.repeat(np.arange(30), 8), "stereotyped": 0.0,
+                          "draws": 1.0, "context_condition": "ambig"})
+    curve = stats.minimum_detectable_effect(table, spread=0.01, simulations=400)
+    assert curve.attrs["baseline"] == 0 and curve["power"].iloc[0] == 0
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(40, 0.01, (4000, 30))
+    by_hand = (sps.ttest_1samp(counts, 0, axis=1).pvalue < 0.05).mean()
+    at = np.interp(0.01, curve["effect"], curve["power"])
+    assert at == pytest.approx(by_hand, abs=0.08)
 
 
 # Models
@@ -167,6 +204,31 @@ def test_dose_response_is_gee_over_single_draws(studies):
     assert width > 13 * np.log(pooled["high"] / pooled["low"]), "templates widen the interval"
 
 
+def test_odds_are_clustered_by_template_and_by_checkpoint():
+    study = simulate_study("mixed", templates=20, precisions=["bf16", "q4", "q3"], replicates=4)
+    samples = study["samples"]
+    # Checkpoints that quantization moves by unlike amounts: two of the four hardly change.
+    calm = samples["model"].isin(["simulated-s1", "simulated-s2"]) & (samples["precision"] == "q3")
+    change = (samples["role"] == "stereotyped") & (samples["seed"] != 42)
+    samples = samples.assign(role=samples["role"].mask(calm & change, "unknown"))
+    table = item_table(samples)
+    counts = table[table["context_condition"] == "ambig"].assign(
+        other=lambda d: d["parsed"] - d["stereotyped"])
+    groups = np.column_stack([pd.factorize(counts[c])[0] for c in ("template_id", "model")])
+    model = smf.glm("stereotyped + other ~ C(precision) + C(model) + C(category)", counts,
+                    family=sm.families.Binomial())
+    errors = [model.fit(cov_type="cluster", cov_kwds={"groups": g}).bse["C(precision)[T.q3]"]
+              for g in (groups, groups[:, 0], groups[:, 1])]
+    found = dose_response.dose_response(samples).set_index("term")
+    reach = np.log(found.loc["q3", "high"] / found.loc["q3", "estimate"]) / sps.t.ppf(0.975, 3)
+    # Up to the small-sample factor: the fit is to sums over the items of a template.
+    assert reach == pytest.approx(max(errors), rel=0.02) and max(errors) > 1.5 * errors[1]
+    lone = samples.assign(family=samples["model"])
+    by_template = dose_response.dose_response(lone).set_index("term")
+    assert by_template.loc["q3", "estimate"] == pytest.approx(found.loc["q3", "estimate"])
+    assert by_template.loc["q3", "high"] < found.loc["q3", "high"]
+
+
 def test_odds_without_events_are_missing_not_huge():
     study = simulate_study("bias", templates=12, precisions=["bf16", "q4", "q3"], replicates=2)
     samples = study["samples"]
@@ -193,11 +255,15 @@ def test_trend_follows_the_ladder():
     study = simulate_study("bias", templates=24, precisions=["bf16", "q8", "q6", "q4", "q3"])
     found = dose_response.dose_response(study["samples"]).set_index("term")
     assert found.loc["trend", "low"] > 1
+    each = dose_response.steps(found.reset_index())
+    assert each.index.tolist() == ["q8", "q6", "q4", "q3"]
+    assert each.prod() == pytest.approx(found.loc["q3", "estimate"])
+    assert each.min() < found.loc["trend", "estimate"] < each.max()
     with pytest.raises(ValueError, match="'q7'"):
         dose_response.dose_response(study["samples"].replace({"precision": {"q6": "q7"}}))
 
 
-def test_flips_by_hand_and_uncertain_answers_flip_more(studies):
+def test_flips_by_hand(studies):
     table = dose_response.flips(studies["noise"]["answers"])
     row = table.iloc[5]
     answers = studies["noise"]["answers"].query("order == '012'").set_index(
@@ -208,13 +274,38 @@ def test_flips_by_hand_and_uncertain_answers_flip_more(studies):
     assert row["entropy"] == pytest.approx(sps.entropy(p, base=2))
     assert row["margin"] == pytest.approx(np.sort(p)[2] - np.sort(p)[1])
     assert row["flip"] == (before.argmax() != after.argmax())
-    rates = dose_response.flip_rates(studies["noise"]["answers"])
-    flips = rates[rates["measure"] == "flip_rate"].sort_values("bin")
-    assert flips["estimate"].iloc[-1] > 1.5 * flips["estimate"].iloc[0]
-    assert only(rates, "flip_ratio")["low"] > 1
-    wide = rates[rates["bin"] > 0].pivot(index="bin", columns="measure", values="estimate")
-    assert np.allclose(wide["flip_rate"], wide["predicted"], atol=0.1), "the curve is calibrated"
-    assert wide["predicted"].mean() == pytest.approx(wide["flip_rate"].mean(), abs=1e-3)
+    assert set(table["context_condition"]) == {"ambig"}
+
+
+def test_uncertain_answers_flip_more_under_noise_but_not_always(studies):
+    answers = studies["noise"]["answers"]
+    assert dose_response.flip_ratio(answers).iloc[0]["low"] > 1
+    # An answer that flips whatever its certainty: two letters swapped in one item of four.
+    before = answers[answers["precision"] == "bf16"]
+    after = before.assign(precision="q3")
+    hit = np.random.default_rng(3).random(after["item_id"].nunique()) < 0.25
+    hit = after["item_id"].map(dict(zip(after["item_id"].unique(), hit))).to_numpy(bool)
+    top = after[[f"logp_{x}" for x in "ABC"]].to_numpy()
+    after[[f"logp_{x}" for x in "ABC"]] = np.where(hit[:, None], np.roll(top, 1, axis=1), top)
+    blind = pd.concat([before, after])
+    found = dose_response.flip_ratio(blind).iloc[0]
+    assert found["low"] < 1 < found["high"]
+    rates = dose_response.flip_rates(blind).pivot(index="bin", columns="measure",
+                                                  values="estimate")
+    assert np.ptp(rates["predicted"]) < 0.2 < np.ptp(
+        dose_response.flip_rates(answers).query("measure == 'predicted'")["estimate"])
+
+
+def test_the_flip_ratio_is_one_of_means_over_checkpoints():
+    answers = simulate_respondents("noise", templates=12, precisions=TWO, replicates=4,
+                                   orders="original")
+    rates = dose_response.flip_rates(answers).query("measure == 'flip_rate'")
+    ends = rates.pivot(index="model", columns="bin", values="estimate")[[1, 5]]
+    found = dose_response.flip_ratio(answers).iloc[0]
+    assert found["estimate"] == pytest.approx(ends[5].mean() / ends[1].mean())
+    left = [np.log(part[5].mean() / part[1].mean()) for part in (ends.drop(m) for m in ends.index)]
+    reach = sps.t.ppf(0.975, 3) * np.sqrt(3 / 4 * ((left - np.mean(left)) ** 2).sum())
+    assert np.log(found["high"] / found["estimate"]) == pytest.approx(reach)
 
 
 def test_perplexity_change_by_hand(studies):
@@ -252,9 +343,9 @@ def test_direction_by_hand(studies):
     left = wide[(wide["bf16"] == "unknown") & wide["q3"].isin(["stereotyped", "anti_stereotyped"])]
     found = only(controls.direction(samples), "share_to_stereotyped")
     assert found["estimate"] == pytest.approx((left["q3"] == "stereotyped").mean())
-    assert found["n"] == left.index.get_level_values(0).nunique()
     share = only(controls.direction(samples), "left_unknown")
     assert share["estimate"] == pytest.approx(len(left) / (wide["bf16"] == "unknown").sum())
+    assert (found["n"], share["n"]) == (len(left), (wide["bf16"] == "unknown").sum())
 
 
 @pytest.mark.parametrize(("truth", "biased", "lettered"), [
@@ -268,6 +359,9 @@ def test_controls_tell_the_truths_apart(studies, truth, biased, lettered):
     assert (controls.position_tests(study["answers"])["p"] < 0.01).tolist() == [lettered]
     beyond = only(controls.matched_skill(study["answers"]), "s_amb_beyond_guessing")
     assert (beyond["low"] > 0) == biased
+    assert (only(controls.position(study["answers"]), "d_lead")["low"] > 0) == biased
+    leans = controls.lean(study["answers"])
+    assert controls.grew(only(leans, "log_gap", "bf16"), only(leans, "d_log_gap")) == biased
     gap = only(controls.capability(study["answers"], study["items"]), "alignment_gap")
     assert (gap["low"] > 0.05) == biased
 
@@ -285,21 +379,59 @@ def test_false_positive_rates_hold_their_level():
         assert values.sum() <= 8, name
 
 
-def test_direction_subtracts_the_lean_that_was_there():
-    answers = simulate_respondents("noise", templates=24, precisions=TWO, seed=4)
-    found = controls.direction(answers)
-    share, lean, above = (only(found, m)["estimate"] for m in (
-        "share_to_stereotyped", "leaned_before", "share_above_lean"))
-    assert above == pytest.approx(share - lean)
-    assert only(found, "share_above_lean")["low"] < 0 < only(found, "share_above_lean")["high"]
+def test_a_direction_test_that_cannot_reject_is_not_made():
+    answers = simulate_respondents("bias", templates=5, precisions=TWO)
+    found = controls.direction_tests(answers).iloc[0]
+    assert found["estimate"] > 0.8 and np.isnan(found["p"]) and np.isnan(found["p_holm"])
 
 
-def test_position_splits_the_change(studies):
+def test_lean_by_hand_and_blind_to_letters(studies):
+    answers = studies["letter"]["answers"]
+    one = answers.query("context_condition == 'ambig'").set_index(["item_id", "order"])
+    role = {r: sum(one[f"logp_{x}"] * (one[f"role_{x}"] == r) for x in "ABC")
+            for r in ("stereotyped", "anti_stereotyped")}
+    gap = (role["stereotyped"] - role["anti_stereotyped"]).groupby(one["precision"]).mean()
+    found = controls.lean(answers)
+    assert only(found, "log_gap", "bf16")["estimate"] == pytest.approx(gap["bf16"], abs=1e-5)
+    assert only(found, "d_log_gap")["estimate"] == pytest.approx(gap["q3"] - gap["bf16"], abs=1e-5)
+    assert abs(only(found, "d_log_gap")["estimate"]) < 0.05, "over all orders a letter cancels"
+    written = controls.lean(answers.query("order == '012'"))
+    assert only(written, "d_log_gap")["high"] - only(written, "d_log_gap")["low"] > 0.1
+
+
+@pytest.mark.parametrize("truth", ["leaning noise", "letter"])
+def test_noise_and_letters_do_not_make_a_lean_grow(truth):
+    # At this strength the share to the stereotyped person departs from one half in every third
+    # study of leaning noise, and every such "yes" is false.
+    answers = simulate_respondents(truth, templates=16, items_per_template=12, precisions=TWO,
+                                   replicates=60, effect=0.4)
+    found = controls.lean(answers).set_index(["measure", "model"])
+    before = found.loc["log_gap"].loc[lambda rows: rows["precision"] == "bf16"]
+    said = controls.grew(before, found.loc["d_log_gap"])
+    # The chance of more than 6 in 60 at a true 2.5 % is below one in 500.
+    assert len(said) == 60 and said.sum() <= 6
+    moved = controls.direction(answers)
+    share = moved.loc[moved["measure"] == "share_to_stereotyped", "estimate"].mean()
+    assert share > 0.6 if truth == "leaning noise" else 0.45 < share < 0.55
+
+
+def test_a_contrary_lean_made_flatter_has_not_grown():
+    answers = simulate_respondents("leaning noise", 16, 12, TWO, replicates=40, effect=0.4)
+    names = {"stereotyped": "anti_stereotyped", "anti_stereotyped": "stereotyped"}
+    found = controls.lean(answers.replace({f"role_{x}": names for x in "ABC"})).set_index("model")
+    before = found[(found["measure"] == "log_gap") & (found["precision"] == "bf16")]
+    change = found[found["measure"] == "d_log_gap"]
+    assert (change["low"] > 0).mean() > 0.2, "flatter answers raise a contrary lean"
+    assert controls.grew(before, change).sum() <= 1
+
+
+def test_a_letter_raises_both_persons_and_neither_above_the_other(studies):
     found = controls.position(studies["letter"]["answers"])
     letters = [only(found, f"d_letter_{x}")["estimate"] for x in "ABC"]
     assert sum(letters) == pytest.approx(0, abs=1e-6) and letters[2] > 0.1
-    parts = [only(found, f"d_srs_{x}")["estimate"] for x in ("original", "averaged", "letter")]
-    assert parts[0] - parts[1] == pytest.approx(parts[2])
+    one, other, lead = (only(found, f"d_{x}")["estimate"]
+                        for x in ("stereotyped", "anti_stereotyped", "lead"))
+    assert min(one, other) > 0.01 and one - other == pytest.approx(lead)
     start = only(found, "letter_C", "bf16")["estimate"]
     assert start == pytest.approx(1 / 3, abs=1e-5), "balanced orders cancel what options say"
     with pytest.raises(ValueError, match="not balanced"):
