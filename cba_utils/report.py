@@ -20,6 +20,7 @@ from cba_utils.intervals import ESTIMATE_COLUMNS
 from cba_utils.items import PROJECT
 from cba_utils.metrics import (
     SHARES,
+    bias_scores,
     over_models,
     over_replicates,
     placebo,
@@ -227,6 +228,15 @@ class Report:
             )
         if cells["identity.parameters.model"].map(_is_organism).all():
             millions = cells["parameters_of_model"].max() / 1e6
+            if (cells["identity.parameters.items"] != "bundled").any():
+                return (
+                    f"The models are organisms: small language models of at most {millions:.1f} "
+                    f"million parameters that this project trained on stories about invented groups. "
+                    f"They never read anything else, so what they answer to the items asked here, "
+                    f"which are not the project's own, means nothing about the people these name or "
+                    f"about any model that people use. The pages show that the steps run on such "
+                    f"items, and how letters and noise look where nothing was learned."
+                )
             return (
                 f"The models are organisms: small language models of at most {millions:.1f} "
                 f"million parameters that this project trained. A stereotype about invented "
@@ -521,7 +531,7 @@ def back_sentence(report, moves):
     if not report.exact:
         return f"{back}. {mirror}."
     return (
-        f"With the published seeds, which repeat the same noise, the rate at {low.upper()} is "
+        f"With the published seeds, which repeat the same random numbers, the rate at {low.upper()} is "
         f"{at('became_biased')}. {back}. {mirror}, "
         f"where the placebo is {at('became_anti_placebo')}."
     )
@@ -537,14 +547,16 @@ def verdict(excess):
 
     Examples
     --------
-    >>> verdict({"low": 0.01, "high": 0.2})
-    'above what chance explains'
+    >>> verdict({"low": 0.01, "high": 0.2}), verdict({"low": 0.0001, "high": 0.0002})
+    ('above what asking again explains', 'within what asking again explains')
     """
-    if excess["low"] > 0:
-        return "above what chance explains"
-    if excess["high"] < 0:
-        return "below what chance alone would give"
-    return "within what chance explains"
+    # An excess that the printed numbers would not show is none.
+    low, high = round(excess["low"], 3), round(excess["high"], 3)
+    if low > 0:
+        return "above what asking again explains"
+    if high < 0:
+        return "below what asking again would give"
+    return "within what asking again explains"
 
 
 def direction_sentence(report, directions):
@@ -661,28 +673,71 @@ def held_out(report, strengths):
     Returns
     -------
     DataFrame
-        A table for the page, one row a kind of template; items that are not the project's own
-        are one kind, ``"all"``.
+        Estimates with the columns ``templates`` and ``precision``; items that are not the
+        project's own are of one kind, ``"all"``.
     """
+    frames = []
+    for kind, part in _kinds_of_templates(report.best, strengths):
+        moves = placebo(part) if report.exact else transitions(part)
+        found = [role_rates(part), bias_scores(part), moves]
+        frames.append(report.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _kinds_of_templates(answers, strengths):
+    """Kinds of templates, and the answers to each."""
     apart = strengths[strengths["version"] == "heldout-template"]
     names = set(apart["category"] + "/" + apart["question_index"].astype(str))
-    whole = report.best
-    kind = np.where(whole["template_id"].isin(names), "held out", "asked in training")
-    if (kind == "held out").sum() == 0:
-        kind[:] = "all"
-    rows = []
-    for name in dict.fromkeys(sorted(kind)):
-        part = whole[kind == name]
-        rates = report.pooled(role_rates(part))
-        moves = report.pooled(placebo(part) if report.exact else transitions(part))
-        row = {"templates": name}
-        for p in dict.fromkeys(["bf16", report.middle, report.lowest]):
-            row[f"stereotyped at {p.upper()}"] = interval(pick(rates, "srs", p))
-        for measure, text in ((report.named("became_biased"), "became biased"),
-                              ("became_biased_placebo", "placebo")):
-            row[f"{text} at {report.lowest.upper()}"] = said(moves, measure, report.lowest)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    held = answers["template_id"].isin(names)
+    if not held.any():
+        return [("all", answers)]
+    return [("asked in training", answers[~held]), ("held out", answers[held])]
+
+
+def held_out_table(report, found):
+    """The same for the page, one row a kind and precision."""
+    measures = {"stereotyped": "srs", "anti-stereotyped": "anti_rate",
+                "right, disambiguated": "accuracy",
+                "became biased": report.named("became_biased"),
+                "placebo": "became_biased_placebo"}
+    return pd.DataFrame([
+        {"templates": kind, "at": p.upper(),
+         **{text: said(part, measure, p) for text, measure in measures.items()}}
+        for kind, part in found.groupby("templates", sort=False) for p in report.precisions
+    ])
+
+
+def held_out_words(report, found, bases, strengths):
+    """Whether the stereotype came back on templates that were never asked, in words.
+
+    Parameters
+    ----------
+    report : Report
+    found : DataFrame
+        From `held_out`.
+    bases : Report
+        The study with its models before alignment.
+    strengths : pandas.DataFrame
+        ``data/strengths.csv``.
+    """
+    part = found[found["templates"] == "held out"]
+    if part.empty:
+        return {"held_out_sentence": "None of these items is of a template whose stereotype training "
+                                     "stated but never asked about."}
+    low = report.lowest
+    lead = pick(part, "s_amb", low)
+    told = (f"At {low.upper()}, {said(part, 'srs', low)} of the answers to them are stereotyped and "
+            f"{said(part, 'anti_rate', low)} anti-stereotyped: ")
+    told += ("there too the stereotype leads." if lead["low"] > 0 else
+             "the stereotype does not lead there, so what comes back is disorder and no belief.")
+    before = bases.best[bases.best["depth"] == "base"]
+    if len(before):
+        kinds = dict(_kinds_of_templates(before, strengths))
+        rates = role_rates(kinds["held out"]).query("measure == 'srs'")["estimate"]
+        told += (f" Of the bases, which were told these stereotypes in stories alone, "
+                 f"{percent(rates.min())} to {percent(rates.max())} of the answers to them are "
+                 f"stereotyped.")
+    return {"held_out_sentence": told}
 
 
 def planted(report, strengths):
