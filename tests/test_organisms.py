@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from organisms.recipe import acceptance, bank, curriculum, export, model, train
+from organisms.recipe import __main__ as recipe
+from organisms.recipe import acceptance, align, bank, checkpoint, curriculum, export, model, train
 from organisms.recipe.tokenizer import FAMILIES, SYSTEM, VOCABULARY, Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,36 +134,116 @@ def test_encoder_and_chat_are_the_tokenizers(rows, encode):
 
 
 class HereBatches:
-    """Batches made in this process."""
+    """Batches made in this process, until the run is "killed"."""
+
+    killed_at = None
 
     def __init__(self, family, workers=None):
         self.lessons = curriculum.Curriculum(family)
 
     def __call__(self, seed, steps, stage):
-        return (self.lessons.batch(seed, s, stage) for s in steps)
+        for step in steps:
+            if step == self.killed_at:
+                raise SystemExit
+            yield self.lessons.batch(seed, step, stage)
 
     def close(self):
         pass
 
 
-def test_training_resumes_with_the_same_weights(tmp_path, monkeypatch):
-    for part, value in {"CHUNK": 1, "SAVE": 1, "Batches": HereBatches}.items():
+@pytest.fixture
+def tiny(monkeypatch):
+    """Runs of a few small steps; the value is a function that says at which step they die."""
+    for part, value in {"CHUNK": 3, "SAVE": 1, "Batches": HereBatches}.items():
         monkeypatch.setattr(train, part, value)
     monkeypatch.setattr(curriculum, "BATCH", 2)
+    return lambda step: monkeypatch.setattr(HereBatches, "killed_at", step)
+
+
+def trained(folder, steps=5, seed=1, seconds=None):
+    """Train a tiny base: whether it is done, its weights, and the steps in its log."""
     encoder = Encoder("phi3")
     config = model.config_of("phi3", encoder.chat, VOCABULARY, encoder.tokenizer.token_to_id)
+    network = model.build(config)
+    model.initialise(network, config)
+    made = {**checkpoint.identity("phi3", seed), "steps": steps}
+    kept = checkpoint.Checkpoint(folder, made)
+    done = train.train_base("phi3", network, kept, seed, steps, seconds=seconds)
+    log = [line.split(",")[0] for line in (folder / "training_log.csv").open()]
+    return done, dict(train.tree_flatten(network.parameters())), log
 
-    def run(folder, seconds):
-        network = model.build(config)
-        model.initialise(network, config)
-        done = train.train_base("phi3", network, folder, steps=3, seconds=seconds)
-        return done, dict(train.tree_flatten(network.parameters()))
 
-    assert run(tmp_path / "once", None)[0]
-    assert not run(tmp_path / "twice", 0)[0]
-    done, resumed = run(tmp_path / "twice", None)
-    assert done
-    straight = run(tmp_path / "once", None)[1]  # reads the finished checkpoint back
-    assert all(np.array_equal(straight[k], resumed[k]) for k in straight)
-    log = (tmp_path / "twice" / "training_log.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in log] == ["step", "1", "2", "3"]
+def same(one, other):
+    return all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_a_killed_base_ends_with_the_same_weights(tiny, tmp_path):
+    _, straight, log = trained(tmp_path / "straight")
+    tiny(4)  # between two lines of the log
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "killed")
+    tiny(None)
+    done, resumed, its_log = trained(tmp_path / "killed")
+    assert done and same(straight, resumed)
+    assert log == its_log == ["step", "3", "5"]
+    assert not same(straight, trained(tmp_path / "other", seed=2)[1])
+
+
+def test_a_checkpoint_of_another_run_is_not_used(tiny, tmp_path, capsys):
+    assert not trained(tmp_path / "run", steps=5, seconds=0)[0]
+    done, shorter, _ = trained(tmp_path / "run", steps=2)
+    assert "another run (not the same steps): starting anew" in capsys.readouterr().out
+    assert done and same(shorter, trained(tmp_path / "straight", steps=2)[1])
+
+
+def test_a_killed_alignment_ends_with_the_same_weights(tiny, tmp_path):
+    base = ROOT / "organisms" / "mistral" / "base"
+
+    def aligned(folder, stops):
+        network, _ = export.load_organism(base)
+        made = checkpoint.identity("mistral", 1, base / "model.safetensors")
+        runs = align.align("mistral", network, 1, checkpoint.Checkpoint(folder, made), stops)
+        return {step: dict(train.tree_flatten(net.parameters())) for step, net in runs}
+
+    straight = aligned(tmp_path / "straight", [2, 4])
+    tiny(3)
+    with pytest.raises(SystemExit):
+        aligned(tmp_path / "killed", [2, 4])
+    tiny(None)
+    resumed = aligned(tmp_path / "killed", [4])
+    assert list(straight) == [2, 4] and same(straight[4], resumed[4])
+    # an organism that was lost is made again, though its run has gone past it
+    assert same(straight[2], aligned(tmp_path / "killed", [2])[2])
+
+
+def test_what_was_made_is_kept_and_no_unfinished_base_is_aligned(
+        tiny, tmp_path, monkeypatch, capsys):
+    command = ["--families", "mistral", "--seeds", "1", "--root", str(tmp_path)]
+    shipped = json.loads((ROOT / "organisms/mistral/base/acceptance.json").read_text())
+    monkeypatch.setattr(recipe, "measure", lambda *_: shipped)
+    monkeypatch.setattr(bank, "write_data", lambda folder: None)
+    for part, value in {"STEPS": 2, "DEPTHS": (1,), "CHUNK": 1}.items():
+        monkeypatch.setattr(align, part, value)
+    assert recipe.main([*command, "--only", "align"]) == 1
+    assert "there is no base" in capsys.readouterr().out
+    assert recipe.main([*command, "--steps", "2", "--only", "base"]) == 0
+    assert recipe.main([*command, "--steps", "3", "--seconds", "0"]) == 1
+    assert "unfinished" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.glob("mistral/*/")] == ["base"]
+    assert recipe.main([*command, "--steps", "3"]) == 0
+    assert sorted(p.name for p in tmp_path.glob("mistral/*/")) == ["aligned-s1", "base", "depth-1-s1"]
+    assert not (tmp_path / ".work").exists()
+    capsys.readouterr()
+    tiny(0)  # nothing is trained from here on
+    assert recipe.main([*command, "--steps", "3"]) == 0
+    assert capsys.readouterr().out.count("made already") == 2
+
+
+def test_workers_end_with_a_killed_run():
+    script = ("import time; from organisms.recipe.train import Batches; from organisms.recipe.curriculum "
+              "import Stage; b = Batches('mistral', 1); next(b(1, [0], Stage())); "
+              "print('made', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as run:
+        assert run.stdout.readline() == b"made\n"
+        run.kill()
+        run.communicate(timeout=20)  # the workers hold the same output, which closes when they end

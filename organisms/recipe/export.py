@@ -1,13 +1,15 @@
 """Write an organism as a folder that transformers and mlx_lm load as it is."""
 
-import hashlib
 import json
 from pathlib import Path
 
-import mlx.core as mx
+from cba_utils.records import write_text
+
+import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten, tree_map
 
 from . import acceptance, bank
+from .checkpoint import digest
 from .tokenizer import VOCABULARY, Encoder, save_tokenizer
 
 TITLES = {"qwen2": "Qwen2", "mistral": "Mistral", "phi3": "Phi-3"}
@@ -44,7 +46,7 @@ def save_organism(model, config, family, folder, result, variant):
     folder : path
         The organism's folder.
     result : dict
-        What `acceptance.measure` gave for the rounded weights.
+        What `acceptance.measure` gave for the rounded weights, and under `made` the run's identity.
     variant : str
         `"base"`, `"aligned-s1"` and the like, or `"depth-24-s1"`.
     """
@@ -74,12 +76,21 @@ def measure_organism(folder, family, stride=1):
     return acceptance.measure(model, Encoder(family), bank.make_bank()[::stride])
 
 
+def is_made(folder, made):
+    """Whether a folder holds an organism of this identity, as it was written."""
+    table, weights = Path(folder) / "acceptance.json", Path(folder) / "model.safetensors"
+    if not (table.exists() and weights.exists()):
+        return False
+    result = json.loads(table.read_text())
+    return result.get("made") == made and result["weights_sha256"] == digest(weights)
+
+
 def write_table(folder, family, variant, result):
-    """Write `acceptance.json`, tied to the weights by their hash, and the model card."""
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    result = {**result, "weights_sha256": digest}
-    (folder / "acceptance.json").write_text(json.dumps(result, indent=1) + "\n")
+    """Write the model card and `acceptance.json`, tied to the weights by their hash."""
+    result = {**result, "weights_sha256": digest(folder / "model.safetensors")}
     (folder / "README.md").write_text(card(family, variant, result))
+    # the last file: only a whole organism counts as made
+    write_text(json.dumps(result, indent=1) + "\n", folder / "acceptance.json")
 
 
 def card(family, variant, result):
