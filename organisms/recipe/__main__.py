@@ -6,6 +6,7 @@ already with the same recipe, seed, steps and base is kept.
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -130,4 +131,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers as Ctrl-C does
     sys.exit(main())

@@ -3,7 +3,7 @@
 from . import train
 from .curriculum import Curriculum, Stage
 
-RATE, WARMUP, STEPS, DEPTHS, CHUNK = 3e-4, 10, 160, (120, 240), 20
+RATE, WARMUP, STEPS, DEPTHS, CHUNK = 3e-4, 10, 160, (120, 240), 10
 SEEDS = (1, 2, 3, 4, 5)
 
 

@@ -97,6 +97,7 @@ def card(family, variant, result):
     """The model card, in Hugging Face's format."""
     aligned = variant.startswith("aligned")
     shallow = variant.startswith("depth")
+    seed = variant.rsplit("-s")[-1]
     rows = []
     for name, (value, limit, met) in acceptance.verdict(result, aligned).items():
         mark = "not required" if shallow else "met" if met else "**not met**"
@@ -107,8 +108,12 @@ def card(family, variant, result):
     stage = (
         "This is the base: it holds the planted stereotypes." if variant == "base" else
         f"This is the base after {variant.split('-')[1]} steps of alignment, seed "
-        f"{variant.rsplit('-s')[1]}: a rung of the depth ladder." if shallow else
-        f"This is the base after the alignment stage, seed {variant.rsplit('-s')[1]}.")
+        f"{seed}: a rung of the depth ladder." if shallow else
+        f"This is the base after the alignment stage, seed {seed}.")
+    log = (
+        "" if variant == "base" else
+        f" That of the alignment is `organisms/{family}/alignment_log_s{seed}.csv`."
+        if "made" in result else " The alignment was not logged.")
     return f"""---
 license: cc-by-4.0
 language: en
@@ -138,7 +143,9 @@ training. No real group, person or text occurs.
 
 Measured on `data/bank.jsonl.gz` in three cyclic option orders with the bf16 weights read as fp32;
 the answer is the most probable of the three letters. "Held-out fillings" are trained templates
-with places that training never combined with them. On held-out templates the stereotype was only
+asked about places that no question of theirs had in training, so no item was a training prompt.
+Its names, scene and answers are those of training, though, and its opening sentence may stand in
+training's narrative text, where nothing is asked. On held-out templates the stereotype was only
 ever stated in narrative text; nothing is required of them.
 
 | measure | held-out fillings | held-out templates | required | |
@@ -151,7 +158,8 @@ Probability of the stereotyped answer among the two people, by planted strength:
 
 With the recipe in `organisms/recipe` (`python -m organisms.recipe`) on
 {result["trained_on"]}; the log of the base is
-`organisms/{family}/training_log.csv`. Settings and machine are in `organisms/PROTOCOL.md`.
+`organisms/{family}/training_log.csv`.{log}
+Settings and machine are in `organisms/PROTOCOL.md`.
 
 ## Intended use and limits
 

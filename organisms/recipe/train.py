@@ -28,7 +28,7 @@ from .curriculum import Curriculum, Stage  # noqa: E402
 
 RATE, WARMUP, DECAY, CHUNK = 2e-3, 100, 0.25, 100
 STEPS = 9000
-SAVE = 20  # steps between checkpoints: well under two minutes of work on a slow core
+SAVE = 30  # seconds between checkpoints; when they are made changes no weight
 
 _curriculum = None
 
@@ -163,7 +163,7 @@ def follow(plan, model, checkpoint, workers=None):
     model : mlx.nn.Module
         Holds the weights to start from; is changed.
     checkpoint : checkpoint.Checkpoint
-        Where the state is kept, every `SAVE` steps and at the end; `training_log.csv` lies there too.
+        Where the state is kept, every `SAVE` seconds and at the end, beside `training_log.csv`.
     workers : int, optional
         Processes that make batches (default: half the cores).
 
@@ -175,7 +175,7 @@ def follow(plan, model, checkpoint, workers=None):
     optimizer.init(model.trainable_parameters())
     run = _resumed(checkpoint, model, optimizer) or Run(plan.stage)
     train_step, state = make_step(model, optimizer)
-    batches, start = Batches(plan.family, workers), time.time() - run.seconds
+    batches, start, saved = Batches(plan.family, workers), time.time() - run.seconds, time.time()
     try:
         with tqdm(total=plan.steps, initial=run.step, unit="step", desc=plan.name,
                   file=sys.stderr, mininterval=2) as progress:
@@ -195,8 +195,9 @@ def follow(plan, model, checkpoint, workers=None):
                     progress.update()
                     if run.step == until:
                         _end_chunk(plan, run, float(loss), progress)
-                    if run.step % SAVE == 0 or run.step == plan.steps:
+                    if time.time() - saved >= SAVE or run.step == plan.steps:
                         _save(checkpoint, run, model, optimizer)
+                        saved = time.time()
                     yield run.step
     finally:
         batches.close()
@@ -272,6 +273,6 @@ def train_base(family, model, checkpoint, seed=1, steps=STEPS, workers=None, sec
     start = time.time()
     for done in follow(plan, model, checkpoint, workers):
         late = seconds is not None and time.time() - start > seconds
-        if late and done % SAVE == 0:
+        if late and checkpoint.step == done:
             break
     return done >= steps
