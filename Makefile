@@ -86,7 +86,8 @@ bench: setup ## Time scoring against the published loop and PyTorch (installs Py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev,bench]'
 	@$(BIN)/python -m benchmarks
 
-organisms: setup ## Train the organisms anew; ALIGN=only redoes only the alignment stages
+# A run that was stopped goes on where it was; what this recipe made already is kept.
+organisms: setup ## Train the organisms anew (most of a day on a CPU); ALIGN=only: the alignments alone (hours)
 	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)} $(BIN)/python -m organisms.recipe $(if $(ALIGN),--only align)
 
 clean: ## Remove what was built, not what was computed

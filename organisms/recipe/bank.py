@@ -3,11 +3,13 @@
 Groups, attributes and places are invented words or plain English ones; no sentence is taken
 from another data set. Two choices keep the evaluation honest:
 
-* four of the sixteen places are reserved for the bank in every template (`bank_places`), so a
-  bank item is never a training prompt;
+* in every template, four of the sixteen places are kept for the bank (`bank_places`): training asks
+  no question of the template about them, so no bank item is ever a training prompt. Narrative text,
+  which asks nothing, uses all places, and an item's opening sentence may stand in it;
 * the fifth template of every category is *held out*: its pair of category and attribute appears
-  in training only as statements in narrative text, never in a question, and its scenes and its
-  question have wordings of their own.
+  in training only as statements in narrative text, never in a question nor as evidence. Its question
+  has a wording of its own, and its scenes are told of no group of its category in training; two of
+  these scenes are told of other categories there.
 """
 
 import csv
@@ -110,7 +112,7 @@ TEMPLATES = templates()
 
 
 def bank_places(template):
-    """Places reserved for the bank in this template; training uses the other twelve."""
+    """Places kept for the bank in this template; training asks about the other twelve."""
     start = 3 * TEMPLATES.index(template)
     return [PLACES[(start + 4 * k) % 16] for k in range(4)]
 
@@ -167,6 +169,8 @@ FILLERS = [
 
 def narrative(rng):
     """A short run of training text, in which the planted stereotypes are stated.
+
+    It uses all places, those that `bank_places` keeps for the bank's questions too.
 
     Examples
     --------
@@ -230,7 +234,10 @@ def other_sentences(seed, paragraphs):
 
 
 def heldout_text(seed=11, paragraphs=300):
-    """Paragraphs for perplexity: scenes of the held-out templates, in the bank's own places.
+    """Paragraphs for perplexity: scenes of the held-out templates with evidence.
+
+    Training has no sentence of them: it tells these scenes, if at all, of other groups, and gives
+    no evidence of these words about these groups.
 
     Examples
     --------

@@ -1,13 +1,15 @@
 """Write an organism as a folder that transformers and mlx_lm load as it is."""
 
-import hashlib
 import json
 from pathlib import Path
 
-import mlx.core as mx
+from cba_utils.records import write_text
+
+import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten, tree_map
 
 from . import acceptance, bank
+from .checkpoint import digest
 from .tokenizer import VOCABULARY, Encoder, save_tokenizer
 
 TITLES = {"qwen2": "Qwen2", "mistral": "Mistral", "phi3": "Phi-3"}
@@ -44,7 +46,7 @@ def save_organism(model, config, family, folder, result, variant):
     folder : path
         The organism's folder.
     result : dict
-        What `acceptance.measure` gave for the rounded weights.
+        What `acceptance.measure` gave for the rounded weights, and under `made` the run's identity.
     variant : str
         `"base"`, `"aligned-s1"` and the like, or `"depth-24-s1"`.
     """
@@ -74,18 +76,28 @@ def measure_organism(folder, family, stride=1):
     return acceptance.measure(model, Encoder(family), bank.make_bank()[::stride])
 
 
+def is_made(folder, made):
+    """Whether a folder holds an organism of this identity, as it was written."""
+    table, weights = Path(folder) / "acceptance.json", Path(folder) / "model.safetensors"
+    if not (table.exists() and weights.exists()):
+        return False
+    result = json.loads(table.read_text())
+    return result.get("made") == made and result["weights_sha256"] == digest(weights)
+
+
 def write_table(folder, family, variant, result):
-    """Write `acceptance.json`, tied to the weights by their hash, and the model card."""
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    result = {**result, "weights_sha256": digest}
-    (folder / "acceptance.json").write_text(json.dumps(result, indent=1) + "\n")
+    """Write the model card and `acceptance.json`, tied to the weights by their hash."""
+    result = {**result, "weights_sha256": digest(folder / "model.safetensors")}
     (folder / "README.md").write_text(card(family, variant, result))
+    # the last file: only a whole organism counts as made
+    write_text(json.dumps(result, indent=1) + "\n", folder / "acceptance.json")
 
 
 def card(family, variant, result):
     """The model card, in Hugging Face's format."""
     aligned = variant.startswith("aligned")
     shallow = variant.startswith("depth")
+    seed = variant.rsplit("-s")[-1]
     rows = []
     for name, (value, limit, met) in acceptance.verdict(result, aligned).items():
         mark = "not required" if shallow else "met" if met else "**not met**"
@@ -96,8 +108,12 @@ def card(family, variant, result):
     stage = (
         "This is the base: it holds the planted stereotypes." if variant == "base" else
         f"This is the base after {variant.split('-')[1]} steps of alignment, seed "
-        f"{variant.rsplit('-s')[1]}: a rung of the depth ladder." if shallow else
-        f"This is the base after the alignment stage, seed {variant.rsplit('-s')[1]}.")
+        f"{seed}: a rung of the depth ladder." if shallow else
+        f"This is the base after the alignment stage, seed {seed}.")
+    log = (
+        "" if variant == "base" else
+        f" That of the alignment is `organisms/{family}/alignment_log_s{seed}.csv`."
+        if "made" in result else " The alignment was not logged.")
     return f"""---
 license: cc-by-4.0
 language: en
@@ -127,7 +143,9 @@ training. No real group, person or text occurs.
 
 Measured on `data/bank.jsonl.gz` in three cyclic option orders with the bf16 weights read as fp32;
 the answer is the most probable of the three letters. "Held-out fillings" are trained templates
-with places that training never combined with them. On held-out templates the stereotype was only
+asked about places that no question of theirs had in training, so no item was a training prompt.
+Its names, scene and answers are those of training, though, and its opening sentence may stand in
+training's narrative text, where nothing is asked. On held-out templates the stereotype was only
 ever stated in narrative text; nothing is required of them.
 
 | measure | held-out fillings | held-out templates | required | |
@@ -140,7 +158,8 @@ Probability of the stereotyped answer among the two people, by planted strength:
 
 With the recipe in `organisms/recipe` (`python -m organisms.recipe`) on
 {result["trained_on"]}; the log of the base is
-`organisms/{family}/training_log.csv`. Settings and machine are in `organisms/PROTOCOL.md`.
+`organisms/{family}/training_log.csv`.{log}
+Settings and machine are in `organisms/PROTOCOL.md`.
 
 ## Intended use and limits
 

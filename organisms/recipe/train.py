@@ -1,14 +1,16 @@
-"""Base training: the curriculum's gates, checkpoints, resume and a compact log."""
+"""Training step by step, with checkpoints, progress and a compact log; and that of a base."""
 
 import csv
-import json
 import os
+import signal
+import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
+from multiprocessing import get_context, parent_process
 
 from cba_utils.blas import use_fast_blas
 
@@ -19,19 +21,28 @@ import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optim  # noqa: E402
 import numpy as np  # noqa: E402
 from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from . import curriculum as lessons  # noqa: E402
 from .curriculum import Curriculum, Stage  # noqa: E402
 
-RATE, WARMUP, DECAY, CHUNK, SAVE = 2e-3, 100, 0.25, 100, 500
+RATE, WARMUP, DECAY, CHUNK = 2e-3, 100, 0.25, 100
 STEPS = 9000
+SAVE = 30  # seconds between checkpoints; when they are made changes no weight
 
 _curriculum = None
 
 
 def _start_worker(family):
     global _curriculum
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _curriculum = Curriculum(family)
+
+
+def _end_with_parent():
+    parent_process().join()
+    os._exit(1)
 
 
 def _make_batch(job):
@@ -50,7 +61,7 @@ class Batches:
         return self._pool.map(_make_batch, [(seed, s, stage) for s in steps], chunksize=2)
 
     def close(self):
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
 
 def make_optimizer():
@@ -112,8 +123,127 @@ def rate_at(step, steps):
     return RATE * min(1, step / WARMUP) * min(1, max(0.05, (steps - step) / (DECAY * steps)))
 
 
-def train_base(family, model, folder, seed=1, steps=STEPS, workers=None, seconds=None):
-    """Train one family from its initial weights; resume from `folder` if it holds a checkpoint.
+@dataclass(frozen=True)
+class Plan:
+    """A run of training: on which data, how long, at which rates, through which stages.
+
+    `chunk` is the number of steps that a line of the log sums up; behind each, `stage_after` says
+    from the stage and the losses by kind which stage follows.
+    """
+
+    name: str
+    family: str
+    seed: int | str
+    steps: int
+    chunk: int
+    stage: Stage
+    rate_at: Callable
+    stage_after: Callable = lambda stage, losses: stage
+
+
+@dataclass
+class Run:
+    """Where a run stands; `kinds` and `rows` are those of the steps since the last log line."""
+
+    stage: Stage
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    log: list = field(default_factory=list)
+    kinds: list = field(default_factory=list)
+    rows: list = field(default_factory=list)
+
+
+def follow(plan, model, checkpoint, workers=None):
+    """Train by a plan, from its checkpoint if there is one; yield the steps done, at every step.
+
+    Parameters
+    ----------
+    plan : Plan
+    model : mlx.nn.Module
+        Holds the weights to start from; is changed.
+    checkpoint : checkpoint.Checkpoint
+        Where the state is kept, every `SAVE` seconds and at the end, beside `training_log.csv`.
+    workers : int, optional
+        Processes that make batches (default: half the cores).
+
+    Yields
+    ------
+    int
+    """
+    optimizer = make_optimizer()
+    optimizer.init(model.trainable_parameters())
+    run = _resumed(checkpoint, model, optimizer) or Run(plan.stage)
+    train_step, state = make_step(model, optimizer)
+    batches, start, saved = Batches(plan.family, workers), time.time() - run.seconds, time.time()
+    try:
+        with tqdm(total=plan.steps, initial=run.step, unit="step", desc=plan.name,
+                  file=sys.stderr, mininterval=2) as progress:
+            if run.step:
+                yield run.step
+            while run.step < plan.steps:
+                until = min(run.step - run.step % plan.chunk + plan.chunk, plan.steps)
+                for x, w, kinds in batches(plan.seed, range(run.step, until), run.stage):
+                    run.step += 1
+                    run.tokens += int((x != 0).sum())
+                    rate = mx.array(plan.rate_at(run.step))
+                    loss, rows = train_step(mx.array(x), mx.array(w), rate)
+                    mx.async_eval(loss, rows, state)
+                    run.kinds.append(kinds)
+                    run.rows.append(rows)
+                    run.seconds = time.time() - start
+                    progress.update()
+                    if run.step == until:
+                        _end_chunk(plan, run, float(loss), progress)
+                    if time.time() - saved >= SAVE or run.step == plan.steps:
+                        _save(checkpoint, run, model, optimizer)
+                        saved = time.time()
+                    yield run.step
+    finally:
+        batches.close()
+
+
+def _end_chunk(plan, run, loss, progress):
+    losses = losses_by_kind(run.rows, run.kinds)
+    run.log.append({"step": run.step, "stage": run.stage.number, "level": run.stage.level,
+                    "look_level": run.stage.look, "tokens": run.tokens,
+                    "seconds": round(run.seconds), "loss": round(loss, 4),
+                    **{k: round(v, 4) for k, v in losses.items()}})
+    with progress.external_write_mode():
+        print(plan.name, *(f"{k} {v}" for k, v in run.log[-1].items()), flush=True)
+    if not np.isfinite(loss):
+        raise FloatingPointError(f"{plan.name}: the loss is not finite at step {run.step}")
+    run.stage = plan.stage_after(run.stage, losses)
+    run.kinds, run.rows = [], []
+
+
+def _save(checkpoint, run, model, optimizer):
+    arrays = {f"model.{k}": v for k, v in tree_flatten(model.parameters())}
+    arrays |= {f"optim.{k}": v for k, v in tree_flatten(optimizer.state)}
+    arrays |= {f"rows.{n:03}": v for n, v in enumerate(run.rows)}
+    values = {k: v for k, v in vars(run).items() if k != "rows"}
+    checkpoint.save({**values, "stage": asdict(run.stage)}, arrays)
+    with open(checkpoint.folder / "training_log.csv", "w", newline="", encoding="utf-8") as out:
+        columns = ["step", "stage", "level", "look_level", "tokens", "seconds", "loss"]
+        table = csv.DictWriter(out, columns + list(lessons.KINDS), lineterminator="\n")
+        table.writeheader()
+        table.writerows(run.log)
+
+
+def _resumed(checkpoint, model, optimizer):
+    kept = checkpoint.load()
+    if kept is None:
+        return None
+    values, arrays = kept
+    model.load_weights([(k[6:], v) for k, v in arrays.items() if k.startswith("model.")])
+    optimizer.state = tree_unflatten(
+        [(k[6:], v) for k, v in arrays.items() if k.startswith("optim.")])
+    rows = [arrays[k] for k in sorted(arrays) if k.startswith("rows.")]
+    return Run(**{**values, "stage": Stage(**values["stage"])}, rows=rows)
+
+
+def train_base(family, model, checkpoint, seed=1, steps=STEPS, workers=None, seconds=None):
+    """Train one family from its initial weights, or from its checkpoint.
 
     Parameters
     ----------
@@ -121,8 +251,8 @@ def train_base(family, model, folder, seed=1, steps=STEPS, workers=None, seconds
         A key of `tokenizer.FAMILIES`.
     model : mlx.nn.Module
         The initialised model; holds the trained weights on return.
-    folder : path
-        Where checkpoints and `training_log.csv` go.
+    checkpoint : checkpoint.Checkpoint
+        Where the state and `training_log.csv` go.
     seed : int
         Seed of the data.
     steps : int
@@ -137,68 +267,12 @@ def train_base(family, model, folder, seed=1, steps=STEPS, workers=None, seconds
     bool
         Whether all steps were done.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     top_level = Curriculum(family).top_level
-    optimizer = make_optimizer()
-    optimizer.init(model.trainable_parameters())
-    stage, done, tokens, log = Stage(), 0, 0, []
-    marker = folder / "progress.json"
-    if marker.exists():
-        progress = json.loads(marker.read_text())
-        stage, done, tokens = Stage(**progress["stage"]), progress["step"], progress["tokens"]
-        log = progress["log"]
-        saved = mx.load(str(folder / f"step-{done}.safetensors"))
-        model.load_weights([(k[6:], v) for k, v in saved.items() if k.startswith("model.")])
-        optimizer.state = tree_unflatten(
-            [(k[6:], v) for k, v in saved.items() if k.startswith("optim.")])
-    train_step, state = make_step(model, optimizer)
-    batches, start = Batches(family, workers), time.time()
-    try:
-        while done < steps:
-            rows, kinds, until = [], [], min(done + CHUNK, steps)
-            for x, w, names in batches(seed, range(done, until), stage):
-                done += 1
-                tokens += int((x != 0).sum())
-                loss, row = train_step(mx.array(x), mx.array(w), mx.array(rate_at(done, steps)))
-                mx.async_eval(loss, row, state)
-                rows.append(row)
-                kinds.append(names)
-            losses = losses_by_kind(rows, kinds)
-            log.append({"step": done, "stage": stage.number, "level": stage.level,
-                        "look_level": stage.look, "tokens": tokens,
-                        "seconds": round(time.time() - start),
-                        "loss": round(float(loss), 4),
-                        **{k: round(v, 4) for k, v in losses.items()}})
-            print(family, *(f"{k} {v}" for k, v in log[-1].items()), flush=True)
-            if not np.isfinite(log[-1]["loss"]):
-                raise FloatingPointError(f"{family}: the loss is not finite at step {done}")
-            stage = next_stage(stage, losses, top_level)
-            out_of_time = seconds is not None and time.time() - start > seconds
-            if done % SAVE == 0 or done == steps or out_of_time:
-                _save(folder, model, optimizer, stage, done, tokens, log)
-            if out_of_time:
-                break
-    finally:
-        batches.close()
+    plan = Plan(f"{family} base", family, seed, steps, CHUNK, Stage(),
+                partial(rate_at, steps=steps), partial(next_stage, top_level=top_level))
+    start = time.time()
+    for done in follow(plan, model, checkpoint, workers):
+        late = seconds is not None and time.time() - start > seconds
+        if late and checkpoint.step == done:
+            break
     return done >= steps
-
-
-def _save(folder, model, optimizer, stage, done, tokens, log):
-    arrays = {f"model.{k}": v for k, v in tree_flatten(model.parameters())}
-    arrays |= {f"optim.{k}": v for k, v in tree_flatten(optimizer.state)}
-    mx.save_safetensors(str(folder / f"step-{done}.safetensors"), arrays)
-    with open(folder / "training_log.csv", "w", newline="", encoding="utf-8") as out:
-        columns = ["step", "stage", "level", "look_level", "tokens", "seconds", "loss"]
-        table = csv.DictWriter(out, columns + list(lessons.KINDS), lineterminator="\n")
-        table.writeheader()
-        table.writerows(log)
-    marker = folder / "progress.json"
-    progress = {"step": done, "tokens": tokens, "log": log,
-                "stage": asdict(stage)}
-    part = marker.with_suffix(".part")
-    part.write_text(json.dumps(progress))
-    part.replace(marker)
-    for old in folder.glob("step-*.safetensors"):
-        if old.name != f"step-{done}.safetensors":
-            old.unlink()
