@@ -77,7 +77,7 @@ def evaluate(parameters, folder):
         "undefined_targets": items.attrs["undefined_targets"],
         "system_folded": _folded(loaded),
         "parameters_of_model": loaded.parameters,
-        **_surroundings(),
+        **surroundings(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
     }
@@ -211,7 +211,13 @@ def _folded(loaded):
     return chat_ids(loaded.hf_tokenizer, ["?"])[1]
 
 
-def _surroundings():
+def surroundings():
+    """Code, machine and device of a run.
+
+    Returns
+    -------
+    dict
+    """
     import mlx.core as mx
 
     from cba_utils import BLAS
@@ -222,6 +228,31 @@ def _surroundings():
         "device": str(mx.default_device()),
         "blas": BLAS,
     }
+
+
+def cell_line(folder):
+    """Where the numbers of one cell come from, in a line for the foot of its page.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The cell's records.
+
+    Returns
+    -------
+    str
+    """
+    known = read_json(Path(folder) / "provenance.json")
+    identity = known["identity"]
+    asked = identity["parameters"]
+    code = f"code of commit {known['git_commit'][:7]}" if known["git_commit"] else "code without commit"
+    if known["git_dirty"]:
+        code += " with local changes"
+    return (
+        f"{asked['model']} at {asked['precision'].upper()}, {code}, MLX {identity['packages']['mlx']}, "
+        f"items {identity['items_sha256'][:12]}, weights {identity['weights_sha256'][:12]}, run "
+        f"{known['started'][:10]} on {known['platform']}"
+    )
 
 
 def code_version():

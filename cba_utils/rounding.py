@@ -8,7 +8,9 @@ part of the error was removed or replaced, so that its effect on answers can be 
 
 import hashlib
 import json
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from cba_utils.records import (
     compact,
     read_json,
     select_items,
+    surroundings,
     write_table,
     write_text,
 )
@@ -33,6 +36,7 @@ from cba_utils.study import RESULTS, cells, rounding_parameters
 from cba_utils.tables import role_probabilities
 
 TABLES = ("errors", "variants", "variant_perplexity")
+PROVENANCE = "rounding.json"
 PARTS = ("attention", "MLP", "embeddings")
 # Probabilities are kept to so many decimals: most are 0 or 1, and a file of them stays small.
 _DECIMALS = 6
@@ -212,9 +216,11 @@ def examine(parameters, folder):
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     identity = {**cell_identity(parameters, items, loaded), "rounding_sha256": code,
                 "base_sha256": weights_hash(_dense(parameters["base"]).source_path)}
-    if read_json(folder / "rounding.json") == identity:
+    known = read_json(folder / PROVENANCE)
+    if known and known["identity"] == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
-    (folder / "rounding.json").unlink(missing_ok=True)
+    (folder / PROVENANCE).unlink(missing_ok=True)
+    started, clock = datetime.now(UTC), time.perf_counter()
     precisions = parameters["precisions"]
     base, aligned, lowest = parameters["base"], parameters["model"], precisions[-1]
     found = errors(base, aligned, precisions)
@@ -231,12 +237,19 @@ def examine(parameters, folder):
     tables = dict(zip(TABLES, (found, *map(pd.concat, (answers, nll))), strict=True))
     for name, table in tables.items():
         write_table(table.reset_index(drop=True), folder / f"{name}.parquet")
-    write_text(json.dumps(identity, indent=1) + "\n", folder / "rounding.json")
+    provenance = {
+        "identity": identity,
+        "counts": {name: len(table) for name, table in tables.items()},
+        **surroundings(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
+    write_text(json.dumps(provenance, indent=1) + "\n", folder / PROVENANCE)
     return tables
 
 
 def collect_rounding(study, results=RESULTS):
-    """Join the tables of all models of a study that name a base.
+    """Join the tables of all models of a study that name a base, and where each comes from.
 
     Parameters
     ----------
@@ -244,21 +257,24 @@ def collect_rounding(study, results=RESULTS):
     results : Path
     """
     base = Path(results) / study["name"]
+    models = {}
+    for model, group in groupby(cells(study), lambda cell: cell.name):
+        cell, *others = group
+        if rounding_parameters([cell, *others]):
+            models[model] = {"model": model, "family": cell.family, "replicate": cell.replicate,
+                             "depth": cell.depth}
+    if not models:
+        for name in (*(f"{name}.parquet" for name in TABLES), PROVENANCE):
+            (base / "tables" / name).unlink(missing_ok=True)
+        return
     for name in TABLES:
         parts = []
-        for model, group in groupby(cells(study), lambda cell: cell.name):
-            cell, *others = group
-            if not rounding_parameters([cell, *others]):
-                continue
-            labels = {"model": model, "family": cell.family, "replicate": cell.replicate,
-                      "depth": cell.depth}
+        for model, labels in models.items():
             table = pd.read_parquet(base / model / f"{name}.parquet")
             parts.append(table.drop(columns=[c for c in labels if c in table]).assign(**labels))
-        target = base / "tables" / f"{name}.parquet"
-        if parts:
-            write_table(compact(pd.concat(parts, ignore_index=True)), target)
-        else:
-            target.unlink(missing_ok=True)
+        write_table(compact(pd.concat(parts, ignore_index=True)), base / "tables" / f"{name}.parquet")
+    known = [{**labels, **read_json(base / model / PROVENANCE)} for model, labels in models.items()]
+    write_text(json.dumps(known, indent=1) + "\n", base / "tables" / PROVENANCE)
 
 
 def read_rounding(study, results=RESULTS):
@@ -272,11 +288,12 @@ def read_rounding(study, results=RESULTS):
     Returns
     -------
     dict of str to DataFrame, or None
+        ``errors``, ``variants``, ``variant_perplexity``, and ``provenance`` with one row a model.
 
     Examples
     --------
     >>> sorted(read_rounding("organisms"))
-    ['errors', 'variant_perplexity', 'variants']
+    ['errors', 'provenance', 'variant_perplexity', 'variants']
     """
     paths = {name: Path(results) / study / "tables" / f"{name}.parquet" for name in TABLES}
     if not all(path.exists() for path in paths.values()):
@@ -285,4 +302,5 @@ def read_rounding(study, results=RESULTS):
     for table in tables.values():
         for column in table.select_dtypes("category").columns:
             table[column] = table[column].astype(object)
-    return tables
+    known = read_json(Path(results) / study / "tables" / PROVENANCE) or []
+    return {**tables, "provenance": pd.json_normalize(known, sep=".", max_level=2)}
