@@ -18,7 +18,7 @@ import matplotlib.image
 import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from cba_utils.precisions import most_bits_first
 
@@ -130,6 +130,9 @@ def _errorbars(axes, rows, places, offset, **look):
     """Estimates with their intervals, one a precision, shifted by ``offset``."""
     rows = rows.assign(place=rows["precision"].map(places)).dropna(subset="place")
     rows = rows.sort_values("place")
+    if rows[["low", "high"]].isna().all(axis=None):  # no bar in the legend where none is drawn
+        axes.plot(rows["place"] + offset, rows["estimate"], markersize=5, linewidth=1.4, **look)
+        return
     spread = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
     axes.errorbar(
         rows["place"] + offset,
@@ -317,7 +320,7 @@ def headline(estimates, published=None, by="family"):
 
 
 def perplexity_gap(points, by="family"):
-    """Perplexity change against items that became biased, one point a model and precision.
+    """Perplexity change against items that became biased, one panel a precision.
 
     Parameters
     ----------
@@ -325,43 +328,48 @@ def perplexity_gap(points, by="family"):
         Columns ``by``, ``precision``, ``perplexity_change`` and ``became_biased_expected``
         (fractions); one row a checkpoint. Without rows, the figure says so.
     """
+    title = "Items that became biased (% of unbiased)"
     if points.empty:
-        return nothing("Items that became biased (% of unbiased)")
+        return nothing(title)
+    precisions = _precisions(points)
+    columns = min(2, len(precisions))
+    lines = -(-len(precisions) // columns)
     with style():
-        figure, (axes,) = _panels(1, 3.6)
-        for name, look in _look(sorted(points[by].unique())).items():
-            rows = points[points[by] == name]
-            axes.scatter(
-                rows["perplexity_change"],
-                rows["became_biased_expected"],
-                color=look["color"],
-                marker=look["marker"],
-                s=22,
-                alpha=0.75,
-                linewidths=0.4,
-                label=name,
-            )
-        above = points.groupby("precision").agg(
-            {"perplexity_change": "median", "became_biased_expected": "max"}
-        )
-        for precision in [p for p in _precisions(points) if p in above.index]:
-            axes.annotate(
-                precision.upper(),
-                above.loc[precision],
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontweight="bold",
-                fontsize=9,
-            )
-        # most precisions crowd near zero and the lowest are far away: linear there, log beyond
-        axes.set_xscale("symlog", linthresh=0.01)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        _percent_axis(axes.yaxis)
-        axes.set_xlabel("perplexity, % change from BF16 (log beyond ±1 %)")
-        axes.set_title("Items that became biased (% of unbiased)")
+        figure = Figure(figsize=(WIDTH, 1.1 + 1.4 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        looks = _look(sorted(points[by].unique()))
+        for axes, precision in zip(panels, precisions, strict=False):
+            for name, look in looks.items():
+                rows = points[(points["precision"] == precision) & (points[by] == name)]
+                axes.plot(
+                    rows["perplexity_change"], rows["became_biased_expected"], linestyle="none",
+                    color=look["color"], marker=look["marker"], markersize=4.5,
+                    label=name if axes is panels[0] else None,
+                )
+            axes.set_title(precision.upper(), fontweight="bold")
+            axes.axvline(0, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        for axes in panels[len(precisions) :]:
+            axes.set_axis_off()
+        # most changes are near zero and those at the lowest precision far away
+        _change_axis(panels[0], points["perplexity_change"])
+        _percent_axis(panels[0].yaxis)
+        figure.supxlabel("perplexity, % change from BF16 (log beyond ±1 %)", fontsize=10)
+        figure.supylabel(title, fontsize=10)
         figure.legend(loc="outside upper left", ncols=3)
         return figure
+
+
+def _change_axis(axes, values):
+    """A horizontal axis of relative changes: linear up to ±1 %, logarithmic beyond."""
+    axes.set_xscale("symlog", linthresh=0.01)
+    reach = max(np.abs(values).max(), 0.01)
+    decades = 0.01 * 10.0 ** np.arange(int(np.ceil(np.log10(reach / 0.01))) + 1)
+    falls, rises = (decades[decades <= 10 * limit] for limit in (-values.min(), values.max()))
+    # on a narrow panel a tick every other decade has room
+    axes.set_xticks([*-falls[::2][::-1], 0, *rises[::2]])
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(min(2 * values.min(), -0.01), max(2 * values.max(), 0.01))
 
 
 def depth_curves(estimates, measure="became_biased_expected", by="depth"):

@@ -39,6 +39,9 @@ LEAN_TITLES = {
     "log_gap": "Odds, stereotyped against other person (log scale)",
     "d_log_gap": "The same as a multiple of BF16's (log scale)",
 }
+# One colour a bar of a group, where there are more of them than families; each also has a hatch.
+BARS = [*PALETTE.values(), "#8a6d00", "#7a5fd0"]
+HATCHES = ["", "////", "....", "xx", "\\\\\\\\", "++", "oo"]
 SHARES = {"share_to_stereotyped", "left_unknown", "order_dependent", "accuracy"}
 
 
@@ -217,7 +220,7 @@ def specification(frame):
         return figure
 
 
-def odds(table, title="Odds against BF16 (log scale)"):
+def odds(table, title="Odds ratio against BF16 (log scale)"):
     """Odds ratios with intervals, one row a precision, and one for the trend."""
     rank = {name: k for k, name in enumerate(most_bits_first(set(table["term"]) - {"trend"}))}
     rows = table.sort_values("term", key=lambda t: t.map(rank).fillna(len(rank)),
@@ -329,11 +332,11 @@ def _bars(axes, table, x, precisions, value):
     """Grouped bars of ``value``, one group a level of ``x``, one bar a precision."""
     names = list(dict.fromkeys(table[x]))
     width = 0.8 / len(precisions)
-    hatches = ["", "////", "....", "xx", "\\\\\\\\", "++", "oo"]
-    for k, (precision, look) in enumerate(_look(list(precisions)).items()):
+    for k, precision in enumerate(precisions):
         part = table[table["precision"] == precision].set_index(x)[value].reindex(names)
         at = np.arange(len(names)) + width * (k - (len(precisions) - 1) / 2)
-        axes.bar(at, part, width * 0.92, color=look["color"], hatch=hatches[k], edgecolor=INK,
+        axes.bar(at, part, width * 0.92, color=BARS[k % len(BARS)],
+                 hatch=HATCHES[k % len(HATCHES)], edgecolor=INK,
                  linewidth=0.4, label=precision.upper())
     axes.set_xticks(range(len(names)), names)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))

@@ -32,7 +32,7 @@ from cba_utils.prompts import user_text
 from cba_utils.raw import RUNS
 from cba_utils.records import load_study
 from cba_utils.study import RESULTS
-from cba_utils.tables import item_table, study_columns
+from cba_utils.tables import ROLES, item_table, study_columns
 
 ABSENT = "not measured in this study"
 
@@ -274,7 +274,11 @@ class Report:
     @property
     def provenance_line(self):
         """Study, cells, code, versions, items, device and date, for the foot of a page."""
-        cells = self.provenance.sort_values("started")
+        return self.cited(self.provenance)
+
+    def cited(self, cells):
+        """The same for a part of the cells, where a page uses no others."""
+        cells = cells.sort_values("started")
         commits = [c[:7] for c in cells["git_commit"].dropna().unique()]
         if len(commits) > 2:
             code = f"code of {len(commits)} commits from {commits[0]} to {commits[-1]}"
@@ -288,7 +292,7 @@ class Report:
         if self.imported:
             files = [c for c in cells if c.startswith("identity.records_sha256")]
             return (
-                f"study {self.study}, {len(cells)} cells, {len(self.samples):,} records imported "
+                f"study {self.study}, {len(cells)} cells, {cells['counts.samples'].sum():,} records imported "
                 f"from {len(files)} files on {cells['started'].iloc[0][:10]} with {code}, items "
                 f"{items}; no model was run"
             )
@@ -768,8 +772,10 @@ def planted(report, strengths):
 
 def planted_words(report, found):
     """Sentences of the planted-strength report."""
+    bases = report.provenance[report.provenance["depth"] == "base"]
     if found.empty:
-        return {**common_words(report), "planted_sentence": "This study has no base model."}
+        missing = "This study has no base model."
+        return {**common_words(report), "planted_sentence": missing, "covered_sentence": missing}
     gap = (found["estimate"] - found["strength"]).abs().max()
     steps = found.groupby("family")["estimate"].apply(lambda e: e.is_monotonic_increasing)
     order = "in every family" if steps.all() else f"in {steps.sum()} of {len(steps)} families"
@@ -777,6 +783,7 @@ def planted_words(report, found):
     shown = [f"{percent(e['estimate'].min())} to {percent(e['estimate'].max())}" for e in ends]
     return {
         **common_words(report),
+        "provenance_line": report.cited(bases),
         "planted_sentence": (
             f"Where the strength planted was {percent(found['strength'].min(), 0)}, the bases "
             f"answer with the stereotype on {shown[0]} of the items, and where it was "
@@ -784,32 +791,111 @@ def planted_words(report, found):
             f"{order}, and is nowhere further from what was planted than "
             f"{100 * gap:.1f} percentage points."
         ),
+        "covered_sentence": covered_sentence(found),
     }
 
 
-def depth_words(report, moves):
-    """Numbers and sentences of the depth report, from estimates a depth."""
-    depths, low = report.depths, report.lowest
+def covered_sentence(found):
+    """How many intervals hold the planted strength, and to which side the others miss.
 
-    def excess(depth, precision):
-        return pick(moves[moves["depth"] == depth], "became_biased_expected_excess", precision)
+    Examples
+    --------
+    >>> covered_sentence(pd.DataFrame({"strength": [0.5, 0.8, 0.9, 1.0], "low": [0.4, 0.6, 0.7, 1.0],
+    ...     "high": [0.6, 0.7, 0.95, 1.0], "estimate": [0.5, 0.65, 0.8, 1.0]}))[:66]
+    'Of the 3 intervals below full strength, 2 hold the planted strengt'
+    """
+    below = found[found["strength"] < 1]
+    if below.empty:
+        return "Nothing was planted below full strength."
+    held = (below["low"] <= below["strength"]) & (below["strength"] <= below["high"])
+    between = below[below["strength"] > below["strength"].min()]
+    short = between["strength"] - between["estimate"]
+    sentence = (f"Of the {len(below)} intervals below full strength, {held.sum()} hold the planted "
+                f"strength and {(~held).sum()} do not.")
+    if len(between) and short.mean() > 0:
+        sentence += (
+            f" Between the ends, {(short > 0).sum()} of {len(between)} measured shares lie below the "
+            f"planted one, by {100 * short.mean():.1f} percentage points on average: the response is "
+            f"compressed in the middle, so a share says which strength is higher, not exactly how high "
+            f"it is."
+        )
+    return sentence
 
+
+def depth_words(report, checkpoints):
+    """Numbers and sentences of the depth report, from estimates a checkpoint."""
+    depths, moves = report.depths, report.by_depth(checkpoints)
     if len(depths) == 1:
         sentence = "This study has a single depth, so it cannot answer the question."
     else:
         parts = [
-            f"{interval(excess(d, report.middle))} at {report.middle.upper()} and "
-            f"{interval(excess(d, low))} at {low.upper()} for the {name} alignment"
-            for d, name in ((depths[0], "shallowest"), (depths[-1], "deepest"))
+            f"{said(at, 'became_biased_expected_excess', report.middle)} at {report.middle.upper()} "
+            f"and {said(at, 'became_biased_expected_excess', report.lowest)} at "
+            f"{report.lowest.upper()} after {depth}"
+            for depth, at in ((d, moves[moves["depth"] == d]) for d in depths)
         ]
-        sentence = f"The excess over the placebo is {', and '.join(parts)}."
+        sentence = f"The excess over the placebo is {'; '.join(parts)}."
     return {
         **common_words(report),
         "n_depths": "one depth" if len(depths) == 1 else f"{len(depths)} depths",
         "depth_names": ", ".join(map(str, depths)),
         "depth_sentence": sentence,
+        "depth_answer": depth_answer(report, checkpoints),
         "n_depth_text": report.n_text,
     }
+
+
+def depth_differences(report, checkpoints):
+    """Excess of the shallowest alignment less that of the deepest, paired by checkpoint.
+
+    Parameters
+    ----------
+    report : Report
+    checkpoints : pandas.DataFrame
+        Estimates a checkpoint, see `changes`.
+
+    Returns
+    -------
+    DataFrame
+        Estimates of ``difference`` a precision; without several checkpoints, no intervals.
+    """
+    rows = checkpoints[checkpoints["measure"] == "became_biased_expected_excess"]
+    keys = ["family", "replicate", "precision"]
+    first, last = (rows[rows["depth"] == depth].set_index(keys) for depth in
+                   (report.depths[0], report.depths[-1]))
+    apart = (first["estimate"] - last["estimate"]).dropna().rename("estimate").reset_index()
+    apart = apart.assign(measure="difference", low=np.nan, high=np.nan, n=1)
+    return over_replicates(apart.drop(columns="family"))
+
+
+def depth_answer(report, checkpoints):
+    """Whether the shallowest alignment gave way by more than the deepest, from paired intervals."""
+    depths = report.depths
+    if len(depths) == 1 or not report.exact:
+        return "This study cannot say: it has one depth of alignment, or no probabilities."
+    apart = depth_differences(report, checkpoints)
+    shown, parts = [], []
+    for p in dict.fromkeys([report.middle, report.lowest]):
+        row = pick(apart, "difference", p)
+        if row["low"] > 0:
+            shown.append(p.upper())
+        parts.append(f"{points(row)} points at {p.upper()}")
+    where = f"Yes, at {' and '.join(shown)}" if shown else "Not as far as these checkpoints show"
+    return (f"{where}: the excess over the placebo after {depths[0]} less that after {depths[-1]} "
+            f"is {' and '.join(parts)}, paired by checkpoint.")
+
+
+def points(row, digits=1):
+    """A difference of rates with its interval in percentage points, without a unit.
+
+    Examples
+    --------
+    >>> points({"estimate": -0.05, "low": -0.1, "high": 0.002})
+    '−5.0 (−10.0 to 0.2)'
+    """
+    if np.isnan(row["low"]):
+        return percent(row["estimate"], digits).removesuffix("\u00a0%")
+    return interval(row, digits).replace("\u00a0%", "")
 
 
 def depth_table(report, rates, moves):
@@ -828,31 +914,101 @@ def depth_table(report, rates, moves):
     return pd.DataFrame(rows)
 
 
-def _facts(report):
-    """Provenance as short texts under short names, and the names that differ between cells."""
-    frame = report.provenance.drop(columns=["schema_version", "blas"], errors="ignore")
+# What the provenance of a cell records, in words; the most telling first.
+FACTS = {
+    "parameters.model": "checkpoint",
+    "weights_sha256": "weights, hash",
+    "parameters_of_model": "number of weights",
+    "tokenizer_sha256": "tokenizer, hash",
+    "chat_template_sha256": "chat format, hash",
+    "system_folded": "system sentence moved into the user's turn",
+    "depth": "alignment",
+    "precision": "precision",
+    "parameters.items": "items from",
+    "items_sha256": "items, hash",
+    "parameters.limit": "items at most",
+    "parameters.categories": "categories",
+    "parameters.condition": "contexts",
+    "undefined_targets": "items left out for want of a target",
+    "git_commit": "commit of the code",
+    "git_dirty": "code had changes in no commit",
+    "code_sha256": "modules that decide an answer, hash",
+    "parameters.orders": "option orders",
+    "parameters.seeds": "seeds",
+    "parameters.temperature": "temperature",
+    "parameters.max_tokens": "tokens a sampled answer has at most",
+    "parameters.parser": "parser",
+    "parameters.text": "text for perplexity from",
+    "text_sha256": "text for perplexity, hash",
+    "parameters.sequences": "sequences of text",
+    "parameters.sequence_length": "tokens a sequence",
+    "parameters.text_seed": "seed of the choice of text",
+    "counts.answers": "scored answers",
+    "counts.samples": "sampled answers",
+    "counts.perplexity": "scored sequences",
+    "platform": "machine",
+    "device": "device of MLX",
+    "compute": "how weights are multiplied",
+    "started": "started",
+    "seconds": "seconds",
+}
+_CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated", "both": "ambiguous and disambiguated"}
+_LABELS = ("model", "family", "replicate")
+
+
+def _facts(frame):
+    """Provenance as short texts, in the order of `FACTS`; what is not named there comes last."""
+    frame = frame.drop(columns=["schema_version", "blas"], errors="ignore")
     frame = frame.rename(columns=lambda name: name.removeprefix("identity."))
-    frame = frame.astype(object).where(frame.notna(), "none").astype(str)
     for name in [c for c in frame if "sha256" in c or c == "git_commit"]:
-        frame[name] = frame[name].str[:12]
-    return frame, [c for c in frame if frame[c].nunique() > 1]
+        frame[name] = frame[name].str[:8]
+    frame["started"] = frame["started"].str[:16].str.replace("T", " ")
+    for name in ("undefined_targets", "parameters.seeds"):
+        if name in frame:
+            frame[name] = [", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]]
+    frame = frame.astype(object).where(frame.notna(), "none").astype(str)
+    frame = frame.replace({"True": "yes", "False": "no", "": "none", "Device(cpu, 0)": "CPU"})
+    if "parameters.condition" in frame:
+        frame["parameters.condition"] = frame["parameters.condition"].replace(_CONDITIONS)
+    order = [*_LABELS, *FACTS]
+    known = [name for name in order if name in frame]
+    return frame[[*known, *(name for name in frame if name not in order)]]
+
+
+def _worded(name):
+    name = name.removeprefix("packages.").removeprefix("records_sha256.")
+    return FACTS.get(name, name.replace("_sha256", ", hash").replace("_", " "))
 
 
 def shared_provenance(report):
     """What is the same for all cells of a study, one row a fact."""
-    frame, varying = _facts(report)
-    shared = [c for c in frame if c not in varying]
-    return pd.DataFrame({"what": shared, "value": frame.loc[0, shared].tolist()})
+    frame = _facts(report.provenance)
+    shared = [c for c in frame if frame[c].nunique() == 1 and c not in _LABELS]
+    return pd.DataFrame({"what": [_worded(c) for c in shared], "value": frame.loc[0, shared].tolist()})
+
+
+def model_provenance(report):
+    """What differs between the models of a study and not between their cells, one row a model."""
+    frame = _facts(report.provenance)
+    apart = [c for c in frame if frame[c].nunique() > 1 and c not in ("family", "replicate")
+             and frame.groupby("model")[c].nunique().max() == 1]
+    shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
+    return shown.rename(columns=_worded)
 
 
 def cell_provenance(report):
-    """What differs between the cells of a study, one row a cell."""
-    frame, varying = _facts(report)
-    return frame[varying]
+    """What differs between the cells of a model, one row a cell."""
+    frame = _facts(report.provenance)
+    apart = [c for c in frame if c != "parameters.precision" and c not in _LABELS
+             and frame.groupby("model")[c].nunique().max() > 1]
+    return frame[["model", *apart]].rename(columns=_worded)
 
 
 def walk(report):
-    """The first ambiguous item of a study, followed through its first model.
+    """An ambiguous item of a study, followed through its first model.
+
+    It is the first whose likeliest role is another at the lowest precision than at BF16; where there
+    is none, the first of all.
 
     Returns
     -------
@@ -862,9 +1018,12 @@ def walk(report):
         One row a letter: answer, role, and at BF16 and at the lowest precision its probability,
         or its share of the draws.
     """
-    item = report.items[report.items["context_condition"] == "ambig"].iloc[0]
+    asked = report.items[report.items["context_condition"] == "ambig"]
+    model = report.single["model"].iloc[0]
+    moved = _likeliest_moved(report, model)
+    chosen = asked[asked["item_id"].isin(moved)]
+    item = (chosen if len(chosen) else asked).iloc[0]
     rows = report.single[report.single["item_id"] == item["item_id"]]
-    model = rows["model"].iloc[0]
     rows = rows[rows["model"] == model]
     roles = {item[f"{role}_index"]: role.replace("_", "-")
              for role in ("stereotyped", "anti_stereotyped", "unknown")}
@@ -886,21 +1045,55 @@ def walk(report):
     return item, model, table
 
 
+def _likeliest_moved(report, model):
+    """Items whose likeliest role differs between BF16 and the lowest precision of a model."""
+    rows = report.answers[report.answers["order"] == "012"] if report.exact else report.drawn
+    table = item_table(rows[rows["model"] == model])
+    role = table.assign(role=table[ROLES].idxmax(axis=1)).pivot(
+        index="item_id", columns="precision", values="role")
+    return role.index[role["bf16"] != role.get(report.lowest, role["bf16"])]
+
+
+def walk_planted(report, item):
+    """Which stereotype training planted for an item, where `data/strengths.csv` has its template."""
+    known = pd.read_csv(PROJECT / "data" / "strengths.csv")
+    same = (known["category"] == item["category"]) & (
+        known["question_index"].astype(str) == str(item["question_index"]))
+    known, items = known[same], report.items
+    asked = items[(items["category"] == item["category"])
+                  & (items["question_index"] == item["question_index"])
+                  & (items["question_polarity"] == "neg")]
+    if known.empty or asked.empty:
+        return "No stereotype was planted for it by this project."
+    group = known.groupby("role")["group"].apply(" or the ".join)
+    return (
+        f"The stereotype that training planted for its template: to \u201c{asked['question'].iloc[0]}\u201d "
+        f"the answer is the {group['target']}, and not the {group['other']}, in "
+        f"{percent(known['strength'].iloc[0], 0)} of the cases."
+    )
+
+
 def walk_words(report, item, model):
     """How the walked item is to be read: its numbers are probabilities, or shares of draws."""
     if report.exact:
         reading = (
             f"The probabilities are those of {model}, at temperature one, in the option order in "
-            f"which the item was written. Nothing is drawn at random here: this is the protocol "
-            f"exact. The protocol paper draws five answers per item at the published temperature "
-            f"and parses the text of each."
+            f"which the item was written."
         )
     else:
         reading = (
             f"The numbers are shares of the answers that {model} gave, one a seed: the records "
             f"hold no probabilities."
         )
-    return {"walk_item": item["item_id"], "walk_model": model, "walk_reading": reading}
+    moved = item["item_id"] in _likeliest_moved(report, model)
+    return {
+        "walk_item": item["item_id"],
+        "walk_model": model,
+        "walk_reading": reading,
+        "walk_chosen": f"the first ambiguous one whose likeliest answer is another at {report.lowest.upper()}"
+        if moved else "the first ambiguous one",
+        "walk_planted": walk_planted(report, item),
+    }
 
 
 def walk_prompt(item):
@@ -911,11 +1104,16 @@ def walk_prompt(item):
 
 
 def table_html(frame):
-    """A frame as a plain table; every text is escaped, numbers are aligned at the right."""
+    """A frame as a plain table; every text is escaped, numbers are aligned at the right.
+
+    A visible, numbered caption is given as a figure's is, in the notebook cell's metadata, under a
+    name that starts with ``tab-``; screen readers then call the table by it, else by its columns.
+    """
 
     def cell(tag, value, number):
         attribute = ' class="num"' if number else ""
-        return f"<{tag}{attribute}>{escape(str(value))}</{tag}>"
+        text = _held(str(value)) if number and tag == "td" else str(value)
+        return f"<{tag}{attribute}>{escape(text)}</{tag}>"
 
     numeric = [frame[c].map(_is_number).all() for c in frame.columns]
     head = "".join(cell("th", c, n) for c, n in zip(frame.columns, numeric, strict=True))
@@ -923,14 +1121,26 @@ def table_html(frame):
         "<tr>" + "".join(cell("td", v, n) for v, n in zip(row, numeric, strict=True)) + "</tr>"
         for row in frame.itertuples(index=False)
     ]
+    name = escape(f"table of {', '.join(map(str, frame.columns))}")
     return HTML(
-        '<div class="cba-table" role="group" aria-label="table" tabindex="0">'
+        f'<div class="cba-table" role="group" aria-label="{name}" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
+def _held(text):
+    """A number whose line may break before its interval and nowhere else.
+
+    Examples
+    --------
+    >>> _held("3.1 % (2.0 to 5.0)").split(" ")
+    ['3.1\xa0%', '(2.0\xa0to\xa05.0)']
+    """
+    return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
+
+
 def _is_number(value):
-    return str(value)[:1] in "0123456789−-" or isinstance(value, (int, float))
+    return str(value)[:1] in "0123456789−-<" or isinstance(value, (int, float))
 
 
 def prompt_html(text):

@@ -8,9 +8,9 @@ import pandas as pd
 from cba_utils.dose_response import perplexity_change
 from cba_utils.figures import interval, percent
 from cba_utils.intervals import ESTIMATE_COLUMNS
-from cba_utils.metrics import bias_scores, placebo
+from cba_utils.metrics import bias_scores, over_replicates, placebo
 from cba_utils.precisions import most_bits_first, parse_precision
-from cba_utils.report import ABSENT, common_words, pick, said
+from cba_utils.report import ABSENT, common_words, depth_answer, pick, points as in_points, said
 from cba_utils.report_controls import MARGIN
 from cba_utils.rounding import PARTS, alignment_left, bits_per_weight, read_rounding
 from cba_utils.tables import STUDY, role_probabilities
@@ -35,7 +35,8 @@ def open_rounding(report):
         by family and precision; ``changes``: pooled estimates of what `placebo` gives, of
         ``accuracy`` and of ``perplexity_change``, the variants' names beside the precisions;
         ``differences``: pooled estimates of the variant's rate of newly biased items less that
-        of the lowest precision, paired by checkpoint; ``bits``: bits per weight by name.
+        of the lowest precision, paired by checkpoint, and ``from_above`` less that of the next
+        precision; ``bits``: bits per weight by name; ``provenance``: one row a model.
         None if no model of the study names a base.
     """
     tables = read_rounding(report.study)
@@ -50,11 +51,15 @@ def open_rounding(report):
     moves = placebo(roles, method="jackknife")
     scores = bias_scores(roles, method="jackknife")
     frames = [moves, scores[scores["measure"] == "accuracy"], perplexity_change(nll, method="jackknife")]
+    weights = _weights(tables["errors"])
     return {
-        "weights": report.summarise(_weights(tables["errors"])),
+        # lengths have no upper end at which an interval could be cut
+        "weights": over_replicates(weights) if report.several else weights,
         "changes": pd.concat([report.pooled(frame) for frame in frames], ignore_index=True),
         "differences": report.pooled(_differences(moves, report.lowest)),
+        "from_above": report.pooled(_differences(moves, report.precisions[-2])),
         "bits": _bits(report, tables),
+        "provenance": tables["provenance"],
     }
 
 
@@ -66,13 +71,13 @@ def _weights(errors):
     return pd.DataFrame(rows, columns=[*STUDY, *ESTIMATE_COLUMNS])
 
 
-def _differences(moves, lowest):
-    """Rate of each variant less that of the lowest precision, checkpoint by checkpoint."""
+def _differences(moves, reference):
+    """Rate of each variant less that of a precision, checkpoint by checkpoint."""
     rates = moves[moves["measure"] == BIASED]
     keys = [c for c in STUDY if c != "precision"]
-    both = rates.merge(rates.loc[rates["precision"] == lowest, [*keys, "estimate"]], on=keys,
-                       suffixes=("", "_lowest"))
-    change = both["estimate"] - both["estimate_lowest"]
+    both = rates.merge(rates.loc[rates["precision"] == reference, [*keys, "estimate"]], on=keys,
+                       suffixes=("", "_reference"))
+    change = both["estimate"] - both["estimate_reference"]
     return both.assign(measure="change", estimate=change, low=np.nan, high=np.nan)[
         [*STUDY, *ESTIMATE_COLUMNS]]
 
@@ -156,11 +161,13 @@ def why_words(report, found):
     """Sentences of *Is the alignment rounded away?*"""
     words = common_words(report)
     if found is None:
-        names = ("left_sentence", "how_sentence", "where_sentence")
+        names = ("why_answer", "left_sentence", "how_sentence", "where_sentence")
         return {**words, **dict.fromkeys(names, NOT_HERE)}
     low = report.lowest
     return {
         **words,
+        "provenance_line": f"{words['provenance_line']}; {rounding_line(found)}",
+        "why_answer": _why_answer(report, found),
         "left_sentence": _left_sentence(report, found["weights"]),
         "how_sentence": (
             f"As rounded to {low.upper()}, {said(found['changes'], BIASED, low)} of the unbiased "
@@ -175,16 +182,68 @@ def why_words(report, found):
     }
 
 
+def rounding_line(found):
+    """How many models were taken apart, by which code and when, for the foot of a page."""
+    known = found["provenance"].sort_values("started")
+    commits = " and ".join(c[:7] for c in known["git_commit"].dropna().unique()) or "none"
+    days = dict.fromkeys([known["started"].iloc[0][:10], known["started"].iloc[-1][:10]])
+    return (f"rounding of {len(known)} model{'s' * (len(known) > 1)} taken apart, code of commit "
+            f"{commits}, {' to '.join(days)}")
+
+
+def rounding_provenance(report):
+    """Where the tables on rounding come from, one row a model that was taken apart."""
+    tables = read_rounding(report.study)
+    if tables is None:
+        return pd.DataFrame({"rounding": [NOT_HERE]})
+    known = tables["provenance"]
+    return pd.DataFrame({
+        "model": known["model"],
+        "aligned from": known["identity.parameters.base"],
+        "its weights, hash": known["identity.base_sha256"].str[:8],
+        "precisions": known["identity.parameters.precisions"].map(lambda p: " ".join(p).upper()),
+        "code, hash": known["identity.rounding_sha256"].str[:8],
+        "commit": known["git_commit"].fillna("none").str[:8],
+        "started": known["started"].str[:16].str.replace("T", " "),
+        "seconds": known["seconds"],
+    })
+
+
+def _why_answer(report, found):
+    """Whether it is the lost part of the alignment or the noise that answers change with."""
+    noise, lost = (pick(found["differences"], "change", name) for name in HOW[:2])
+    low = report.lowest.upper()
+    if np.isnan([noise["high"], lost["high"]]).any():
+        return "With a single checkpoint there is no interval, so these records cannot say."
+    away, drowned = lost["high"] < 0, noise["high"] < 0
+    if drowned and not away:
+        return (f"Rather drowned than rounded away: at {low}, fewer items become biased once the noise is "
+                f"removed; once the alignment is given back in full under the noise, no fall is shown.")
+    if away and not drowned:
+        return (f"Rather rounded away than drowned: at {low}, fewer items become biased once the "
+                f"alignment is given back in full; once the noise is removed, no fall is shown.")
+    if away:
+        return (f"Both: at {low}, fewer items become biased once the noise is removed, and fewer once "
+                f"the alignment is given back in full.")
+    return (f"These records cannot tell: at {low}, neither removing the noise nor giving the alignment "
+            f"back in full is shown to lower the share of items that became biased.")
+
+
 def _left_sentence(report, weights):
-    parts = []
+    parts, over = [], False
     for p in dict.fromkeys([report.middle, report.lowest]):
         at = weights[weights["precision"] == p].groupby("measure")["estimate"]
         low, high = at.min(), at.max()
+        over = over or high["left"] > 1
         parts.append(
             f"At {p.upper()}, {_span(low['left'], high['left'])} of the alignment is left along its "
             f"own direction, and the noise across it is {low['noise']:.1f} to {high['noise']:.1f} "
             f"times as long as the alignment")
-    return f"{'. '.join(parts)} (means of the families)."
+    sentence = f"{'. '.join(parts)} (means of the families)."
+    if over:
+        sentence += (" More than all of it is left where the rounding error happens to point along the "
+                     "alignment, and so adds to it.")
+    return sentence
 
 
 def _span(low, high):
@@ -197,14 +256,14 @@ def _compared(found, name, text):
     rate = said(found["changes"], BIASED, name)
     if np.isnan(change["low"]):
         return f"{text} it is {rate}."
-    points = ", ".join(f"{100 * change[k]:.1f}".replace("-", "−") for k in ("low", "high"))
+    by = in_points(change)
     if change["high"] < 0:
-        reading = "less than as rounded"
-    elif change["low"] > 0:
-        reading = "more than as rounded"
-    else:
-        reading = "not to be told from as rounded"
-    return f"{text} it is {rate}, {reading} (difference within {points} points)."
+        fewer = in_points({k: -change[v] for k, v in (("estimate", "estimate"), ("low", "high"),
+                                                      ("high", "low"))})
+        return f"{text} it is {rate}, which is {fewer} points less than as rounded."
+    if change["low"] > 0:
+        return f"{text} it is {rate}, which is {by} points more than as rounded."
+    return f"{text} it is {rate}, not to be told from as rounded (a change of {by} points)."
 
 
 def help_table(report, found):
@@ -237,7 +296,7 @@ def _option(report, name):
     return precision.upper() + (f", groups of {group}" if group else "")
 
 
-def help_words(report, found, ladder, depth_moves):
+def help_words(report, found, ladder, checkpoints):
     """Sentences of *What helps?*
 
     Parameters
@@ -247,18 +306,22 @@ def help_words(report, found, ladder, depth_moves):
         From `open_rounding`.
     ladder : Report
         The study opened with its depths of alignment.
-    depth_moves : DataFrame
-        Its estimates a depth.
+    checkpoints : DataFrame
+        Its changes, an estimate a checkpoint.
     """
-    words = {**common_words(report), "depth_help": _depth_help(ladder, depth_moves)}
+    words = {**common_words(report), "depth_help": _depth_help(ladder, checkpoints)}
     if found is None:
-        return {**words, "group_sentence": NOT_HERE, "cheapest_sentence": NOT_HERE}
-    low, bits, frame = report.lowest, found["bits"], found["changes"]
+        names = ("help_answer", "group_sentence", "cheapest_sentence")
+        return {**words, **dict.fromkeys(names, NOT_HERE)}
+    bits, frame = found["bits"], found["changes"]
     excess = {name: pick(frame, f"{BIASED}_excess", name) for name in bits if name != "bf16"}
     shown = [name for name, row in excess.items() if row["high"] < MARGIN]
     cheapest = min(shown, key=bits.get, default=None)
+    both = pd.concat([report.provenance, ladder.provenance]).drop_duplicates(["model", "precision"])
     return {
         **words,
+        "provenance_line": f"{report.cited(both)}; {rounding_line(found)}",
+        "help_answer": _help_answer(report, found),
         "group_sentence": _group_sentence(report, found),
         "cheapest_sentence": f"No option tried has an excess over the placebo that is shown to lie "
         f"below {percent(MARGIN, 0)}." if cheapest is None else
@@ -268,31 +331,41 @@ def help_words(report, found, ladder, depth_moves):
     }
 
 
-def _group_sentence(report, found):
-    low, above, bits, frame = report.lowest, report.precisions[-2], found["bits"], found["changes"]
-    group = f"{low}-g32"
-    if group not in bits:
-        return f"At {low.upper()} no smaller groups were tried."
-    return (
-        f"Groups of 32 weights instead of 64 cost {bits[group] - bits[low]:.1f} bits per weight "
-        f"at {low.upper()} and take the rate from {said(frame, BIASED, low)} to "
-        f"{said(frame, BIASED, group)}; the step to {above.upper()} costs "
-        f"{bits[above] - bits[low]:.1f} and takes it to {said(frame, BIASED, above)}."
-    )
+def _help_answer(report, found):
+    """Whether one more level beats the other ways to spend bits, from paired intervals."""
+    bits, low, above = found["bits"], report.lowest, report.precisions[-2]
+    others = [name for name in bits if name in WHERE or name.startswith(f"{low}-g")]
+    worse = [name for name in others if pick(found["from_above"], "change", name)["low"] > 0]
+    price = f"{above.upper()} at {bits[above]:.1f} bits per weight"
+    if not worse:
+        return (f"These records cannot tell: no other way to spend bits at {low.upper()} is shown to "
+                f"leave more newly biased items than {price}.")
+
+    def named(names):
+        what = (f"{name.replace(f'{low}-g', 'groups of ')} ({bits[name]:.1f} bits)" for name in names)
+        return f"{low.upper()} with {' or '.join(what)}"
+
+    rest = [name for name in others if name not in worse]
+    if not rest:
+        return f"On more levels: {price} leaves fewer newly biased items than {named(worse)}."
+    return (f"More levels help most surely: {price} leaves fewer newly biased items than "
+            f"{named(worse)}; it is not shown to leave fewer than {named(rest)}.")
 
 
-def _depth_help(ladder, moves):
+def _depth_help(ladder, checkpoints):
     if len(ladder.depths) == 1:
         return "This study has a single depth of alignment."
-    first, last = ladder.depths[0], ladder.depths[-1]
-    at = " and ".join(
-        f"{_excess(moves, first, p)} after {first}, {_excess(moves, last, p)} after {last}, at {p.upper()}"
-        for p in dict.fromkeys([ladder.middle, ladder.lowest])
-    )
     families = " and ".join(sorted(ladder.samples["family"].unique()))
-    return (f"Alignment that goes on for longer costs no bits. Tried on {families}, the excess over the "
-            f"placebo is {at}.")
+    return (f"Alignment that goes on for longer costs no bits. It was tried on {families}. Does a longer "
+            f"one hold better? {depth_answer(ladder, checkpoints)}")
 
 
-def _excess(moves, depth, precision):
-    return said(moves[moves["depth"] == depth], f"{BIASED}_excess", precision)
+def depth_help_table(ladder, moves):
+    """The excess over the placebo at each depth of alignment."""
+    table = []
+    for depth in ladder.depths:
+        own = moves[moves["depth"] == depth]
+        table.append({"alignment": depth} | {
+            f"above placebo at {p.upper()}": said(own, f"{BIASED}_excess", p)
+            for p in dict.fromkeys([ladder.middle, ladder.lowest])})
+    return pd.DataFrame(table)
