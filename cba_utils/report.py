@@ -918,10 +918,9 @@ def depth_table(report, rates, moves):
 FACTS = {
     "parameters.model": "checkpoint",
     "weights_sha256": "weights, hash",
-    "parameters_of_model": "number of weights",
+    "parameters_of_model": "parameters",
     "tokenizer_sha256": "tokenizer, hash",
     "chat_template_sha256": "chat format, hash",
-    "system_folded": "system sentence moved into the user's turn",
     "depth": "alignment",
     "precision": "precision",
     "parameters.items": "items from",
@@ -938,6 +937,7 @@ FACTS = {
     "parameters.temperature": "temperature",
     "parameters.max_tokens": "tokens a sampled answer has at most",
     "parameters.parser": "parser",
+    "system_folded": "system sentence moved into the user's turn",
     "parameters.text": "text for perplexity from",
     "text_sha256": "text for perplexity, hash",
     "parameters.sequences": "sequences of text",
@@ -991,7 +991,7 @@ def model_provenance(report):
     """What differs between the models of a study and not between their cells, one row a model."""
     frame = _facts(report.provenance)
     apart = [c for c in frame if frame[c].nunique() > 1 and c not in ("family", "replicate")
-             and frame.groupby("model")[c].nunique().max() == 1]
+             and not c.startswith("counts.") and frame.groupby("model")[c].nunique().max() == 1]
     shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
     return shown.rename(columns=_worded)
 
@@ -1000,7 +1000,8 @@ def cell_provenance(report):
     """What differs between the cells of a model, one row a cell."""
     frame = _facts(report.provenance)
     apart = [c for c in frame if c != "parameters.precision" and c not in _LABELS
-             and frame.groupby("model")[c].nunique().max() > 1]
+             and (frame.groupby("model")[c].nunique().max() > 1
+                  or c.startswith("counts.") and frame[c].nunique() > 1)]
     return frame[["model", *apart]].rename(columns=_worded)
 
 

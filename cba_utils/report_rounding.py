@@ -352,6 +352,19 @@ def _help_answer(report, found):
             f"{named(worse)}; it is not shown to leave fewer than {named(rest)}.")
 
 
+def _group_sentence(report, found):
+    low, above, bits, frame = report.lowest, report.precisions[-2], found["bits"], found["changes"]
+    group = f"{low}-g32"
+    if group not in bits:
+        return f"At {low.upper()} no smaller groups were tried."
+    return (
+        f"Groups of 32 weights instead of 64 cost {bits[group] - bits[low]:.1f} bits per weight "
+        f"at {low.upper()} and take the rate from {said(frame, BIASED, low)} to "
+        f"{said(frame, BIASED, group)}; the step to {above.upper()} costs "
+        f"{bits[above] - bits[low]:.1f} and takes it to {said(frame, BIASED, above)}."
+    )
+
+
 def _depth_help(ladder, checkpoints):
     if len(ladder.depths) == 1:
         return "This study has a single depth of alignment."

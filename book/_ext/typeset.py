@@ -3,9 +3,11 @@
 import re
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from latex2mathml.converter import convert
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.math import get_node_equation_number
 
 
@@ -31,6 +33,29 @@ class TableFigure(nodes.figure):
     """A figure whose content is a table, counted with the tables."""
 
 
+class TableCaption(nodes.caption):
+    """Its caption, which stands above it and names it."""
+
+
+def begin_figure(self, node):
+    """Open the figure; what is in it follows."""
+    self.body.append(self.starttag(node, "figure", CLASS="cba-numbered"))
+
+
+def begin_caption(self, node):
+    """Write the number, which is the parent's."""
+    self.body.append(self.starttag(node, "figcaption"))
+    self.add_fignumber(node.parent)
+    self.body.append('<span class="caption-text">')
+
+
+def end_caption(self, node):
+    """Close the caption with a link to the table."""
+    self.body.append("</span>")
+    self.add_permalink_ref(node.parent, "Link to this table")
+    self.body.append("</figcaption>\n")
+
+
 def is_table(figure):
     """Whether a figure's name says that it is a table: ``tab-...``."""
     return any(name.startswith("tab-") for name in figure["names"])
@@ -44,12 +69,14 @@ class CountTables(SphinxTransform):
     def apply(self):
         """Replace the nodes, and put their captions above them."""
         for old in [f for f in self.document.findall(nodes.figure) if is_table(f)]:
-            new = TableFigure("", *old.children, **old.attributes)
+            new = TableFigure(**old.attributes)
             new.source, new.line = old.source, old.line
-            caption = next(new.findall(nodes.caption))
+            text = next(old.findall(nodes.caption))
+            old.remove(text)
+            caption = TableCaption(text.rawsource, "", *text.children)
             caption["ids"] = [f"{new['ids'][0]}-caption"]
-            new.remove(caption)
-            new.insert(0, caption)
+            caption.source, caption.line = text.source, text.line
+            new.extend([caption, *old.children])
             old.replace_self(new)
             for name in new["ids"]:
                 self.document.ids[name] = new
@@ -69,6 +96,24 @@ class NameTables(SphinxPostTransform):
                 raw.children = [nodes.Text(text)]
 
 
+class CaptionedTable(SphinxDirective):
+    """A table that is glued from a notebook, with the caption that is the directive's argument."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    option_spec = {"name": directives.unchanged_required}
+    has_content = True
+
+    def run(self):
+        """Make the same figure as a notebook's cell with a caption would."""
+        figure = nodes.figure("", *self.parse_content_to_nodes())
+        text, messages = self.parse_inline(self.arguments[0])
+        figure += nodes.caption(self.arguments[0], "", *text)
+        self.set_source_info(figure)
+        self.add_name(figure)
+        return [figure, *messages]
+
+
 def caption_of(node):
     """The caption of a table, for references to it."""
     return next(node.findall(nodes.caption)).astext()
@@ -79,8 +124,10 @@ def setup(app):
     app.add_html_math_renderer("mathml", (write_math, None), (write_equation, None))
     app.add_enumerable_node(
         TableFigure, "table", caption_of,
-        html=(lambda self, node: self.visit_figure(node), lambda self, node: self.depart_figure(node)),
+        html=(begin_figure, lambda self, node: self.body.append("</figure>\n")),
     )
+    app.add_node(TableCaption, html=(begin_caption, end_caption))
+    app.add_directive("captioned-table", CaptionedTable)
     app.add_transform(CountTables)
     app.add_post_transform(NameTables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
