@@ -27,6 +27,7 @@ FLAGS = [
 # For a screen: filters, downloads, and long lists to search in.
 ON_SCREEN = ("60_explorer", "11_one_cell", "book/models", "book/api")
 LEFT_OUT = "script, .headerlink, .cell_input, .cell_output details, .cba-data, details, .copybtn"
+WIDEST = 86  # characters of code that fit into a line on paper
 STYLES = ("pygments.css", "custom.css", "print.css")
 ABOUT = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
 
@@ -123,6 +124,16 @@ def one_page(built, address, printed):
     article = soup.select_one("article.bd-article")
     for node in article.select(LEFT_OUT):
         node.decompose()
+    for cell in article.select("div.cell"):
+        if not cell.get_text(strip=True) and not cell.find("svg"):
+            # what a sentence leads up to with a colon was in the cell
+            said = cell.find_previous_sibling()
+            if said and said.name == "p" and said.get_text(strip=True).endswith(":"):
+                said.decompose()
+            cell.decompose()
+    for block in article.select("pre"):
+        if max(map(len, block.get_text().splitlines()), default=0) > WIDEST:
+            block["class"] = [*block.get("class", []), "wide"]
     for link in article.select("a[href]"):
         if re.match(r"https?:", link["href"]):
             continue
@@ -135,6 +146,8 @@ def one_page(built, address, printed):
     name = slug(address)
     for node in article.select("[id]"):
         node["id"] = f"{name}-{node['id']}"
+    for node in article.select("[aria-labelledby]"):
+        node["aria-labelledby"] = f"{name}-{node['aria-labelledby']}"
     for drawing in article.select("svg"):
         fixed = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", str(drawing))
         drawing.replace_with(BeautifulSoup(fixed, "html.parser"))

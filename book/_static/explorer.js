@@ -81,9 +81,14 @@
   const button = (cell) => element("button", { type: "button" }, cell.getValue());
   const text = (cell) => document.createTextNode(cell.getValue());
   const points = (cell) => document.createTextNode(percent(cell.getValue()));
-  const link = (cell) => element("a", { href: hash({ item: cell.getValue() }) }, cell.getValue());
+  const link = (cell) => {
+    const parts = document.createDocumentFragment();
+    parts.append(element("a", { href: hash({ item: cell.getValue() }) }, cell.getValue()),
+      element("small", {}, cell.getData().question)); // where its own column has no room
+    return parts;
+  };
   const numeric = {
-    width: 75, hozAlign: "right", headerHozAlign: "right", formatter: points, sorter: "number",
+    width: 72, hozAlign: "right", headerHozAlign: "right", formatter: points, sorter: "number",
     headerSortStartingDir: "desc",
   };
   const wrapped = { cssClass: "cba-wrapped", variableHeight: true };
@@ -97,12 +102,12 @@
     initialSort: [{ column: "rise", dir: "desc" }],
     columnDefaults: { titleFormatter: button, formatter: text, resizable: false },
     columns: [
-      { title: "Item", field: "id", width: 90, responsive: 0, formatter: link, ...wrapped },
-      { title: "Question", field: "question", minWidth: 150, responsive: 3 },
+      { title: "Item", field: "id", minWidth: 90, responsive: 0, formatter: link, ...wrapped },
+      { title: "Question", field: "question", minWidth: 150, widthGrow: 3, responsive: 3 },
       { title: "before", field: "before", responsive: 0, ...numeric },
       { title: "after", field: "after", responsive: 0, ...numeric },
       { title: "Rise", field: "rise", responsive: 2, ...numeric },
-      { title: "Change", field: "change", minWidth: 92, responsive: 1, ...wrapped },
+      { title: "Change", field: "change", minWidth: 84, responsive: 1, ...wrapped },
     ],
   });
   table.on("rowClick", (event, row) => {
