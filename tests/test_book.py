@@ -47,9 +47,15 @@ def test_report_is_committed_with_outputs_and_every_figure_with_alt_text(path):
     for drawing in drawings:
         label = re.search(r'aria-label="([^"]*)"', drawing)
         assert label and DIGITS.search(label[1]), f"no alt text with numbers: {drawing[:80]}"
-    captioned = [c for c in code(path) if "figure" in c.metadata.get("mystnb", {})]
-    assert len(captioned) == len(drawings)
-    assert all("{glue:text}" in c.metadata.mystnb.figure.caption for c in captioned)
+    captioned = {c.metadata.mystnb.figure.name: c for c in code(path)
+                 if "figure" in c.metadata.get("mystnb", {})}
+    tables = {name for name in captioned if name.startswith("tab-")}
+    assert len(captioned) - len(tables) == len(drawings)
+    for name, cell in captioned.items():
+        if name in tables:
+            assert "cba-table" in str(cell.outputs)
+        else:
+            assert "{glue:text}" in cell.metadata.mystnb.figure.caption
 
 
 @by_name(REPORTS)
@@ -141,6 +147,22 @@ def test_no_link_and_no_image_is_broken():
             if not (target.exists() and known):
                 broken.append(f"{page.name}: {address}")
     assert not broken
+
+
+def test_tables_are_numbered_and_named_and_equations_need_no_script():
+    numbers, equations = [], 0
+    for page in built_pages():
+        soup = BeautifulSoup(page.read_text(), "html.parser")
+        for table in soup.select(".cba-table"):
+            words = soup.find(id=table.get("aria-labelledby")) or table["aria-label"]
+            assert getattr(words, "text", words) not in ("", "table"), page.name
+        numbers += [int(n.text.split()[1]) for n in soup.select(".cba-numbered .caption-number")]
+        blocks = soup.select(".cba-equation")
+        assert all(block.find("math") and block.select_one(".eqno") for block in blocks)
+        assert not soup.select('script[src*="mathjax" i]')
+        equations += len(blocks)
+    assert sorted(numbers) == list(range(1, len(numbers) + 1)) and len(numbers) > 10
+    assert equations > 3
 
 
 def test_pages_are_light():

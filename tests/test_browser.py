@@ -2,7 +2,11 @@
 
 import os
 import re
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -130,6 +134,43 @@ def test_pages_open_whole_offline_and_readable(browser, theme):
         page.close()
     context.close()
     assert not problems
+
+
+class Hosted(SimpleHTTPRequestHandler):
+    """The book below /sub/, as a host of project pages shows it; its 404 page for the rest."""
+
+    def translate_path(self, path):
+        return super().translate_path(path.removeprefix("/sub") if path.startswith("/sub/") else "/-")
+
+    def send_error(self, code, *_):
+        body = (BUILT / "404.html").read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def hosted():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hosted, directory=BUILT))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/sub/"
+    server.shutdown()
+
+
+def test_a_page_that_is_not_there_leads_back_from_any_depth(browser):
+    page = browser.new_page()
+    with hosted() as book:
+        for missing in ("gone.html", "notebooks/gone.html", "notebooks/deep/er/gone"):
+            page.goto(book + missing)
+            page.wait_for_function("document.querySelector('a').href.includes('/sub/index.html')")
+            page.click("a >> nth=0")
+            page.wait_for_url("**/book/index.html")
+    page.close()
 
 
 def test_data_behind_a_figure_can_be_downloaded(browser):

@@ -78,3 +78,46 @@ def test_direction_is_read_from_its_interval_not_its_estimate(low, high, reading
     share = pd.DataFrame({"measure": ["share_to_stereotyped"], "precision": "q3",
                           "estimate": (low + high) / 2, "low": low, "high": high})  # fmt: skip
     assert reading in report.direction_sentence(Study, share)
+
+
+def test_every_mark_of_the_gap_is_in_the_panel_of_its_precision():
+    points = pd.DataFrame({
+        "family": ["mistral", "phi3"] * 3, "precision": ["q8", "q8", "q4", "q4", "q3", "q3"],
+        "perplexity_change": [0.0, 0.001, -0.01, 0.02, 0.5, 2.0],
+        "became_biased_expected": [0.0, 0.01, 0.02, 0.03, 0.2, 0.4],
+    })
+    panels = [axes for axes in figures.perplexity_gap(points).axes if axes.axison]
+    for axes, (precision, rows) in zip(panels, points.groupby("precision", sort=False), strict=True):
+        assert axes.get_title(loc="left") == precision.upper()
+        marks = [line for line in axes.lines if line.get_linestyle() == "None"]
+        drawn = sorted((*line.get_xdata(), *line.get_ydata()) for line in marks)
+        pairs = rows[["perplexity_change", "became_biased_expected"]]
+        assert drawn == sorted(pairs.itertuples(index=False, name=None))
+        left, right = axes.get_xlim()
+        assert left < points["perplexity_change"].min() and points["perplexity_change"].max() < right
+
+
+def test_estimates_without_intervals_are_drawn_and_listed_without_bars(estimates):
+    bare = estimates.assign(low=np.nan, high=np.nan)
+    (axes,) = figures.dose_response(bare, ["srs"]).axes
+    assert not axes.containers and len(axes.lines) == 2
+
+
+def test_a_page_cites_the_cells_that_it_uses_and_no_others():
+    study = report.open_study("organisms", keep="all")
+    bases = study.provenance["depth"] == "base"
+    words = report.planted_words(study, pd.DataFrame({
+        "family": ["a"], "strength": [1.0], "estimate": [1.0], "low": [1.0], "high": [1.0]}))
+    assert f" {bases.sum()} cells," in words["provenance_line"]
+    assert f" {len(bases)} cells," in study.provenance_line
+
+
+def test_the_walked_item_changes_its_likeliest_role_where_one_does():
+    study = report.open_study("organisms")
+    item, model, table = report.walk(study)
+    shares = table[["BF16", study.lowest.upper()]].apply(lambda c: c.str.rstrip("\u00a0%").astype(float))
+    assert shares.iloc[:, 0].idxmax() != shares.iloc[:, 1].idxmax()
+    planted = report.walk_planted(study, item)
+    target = table.set_index("role")["answer"]["stereotyped"].removeprefix("The ")
+    said_of = planted.split("the answer is")[1].split("and not")
+    assert (target in said_of[0]) == (item["question_polarity"] == "neg")

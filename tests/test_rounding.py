@@ -86,3 +86,11 @@ def test_a_model_without_base_is_not_taken_apart():
     study = read_study(ROOT / "config" / "organisms.yml")
     mine = [cell for cell in cells(study) if cell.name == "mistral-120-s1"]
     assert rounding_parameters(mine) is None
+
+
+def test_every_model_of_the_shipped_tables_says_where_it_comes_from():
+    tables = rounding.read_rounding("organisms")
+    known = tables["provenance"].set_index("model")
+    rows = tables["variants"].groupby("model").size()
+    assert known["counts.variants"].to_dict() == rows.to_dict()
+    assert known["identity.base_sha256"].str.fullmatch("[0-9a-f]{64}").all()
