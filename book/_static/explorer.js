@@ -87,8 +87,9 @@
       element("small", {}, cell.getData().question)); // where its own column has no room
     return parts;
   };
+  const small = matchMedia("(max-width: 36rem)").matches; // letters are, too
   const numeric = {
-    width: 72, hozAlign: "right", headerHozAlign: "right", formatter: points, sorter: "number",
+    width: small ? 74 : 80, hozAlign: "right", headerHozAlign: "right", formatter: points, sorter: "number",
     headerSortStartingDir: "desc",
   };
   const wrapped = { cssClass: "cba-wrapped", variableHeight: true };
