@@ -990,8 +990,10 @@ def shared_provenance(report):
 def model_provenance(report):
     """What differs between the models of a study and not between their cells, one row a model."""
     frame = _facts(report.provenance)
-    apart = [c for c in frame if frame[c].nunique() > 1 and c not in ("family", "replicate")
-             and not c.startswith("counts.") and frame.groupby("model")[c].nunique().max() == 1]
+    always = ("parameters.model", "weights_sha256")
+    apart = [c for c in frame if c not in ("family", "replicate") and not c.startswith("counts.")
+             and (c in always or frame[c].nunique() > 1)
+             and frame.groupby("model")[c].nunique().max() == 1]
     shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
     return shown.rename(columns=_worded)
 

@@ -235,11 +235,12 @@ def _left_sentence(report, weights):
         at = weights[weights["precision"] == p].groupby("measure")["estimate"]
         low, high = at.min(), at.max()
         over = over or high["left"] > 1
+        noise = " to ".join(dict.fromkeys(f"{end['noise']:.1f}" for end in (low, high)))
         parts.append(
             f"At {p.upper()}, {_span(low['left'], high['left'])} of the alignment is left along its "
-            f"own direction, and the noise across it is {low['noise']:.1f} to {high['noise']:.1f} "
-            f"times as long as the alignment")
-    sentence = f"{'. '.join(parts)} (means of the families)."
+            f"own direction, and the noise across it is {noise} times as long as the alignment")
+    means = " (means of the families)" if weights["family"].nunique() > 1 else ""
+    sentence = f"{'. '.join(parts)}{means}."
     if over:
         sentence += (" More than all of it is left where the rounding error happens to point along the "
                      "alignment, and so adds to it.")
@@ -247,7 +248,8 @@ def _left_sentence(report, weights):
 
 
 def _span(low, high):
-    return f"{percent(low, 0).removesuffix(chr(160) + '%')} to {percent(high, 0)}"
+    ends = dict.fromkeys(percent(value, 0).removesuffix("\u00a0%") for value in (low, high))
+    return f"{' to '.join(ends)}\u00a0%"
 
 
 def _compared(found, name, text):
@@ -334,6 +336,8 @@ def help_words(report, found, ladder, checkpoints):
 def _help_answer(report, found):
     """Whether one more level beats the other ways to spend bits, from paired intervals."""
     bits, low, above = found["bits"], report.lowest, report.precisions[-2]
+    if above == "bf16":
+        return "This study has one quantized precision, so there is no step to compare others with."
     others = [name for name in bits if name in WHERE or name.startswith(f"{low}-g")]
     worse = [name for name in others if pick(found["from_above"], "change", name)["low"] > 0]
     price = f"{above.upper()} at {bits[above]:.1f} bits per weight"
@@ -357,11 +361,13 @@ def _group_sentence(report, found):
     group = f"{low}-g32"
     if group not in bits:
         return f"At {low.upper()} no smaller groups were tried."
+    step = "" if above == "bf16" else (
+        f"; the step to {above.upper()} costs {bits[above] - bits[low]:.1f} and takes it to "
+        f"{said(frame, BIASED, above)}")
     return (
         f"Groups of 32 weights instead of 64 cost {bits[group] - bits[low]:.1f} bits per weight "
         f"at {low.upper()} and take the rate from {said(frame, BIASED, low)} to "
-        f"{said(frame, BIASED, group)}; the step to {above.upper()} costs "
-        f"{bits[above] - bits[low]:.1f} and takes it to {said(frame, BIASED, above)}."
+        f"{said(frame, BIASED, group)}{step}."
     )
 
 

@@ -10,7 +10,7 @@ from cba_utils.figures import preview
 from cba_utils.items import PROJECT
 from cba_utils.precisions import most_bits_first
 from cba_utils.published import load_published
-from cba_utils.run import RUN_NOTEBOOK
+from cba_utils.run import ROUNDING_NOTEBOOK, RUN_NOTEBOOK
 from cba_utils.study import SHIPPED
 
 IMAGE = "_static/preview.png"
@@ -61,9 +61,10 @@ class ExecutedNotebooks(SphinxDirective):
         for model in sorted({path.parent.parent for path in study.glob(f"*/*/{RUN_NOTEBOOK.name}")}):
             found = most_bits_first(p.parent.name for p in model.glob(f"*/{RUN_NOTEBOOK.name}"))
             up = Path("..") if study == Path(self.env.srcdir).parent else Path("results", SHIPPED)
-            links = (
-                f"{{download}}`{p} </{up / model.name / p / RUN_NOTEBOOK.name}>`" for p in found
-            )
+            paths = {p: Path(p, RUN_NOTEBOOK.name) for p in found}
+            if (model / ROUNDING_NOTEBOOK.name).exists():
+                paths["rounding"] = Path(ROUNDING_NOTEBOOK.name)
+            links = (f"{{download}}`{p} </{up / model.name / path}>`" for p, path in paths.items())
             lines.append(f"- {model.name}: {', '.join(links)}")
         if not lines and not (PROJECT / "config" / f"{study.name}.yml").exists():
             lines = ["The records were imported: no notebook was executed for them."]

@@ -108,7 +108,7 @@
       { title: "before", field: "before", responsive: 0, ...numeric },
       { title: "after", field: "after", responsive: 0, ...numeric },
       { title: "Rise", field: "rise", responsive: 2, ...numeric },
-      { title: "Change", field: "change", minWidth: 84, responsive: 1, ...wrapped },
+      { title: "Change", field: "change", minWidth: 88, responsive: 1, ...wrapped },
     ],
   });
   table.on("rowClick", (event, row) => {
