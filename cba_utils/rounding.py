@@ -217,7 +217,7 @@ def examine(parameters, folder):
     identity = {**cell_identity(parameters, items, loaded), "rounding_sha256": code,
                 "base_sha256": weights_hash(_dense(parameters["base"]).source_path)}
     known = read_json(folder / PROVENANCE)
-    if known and known["identity"] == identity:
+    if known and known.get("identity") == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     (folder / PROVENANCE).unlink(missing_ok=True)
     started, clock = datetime.now(UTC), time.perf_counter()
