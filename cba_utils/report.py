@@ -432,10 +432,11 @@ def words(report, rates, moves, directions):
         "answer_direction": direction_sentence(report, directions),
         "answer_back": back_sentence(report, moves),
     }
-    for name, precision in (("bf16", "bf16"), ("middle", middle), ("lowest", low)):
-        form = spoken if precision == low else interval
-        for measure in ("srs", "usr"):
-            found[f"{measure}_{name}"] = form(pick(rates, measure, precision))
+    for measure in ("srs", "usr"):
+        found[f"{measure}_bf16"] = interval(pick(rates, measure, "bf16"))
+        found[f"{measure}_down"] = " and ".join(
+            f"{(spoken if p == low else interval)(pick(rates, measure, p))} at {p.upper()}"
+            for p in dict.fromkeys([middle, low]))
     return found
 
 
