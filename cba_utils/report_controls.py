@@ -891,7 +891,8 @@ def same_level_sentence(table):
         return ABSENT
     exact, drawn = (interval(rows.loc[name]) for name in (instrument.SAME, instrument.SAME_DRAWN))
     return (f"A true change as large as the margin is called none in {exact} of studies from "
-            f"probabilities, and in {drawn} from five draws.")
+            f"probabilities, and in {drawn} from five draws; the test promises "
+            f"{percent(instrument.LEVEL, 0)}.")
 
 
 def pooled_sentence(table):
