@@ -877,10 +877,10 @@ def leaning_sentence(single):
     fooled = rows.groupby("control")["estimate"].max()
     fooled = fooled[fooled > 2 * instrument.LEVEL].sort_values(ascending=False)
     grown = single[(single["control"] == "lean grew") & (single["should"] == "no")]["estimate"].max()
-    names = ", ".join(f"*{name}* (up to {percent(rate, 0)})" for name, rate in fooled.items())
+    names = ", ".join(f"“{name}” (up to {percent(rate, 0)})" for name, rate in fooled.items())
     told = (f"Taken as a sign that bias grew, these are wrong about noise in a model that leaned before: "
             f"{names}. " if len(fooled) else "")
-    return (f"{told}*Lean grew* says so in {percent(grown)} of studies at most, over all truths and "
+    return (f"{told}“Lean grew” says so in {percent(grown)} of studies at most, over all truths and "
             f"effects in which the lean did not grow.")
 
 
@@ -903,4 +903,4 @@ def pooled_sentence(table):
     worst = rows.loc[rows["estimate"].idxmax()]
     return (f"Of {rows['n'].min():,} such studies in which nothing changes on average, these decisions "
             f"are wrong in {percent(rows['estimate'].min())} to {percent(worst['estimate'])}; the "
-            f"highest rate is that of *{worst['control']}*, {interval(worst)}.")
+            f"highest rate is that of “{worst['control']}”, {interval(worst)}.")
