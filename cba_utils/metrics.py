@@ -162,7 +162,7 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = "bf1
 
     ``n`` is a rate's denominator, the items that could change (expected where draws are fresh).
 
-    Note that the paper's seeds are the same noise at every precision, so its own BF16 re-run
+    Note that the paper's seeds are the same random numbers at every precision, so its own BF16 re-run
     changes nothing and its observed rate may lie below the placebo.
     """
     table = item_table(answers, "study", "original")
@@ -251,7 +251,7 @@ def role_flow(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
 
 # Shares of few items or answers, of very unlike numbers in the cells of a study. Their ``n`` is the
 # denominator, and they are pooled as sums over sums: a share of one answer weighs as one answer.
-SHARES = ("lost_", "share_", "leaned_")
+SHARES = ("lost_", "share_")
 
 
 def _pool_keys(frame, over):

@@ -407,6 +407,7 @@ def skill_words(report, found):
         return {**common_words(report),
                 "skill_accuracy_sentence": "These records hold no disambiguated questions, so "
                 "that skill was not measured: this page has nothing to show for them.",
+                **dict.fromkeys(("skill_gap_sentence", "skill_reading"), ""),
                 "skill_kinds_sentence": "There is no disambiguated item to tell apart by that.",
                 "skill_matched_sentence": f"This is {ABSENT}.",
                 "skill_disambiguated_sentence": f"This is {ABSENT}."}
@@ -430,8 +431,10 @@ def skill_words(report, found):
     return {
         **common_words(report),
         "skill_accuracy_sentence": f"Accuracy goes from {at('accuracy', 'bf16')} at BF16 to "
-        f"{at('accuracy', low)} at {low.upper()}; the gap between the two kinds goes from "
+        f"{at('accuracy', low)} at {low.upper()}.",
+        "skill_gap_sentence": f"The gap between the two kinds goes from "
         f"{at('alignment_gap', 'bf16')} to {at('alignment_gap', low)}.",
+        "skill_reading": reading,
         "skill_matched_sentence": f"At {low.upper()} the loss of accuracy is that of "
         f"{in_words('guessed')} guesses. The bias score is {in_words('s_amb', scores)}, guessing "
         f"would leave {in_words('s_amb_if_guessing', scores)}, and the difference is "
@@ -695,6 +698,8 @@ def analysis_words(report, samples, correlation):
 
     return {
         **common_words(report),
+        "provenance_line": report.cited(
+            report.provenance[report.provenance["model"].isin(samples["model"].unique())]),
         "rise": span(at["d_srs"]), "chi_sentence": chi_sentence(tests),
         "h_most": f"{tests['cohens_h'].abs().max():.2f}",
         "decline_unweighted": percent(decline["unweighted"]),

@@ -11,8 +11,8 @@ from cba_utils.intervals import ESTIMATE_COLUMNS
 from cba_utils.metrics import bias_scores, over_replicates, placebo
 from cba_utils.precisions import most_bits_first, parse_precision
 from cba_utils.report import ABSENT, common_words, depth_answer, pick, points as in_points, said
-from cba_utils.report_controls import MARGIN
 from cba_utils.rounding import PARTS, alignment_left, bits_per_weight, read_rounding
+from cba_utils.stats import MARGIN
 from cba_utils.tables import STUDY, role_probabilities
 
 BIASED = "became_biased_expected"
