@@ -156,7 +156,7 @@ def growth_table(results):
 
 
 def size_table(results):
-    """Rates and utilization by number of weights."""
+    """Rates, utilization and memory by number of weights."""
     rows = results[results["benchmark"] == "weights"]
     ours, best = (rows[rows["contender"] == name].set_index("size") for name in ("ours", "product"))
     return pd.DataFrame({
@@ -165,6 +165,7 @@ def size_table(results):
         "GFLOP/s": (ours["flops"] / 1e9).map(number).to_numpy(),
         "one product, GFLOP/s": (best["flops"] / 1e9).map(number).to_numpy(),
         "utilization": [f"{100 * u:.0f} %" for u in ours["utilization"]],
+        "peak memory, MB": ours["megabytes"].map("{:,.0f}".format).to_numpy(),
     })
 
 
@@ -241,6 +242,7 @@ def speed_words(tables):
                index=False)},
         "aims_sentence": "All that was aimed at was reached." if missed.empty else
         "Not reached: " + "; ".join(missed) + ".",
+        "torch_sentence": _torch_sentence(results),
         "kernel_sentence": (
             f"Over {worst['items']:,} items the largest difference of a letter's probability "
             f"between the two is {kernels['largest_probability'].max():.2f}, and the mean "
@@ -257,3 +259,13 @@ def speed_words(tables):
                f"{same['largest_probability'].max():.2f}.")
         ),
     }
+
+
+def _torch_sentence(results):
+    """How the shared beginnings do beside PyTorch's fused kernels, at every size."""
+    found = ratios(results, "scorers", "size")
+    found = found[found["contender"] == CONTENDERS["torch_batched"]]
+    times = [f"{number(row.estimate)} times at {row.weights} weights"
+             for row in found.rename(columns={"size": "weights"}).itertuples()]
+    return ("PyTorch has such kernels for the CPU, and runs every token of every prompt. Beside it, the "
+            f"prompts a second here are {', '.join(times[:-1])} and {times[-1]}.")
