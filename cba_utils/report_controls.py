@@ -670,11 +670,15 @@ def published_design(report):
     """
     chosen = []
     for frame in (report.drawn, report.perplexity):
-        frame = frame[frame.groupby("family")["replicate"].transform("min") == frame["replicate"]]
+        frame = _first_checkpoints(frame)
         # A family of several models at one replicate keeps their names.
         several = frame.groupby("family")["model"].nunique().max() > 1
         chosen.append(frame if several else frame.assign(model=frame["family"]))
     return tuple(chosen)
+
+
+def _first_checkpoints(frame):
+    return frame[frame.groupby("family")["replicate"].transform("min") == frame["replicate"]]
 
 
 def analysis_words(report, samples, correlation):
@@ -698,8 +702,7 @@ def analysis_words(report, samples, correlation):
 
     return {
         **common_words(report),
-        "provenance_line": report.cited(
-            report.provenance[report.provenance["model"].isin(samples["model"].unique())]),
+        "provenance_line": report.cited(_first_checkpoints(report.provenance)),
         "rise": span(at["d_srs"]), "chi_sentence": chi_sentence(tests),
         "h_most": f"{tests['cohens_h'].abs().max():.2f}",
         "decline_unweighted": percent(decline["unweighted"]),
