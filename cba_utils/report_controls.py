@@ -175,6 +175,7 @@ def noise_words(report, checkpoints, directions, leans, tests, ranges):
         "mirror_sentence": mirror_sentence(report, checkpoints),
         "left_lowest": interval(pick(report.pooled(directions), "left_unknown", low)),
         "lean_sentence": lean_sentence(report, leans),
+        "lean_reading": lean_reading(report, leans),
         "direction_holm": significant(tests), "few": str(FEW),
         "direction_not_made": f"{tests['p'].isna().sum()} of {len(tests)}",
         "net_lowest": interval(pick(net, "net_biased", low)),
@@ -263,6 +264,19 @@ def lean_sentence(report, found):
     return f"The odds of the stereotyped person against the other: {each(report, found, say)}."
 
 
+def lean_reading(report, found):
+    """The same in one short sentence for the first page, over all checkpoints."""
+    if found is None:
+        return "Whether the model leaned that way before, these records cannot tell."
+    low = report.lowest
+    pooled = report.pooled(found)
+    before, change = pick(pooled, "log_gap", "bf16"), pick(pooled, "d_log_gap", low)
+    lean = ("leaned to that person already" if before["low"] > 0 else
+            "leaned to the other person" if before["high"] < 0 else "is not shown to have leaned")
+    grew = "grew" if controls.grew(before, change) else "is not shown to have grown"
+    return f"But BF16 {lean} ({factor(before)} to one), and that lean {grew} ({factor(change)} times it)."
+
+
 def lean_alt(found):
     """Alt text of the figure of leans."""
     if found is None:
@@ -283,11 +297,13 @@ def seeds_sentence(ranges):
         return ("What independent draws would have shown follows from probabilities, and these "
                 "records hold none.")
     inside = ranges[ranges["measure"] == "became_biased"]
-    outside = ((inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])).sum()
+    outside = inside[(inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])]
+    whose = outside["model"].nunique()
     return (
-        f"From the probabilities we know what independent draws would have shown. In {outside} of "
+        f"From the probabilities we know what independent draws would have shown. In {len(outside)} of "
         f"{len(inside)} comparisons with BF16 the study's seeds lie outside the range that holds "
-        f"95 % of fresh sets."
+        f"95 % of fresh sets{f', all of {whose} checkpoint' + 's' * (whose > 1) if whose else ''}; in "
+        f"{(inside['observed'] == 0).sum()} no item became biased with them at all."
     )
 
 
