@@ -7,7 +7,7 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from cba_utils.figures import (
     INK,
@@ -250,6 +250,7 @@ def power_curve(curve, power=0.8):
             axes.plot(part["effect"], part["power"], markersize=5, label=name, **look)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("true rise of the stereotyped rate, points")
         axes.set_title("Chance that the rise is found, %")
         figure.legend(loc="outside upper left", ncols=3)

@@ -700,14 +700,13 @@ def _kinds_of_templates(answers, strengths):
 
 
 def held_out_table(report, found):
-    """The same for the page, one row a kind and precision."""
-    measures = {"stereotyped": "srs", "anti-stereotyped": "anti_rate",
-                "right, disambiguated": "accuracy",
-                "became biased": report.named("became_biased"),
-                "placebo": "became_biased_placebo"}
+    """The same for the page, one row a kind and precision; BF16 has not changed from itself."""
+    rates = {"stereotyped": "srs", "anti-stereotyped": "anti_rate", "right, disambiguated": "accuracy"}
+    moves = {"became biased": report.named("became_biased"), "placebo": "became_biased_placebo"}
     return pd.DataFrame([
         {"templates": kind, "at": p.upper(),
-         **{text: said(part, measure, p) for text, measure in measures.items()}}
+         **{text: said(part, measure, p) for text, measure in rates.items()},
+         **{text: said(part, measure, p) if p != "bf16" else "" for text, measure in moves.items()}}
         for kind, part in found.groupby("templates", sort=False) for p in report.precisions
     ])
 

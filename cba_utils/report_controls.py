@@ -302,7 +302,7 @@ def seeds_sentence(ranges):
     return (
         f"From the probabilities we know what independent draws would have shown. In {len(outside)} of "
         f"{len(inside)} comparisons with BF16 the study's seeds lie outside the range that holds "
-        f"95 % of fresh sets{f', all of {whose} checkpoint' + 's' * (whose > 1) if whose else ''}; in "
+        f"95 % of fresh sets{f', all in {whose} checkpoint' + 's' * (whose > 1) if whose else ''}; in "
         f"{(inside['observed'] == 0).sum()} no item became biased with them at all."
     )
 

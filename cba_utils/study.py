@@ -429,7 +429,7 @@ def estimate(study):
         "memory": int(largest * bytes_each * 1.25 + copied + 5e8),
         "disk": int(sum(weights[name] * stored_bits(p) / 8 for name, p in stored)
                     + sum(prompts.values()) * 60),
-        "seconds": operations / rate + 2 * (len(grid) + _VARIANTS * len(apart)),
+        "seconds": operations / rate + len(grid) + _VARIANTS * len(apart),
         "rate": rate,
     }
 
