@@ -28,7 +28,8 @@ PROVENANCE = pd.DataFrame([{
 def report_of(truth="bias", **options):
     study = simulate_study(truth, **{"templates": 15, "precisions": ["bf16", "q4", "q3"],
                                      **options})
-    return Report("simulated", **study, provenance=PROVENANCE)
+    cells = study["samples"][["model", "family", "replicate", "depth", "precision"]].drop_duplicates()
+    return Report("simulated", **study, provenance=cells.merge(PROVENANCE, how="cross"))
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,7 @@ def test_published_design_keeps_one_checkpoint_a_family():
     main = published_analysis.main_table(several.samples[first]).set_index("precision")
     assert words["rise"] == report_controls.percent(main.loc["q3", "d_srs"])
     assert "over 2 cells" in words["cells_sentence"]
+    assert "study simulated, 3 cells," in words["provenance_line"]
 
 
 def test_tests_that_are_not_defined_are_not_counted():
