@@ -321,13 +321,28 @@ def _atomically(path, write):
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path}: cannot be written ({error.strerror}); what was finished before is kept: "
-            f"make room and run the same command again",
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def cannot_write(path, error):
+    """What to raise where a file cannot be written: which one, why, and what to do.
+
+    Parameters
+    ----------
+    path : Path
+    error : OSError
+
+    Returns
+    -------
+    OSError
+    """
+    return OSError(
+        error.errno,
+        f"{path}: cannot be written ({error.strerror}); what was finished before is kept: "
+        f"make room and run the same command again",
+    )
 
 
 def collect(study, results=RESULTS):

@@ -25,7 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from cba_utils.items import PROJECT
 from cba_utils.precisions import parse_precision
 from cba_utils.raw import import_raw, imported_study
-from cba_utils.records import collect, write_text
+from cba_utils.records import cannot_write, collect, write_text
 from cba_utils.study import (
     RESULTS,
     SHIPPED,
@@ -130,9 +130,7 @@ def execute(notebook, output, parameters=None, engine=None, timeout=12 * _HOUR):
         )
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"{output}: cannot be written ({error.strerror}); what was finished before is "
-            f"kept: make room and run the same command again") from error
+        raise cannot_write(output, error) from error
     except PapermillExecutionError as error:
         shutil.move(scratch, failed)
         raise RuntimeError(f"{notebook}: {error.ename}: {error.evalue} (see {failed})") from error
