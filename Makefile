@@ -52,8 +52,8 @@ setup: .venv/ready-$(ACCEL) ## A virtual environment with everything, pinned
 
 book: setup ## Run STUDY (default: organisms) or MODELS, PRECISIONS, ITEMS of it, or import RAW=<folder>
 	@$(BIN)/python -c 'import cba_utils; print(cba_utils.BLAS)'
-	$(if $(CHANGED),@$(BIN)/python -m cba_utils.study config/$(STUDY).yml $(CHANGES) --write $(STUDY_FILE))
-	@$(BIN)/python -m cba_utils.workflow $(STUDY_FILE) \
+	$(if $(CHANGED),@$(BIN)/python -m cba_utils.study.protocol config/$(STUDY).yml $(CHANGES) --write $(STUDY_FILE))
+	@$(BIN)/python -m cba_utils.study.workflow $(STUDY_FILE) \
 		$(if $(RAW),--raw '$(RAW)' --items '$(or $(ITEMS),$(BBQ_DIR))')
 	@echo "The book of study '$(RUN)': open $(BOOK)/_build/html/index.html"
 
@@ -62,7 +62,7 @@ pages: setup ## Build the book from the committed results alone: no model is run
 	@echo "The book: open _build/html/index.html"
 
 pdf: $(if $(filter .,$(BOOK)),pages,book) ## The book as one file to read on paper; needs a Chromium or Chrome
-	@$(BIN)/python -m cba_utils.pdf $(BOOK)/_build/html $(BOOK)/_build/book.pdf
+	@$(BIN)/python -m cba_utils.telling.pdf $(BOOK)/_build/html $(BOOK)/_build/book.pdf
 	@echo "The book on paper: $(BOOK)/_build/book.pdf"
 
 test: pages ## Tests, and nbval over every report notebook
@@ -71,16 +71,16 @@ test: pages ## Tests, and nbval over every report notebook
 	@echo "All tests passed, and every report notebook gave its committed outputs again"
 
 estimate: setup ## What STUDY would run, and the memory, disk and time it would take
-	@$(BIN)/python -m cba_utils.study config/$(STUDY).yml $(if $(CHANGED),$(CHANGES))
+	@$(BIN)/python -m cba_utils.study.protocol config/$(STUDY).yml $(if $(CHANGED),$(CHANGES))
 
 cell: setup ## One cell by hand: MODEL=mistral/aligned-s1 PRECISION=q4 [ITEMS=200]
-	@$(BIN)/python -m cba_utils.run cell '$(MODEL)' '$(PRECISION)' '$(ITEMS)'
+	@$(BIN)/python -m cba_utils.study.notebooks cell '$(MODEL)' '$(PRECISION)' '$(ITEMS)'
 
 compare: setup ## Two studies that were run, side by side: A=organisms B=smoke
-	@$(BIN)/python -m cba_utils.compare '$(A)' '$(B)'
+	@$(BIN)/python -m cba_utils.telling.compare '$(A)' '$(B)'
 
 doctor: setup ## What this machine is, and which studies it can run
-	@$(BIN)/python -m cba_utils.doctor
+	@$(BIN)/python -m cba_utils.study.doctor
 
 bench: setup ## Time scoring against the published loop and PyTorch (installs PyTorch; ~15 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev,bench]'

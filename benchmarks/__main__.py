@@ -11,7 +11,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def compare(jobs, rounds=ROUNDS):
 def job(contender, model, precision, items, prompts=None, **more):
     """What a contender needs to know."""
     from cba_utils import load_items, load_model
-    from cba_utils.prompts import chat_ids, user_text
+    from cba_utils.answering.prompts import chat_ids, user_text
 
     loaded = load_model(model, precision, compute="native")
     bank = load_items("bundled", condition="both")
@@ -195,7 +194,7 @@ def random_models(folder):
     from mlx.utils import tree_flatten
     from mlx_lm.models import llama
 
-    from cba_utils.models import find_checkpoint
+    from cba_utils.answering.checkpoints import find_checkpoint
 
     source = find_checkpoint(ORGANISM)
     models = {"1M": ORGANISM}

@@ -20,7 +20,7 @@ PRODUCTS, PRODUCT_ROWS = 20, 2048
 def ours(job):
     """This project's engine: letters and five samples of every item."""
     from cba_utils import load_items, load_model
-    from cba_utils.scoring import stream
+    from cba_utils.answering.scoring import stream
 
     loaded = load_model(job["model"], job["precision"])
     bank = load_items("bundled", condition="both")
@@ -64,7 +64,7 @@ def loop(job):
 
 def loop_blas(job):
     """The loop with the fast BLAS given to it."""
-    from cba_utils.blas import use_fast_blas
+    from cba_utils.answering.blas import use_fast_blas
 
     use_fast_blas()
     return loop(job)

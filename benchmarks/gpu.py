@@ -22,11 +22,11 @@ from mlx.utils import tree_map
 from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 
-from cba_utils.items import load_items
-from cba_utils.models import LoadedModel, _dense, find_checkpoint
-from cba_utils.precisions import parse_precision
-from cba_utils.prompts import chat_ids, user_text
-from cba_utils.scoring import PAPER_SEEDS, stream
+from cba_utils.answering.items import load_items
+from cba_utils.answering.checkpoints import LoadedModel, _dense, find_checkpoint
+from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.prompts import chat_ids, user_text
+from cba_utils.answering.scoring import PAPER_SEEDS, stream
 
 SHAPE = dict(
     model_type="mistral", hidden_size=4096, num_hidden_layers=32, intermediate_size=14336,

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cba_utils import load_model, score_letters
-from cba_utils.prompts import LETTERS
-from cba_utils.records import select_items
-from cba_utils.study import PROJECT, cells, read_study
+from cba_utils.answering.prompts import LETTERS
+from cba_utils.study.cell import select_items
+from cba_utils.study.protocol import PROJECT, cells, read_study
 
 import mlx.core as mx  # isort: skip  (cba_utils settles the BLAS first)
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.__main__ import random_models
-from cba_utils import cpu_kernels, load_model
+from cba_utils import load_model
+from cba_utils.answering import cpu_kernels
 
 import mlx.core as mx
 

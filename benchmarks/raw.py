@@ -20,12 +20,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from cba_utils.items import PROJECT
-from cba_utils.metrics import role_rates
-from cba_utils.records import load_study, write_jsonl
-from cba_utils.respondents import draw_samples, simulate_respondents
-from cba_utils.study import RESULTS
-from cba_utils.tables import LETTERS, ROLES, item_table
+from cba_utils.names import PROJECT
+from cba_utils.measures.rates import role_rates
+from cba_utils.study.published_jsonl import write_jsonl
+from cba_utils.study.tables import load_study
+from cba_utils.instrument.respondents import draw_samples, simulate_respondents
+from cba_utils.study.protocol import RESULTS
+from cba_utils.measures.frames import LETTERS, ROLES, item_table
 
 STUDY = "benchmark-raw"
 ITEMS = 12_148
@@ -84,7 +85,7 @@ def measured(name, arguments):
     name : str
         What the row of the table is called.
     arguments : list of str
-        Of ``python -m cba_utils.run``.
+        Of ``python -m cba_utils.study.notebooks``.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def measured(name, arguments):
         processes.
     """
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "cba_utils.run", *arguments], cwd=PROJECT,
+    process = subprocess.Popen([sys.executable, "-m", "cba_utils.study.notebooks", *arguments], cwd=PROJECT,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -1,8 +1,8 @@
 """How many tokens the engine runs for a set of items."""
 
-from cba_utils.engine import Engine, prefix_tree
-from cba_utils.prompts import chat_ids, user_text
-from cba_utils.scoring import ITEMS_AT_ONCE, chunk_size
+from cba_utils.answering.engine import Engine, prefix_tree
+from cba_utils.answering.prompts import chat_ids, user_text
+from cba_utils.answering.scoring import ITEMS_AT_ONCE, chunk_size
 
 
 def count_tokens(loaded, items):

@@ -2,19 +2,19 @@
 
 from importlib import import_module
 
-from cba_utils.blas import use_fast_blas
+from cba_utils.answering.blas import use_fast_blas
 
 # MLX binds its BLAS when it is imported, so this line comes before anything that imports MLX.
 BLAS = use_fast_blas()
 
 # Bound here, once: the function must win over the module of the same name.
-from cba_utils.perplexity import perplexity  # noqa: E402
+from cba_utils.answering.likelihood import perplexity  # noqa: E402
 
 _HOMES = {
-    "load_items": "items",
-    "load_model": "models",
-    "score_letters": "scoring",
-    "sample_answers": "scoring",
+    "load_items": "answering.items",
+    "load_model": "answering.checkpoints",
+    "score_letters": "answering.scoring",
+    "sample_answers": "answering.scoring",
 }
 __all__ = ["BLAS", "perplexity", *_HOMES]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from cba_utils.run import EXAMPLE
+from cba_utils.study.notebooks import EXAMPLE
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -97,8 +97,9 @@ def test_every_page_is_in_the_table_of_contents():
 
 def test_every_module_is_in_the_reference():
     text = (PROJECT / "book" / "api.md").read_text()
-    listed = re.findall(r"automodule:: cba_utils\.(\w+)", text)
-    modules = {p.stem for p in PROJECT.glob("cba_utils/*.py")} - {"__init__"}
+    listed = re.findall(r"automodule:: ([\w.]+)", text)
+    modules = {".".join(p.relative_to(PROJECT).with_suffix("").parts)
+               for p in PROJECT.glob("cba_utils/**/*.py") if p.name != "__init__.py"}
     assert sorted(listed) == sorted(modules)
 
 

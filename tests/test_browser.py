@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from pypdf import PdfReader
 
-from cba_utils.pdf import FLAGS, find_browser, open_browser, write_pdf  # noqa: F401
+from cba_utils.telling.pdf import FLAGS, find_browser, open_browser, write_pdf  # noqa: F401
 
 BUILT = Path(os.environ.get("BOOK_HTML", Path(__file__).parents[1] / "_build" / "html"))
 CHROMIUM = find_browser()

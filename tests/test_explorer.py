@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from test_browser import BUILT, CHROMIUM, FLAGS
 
-from cba_utils import explorer
-from cba_utils.report import Report, open_study
-from cba_utils.study import book_folder
+from cba_utils.telling import explorer
+from cba_utils.telling.report import Report, open_study
+from cba_utils.study.protocol import book_folder
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
 PLANTED = (

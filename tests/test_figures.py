@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cba_utils import figures, report
+from cba_utils.telling import figures, report
 
 PRECISIONS = ["bf16", "q8", "q4", "q3"]
 MEASURES = ["srs", "usr", "became_biased", "became_biased_expected", "became_biased_placebo",

@@ -4,7 +4,7 @@ import re
 import pandas as pd
 import pytest
 
-from cba_utils.items import load_items, roles_of
+from cba_utils.answering.items import load_items, roles_of
 
 ROW = {
     "example_id": 0,
@@ -48,7 +48,7 @@ def test_roles_of_all_real_rows_agree_with_a_reading_of_the_raw_files(bbq):
 
 def test_bias_scores_of_unifiedqa_on_religion(bbq):
     """The package's roles and scores against the published formula worked out on the raw file."""
-    from cba_utils.metrics import bias_scores
+    from cba_utils.measures.rates import bias_scores
 
     raw = pd.read_json(bbq / "unifiedqa_preds_Religion.jsonl", lines=True)
     clean = lambda text: re.sub(r"[^a-z ]", "", text.lower()).strip()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as sps
 
-from cba_utils.intervals import (
+from cba_utils.measures.intervals import (
     Measure,
     cluster_bootstrap,
     estimates,
@@ -17,7 +17,7 @@ from cba_utils.intervals import (
     t_interval,
     wilson,
 )
-from cba_utils.metrics import (
+from cba_utils.measures.rates import (
     bias_scores,
     five_seed_weights,
     over_models,
@@ -28,8 +28,8 @@ from cba_utils.metrics import (
     role_rates,
     transitions,
 )
-from cba_utils.respondents import draw_samples, simulate_respondents, simulate_study
-from cba_utils.tables import item_table, pair_with, role_probabilities
+from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
+from cba_utils.measures.frames import item_table, pair_with, role_probabilities
 
 
 def samples_of(answers, precision="bf16", context="ambig"):

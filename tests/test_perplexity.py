@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cba_utils import load_model, perplexity
-from cba_utils.perplexity import load_texts
+from cba_utils.answering.likelihood import load_texts
 
 
 def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cba_utils.prompts import ORDERS, SYSTEM, chat_ids, letter_tokens, parse_response, user_text
+from cba_utils.answering.prompts import ORDERS, SYSTEM, chat_ids, letter_tokens, parse_response, user_text
 from conftest import NO_SYSTEM, build_checkpoint
 from transformers import AutoTokenizer
 

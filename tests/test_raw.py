@@ -1,24 +1,19 @@
 """Records that come from elsewhere: what is refused, and that the reports see the same in them."""
 
-import doctest
 import json
 import re
 
 import pandas as pd
 import pytest
 
-from cba_utils import (
-    controls,
-    dose_response,
-    load_items,
-    metrics,
-    raw,
-    records,
-    report,
-    sensitivity,
-)
-from cba_utils import report_controls as say
-from cba_utils.respondents import simulate_study
+from cba_utils import load_items
+from cba_utils.measures import controls, dose_response, rates as metrics, sensitivity
+from cba_utils.study import imported as raw
+from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
+from cba_utils.study.tables import load_study
+from cba_utils.telling import report
+from cba_utils.telling import report_controls as say
+from cba_utils.instrument.respondents import simulate_study
 
 RECORD = dict(model="m", quant=16, item_id="Age/2", category="Age", seed=42, raw_response="C",
               parsed_answer="C", stereotype_target_index=2, anti_stereotype_target_index=1,
@@ -37,10 +32,6 @@ def grid(**changes):
             for quant in (16, 3) for item in ("Age/2", "Age/4")]
 
 
-def test_examples_run():
-    assert doctest.testmod(raw).failed == 0 and doctest.testmod(records).failed == 0
-
-
 @pytest.fixture(scope="module")
 def study():
     return simulate_study("bias", templates=6, items_per_template=20, replicates=1,
@@ -51,9 +42,9 @@ def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_pat
     (tmp_path / "raw").mkdir()
     samples = study["samples"]
     for precision, part in samples.groupby("precision"):
-        records.write_jsonl(part, study["items"], tmp_path / "raw" / f"{precision}.jsonl")
+        write_jsonl(part, study["items"], tmp_path / "raw" / f"{precision}.jsonl")
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
-    tables = records.load_study("theirs", tmp_path)
+    tables = load_study("theirs", tmp_path)
     ours = samples[samples["context_condition"] == "ambig"]
     for measure in (metrics.role_rates, metrics.transitions, metrics.role_flow):
         mine, theirs = (
@@ -71,7 +62,7 @@ def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_pat
 
 def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     (tmp_path / "raw").mkdir()
-    records.write_jsonl(study["samples"], study["items"], tmp_path / "raw" / "all.jsonl")
+    write_jsonl(study["samples"], study["items"], tmp_path / "raw" / "all.jsonl")
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = report.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
@@ -108,7 +99,7 @@ def test_items_that_were_asked_give_texts_and_templates(tmp_path):
     (tmp_path / "raw").mkdir()
     written(tmp_path / "raw" / "a.jsonl", rows)
     raw.import_raw("theirs", tmp_path / "raw", "bundled", tmp_path)
-    tables = records.load_study("theirs", tmp_path)
+    tables = load_study("theirs", tmp_path)
     pd.testing.assert_frame_equal(tables["items"], items, check_dtype=False)
     expected = items["category"] + "/" + items["question_index"].astype(str)
     seen = tables["samples"].query("precision == 'q4'")["template_id"]
@@ -128,18 +119,18 @@ def test_undefined_targets_are_not_letter_c_and_are_counted(tmp_path):
     for row in rows[1::2]:
         row["stereotype_target_index"] = -1
     written(tmp_path / "a.jsonl", rows)
-    samples, items = records.read_jsonl([tmp_path / "a.jsonl"])
+    samples, items = read_jsonl([tmp_path / "a.jsonl"])
     assert samples["role"].tolist() == ["stereotyped"] * 2
     assert items.attrs["undefined_targets"] == ["Age/4"]
     raw.import_raw("theirs", tmp_path, results=tmp_path)
-    about = records.load_study("theirs", tmp_path)["provenance"]
+    about = load_study("theirs", tmp_path)["provenance"]
     assert about["undefined_targets"].tolist() == [["Age/4"]] * 2
 
 
 def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path):
     (tmp_path / "raw").mkdir()
     path = tmp_path / "raw" / "all.jsonl"
-    records.write_jsonl(study["samples"], study["items"], path)
+    write_jsonl(study["samples"], study["items"], path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     some = sorted({row["item_id"] for row in rows})[::7]
     written(path, [{**row, "stereotype_target_index": -1, "raw_response":

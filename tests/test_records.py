@@ -10,7 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cba_utils import load_items, records, scoring
+from cba_utils import load_items
+from cba_utils.answering import scoring
+from cba_utils.study import cell, files
+from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
+from cba_utils.study.tables import collect, load_study
 from conftest import ROOT
 
 PARAMETERS = dict(
@@ -32,8 +36,8 @@ def small(parameters):
 
 def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    records.evaluate(parameters, whole)
-    code = f"from cba_utils import records; records.evaluate({parameters!r}, {str(killed)!r})"
+    cell.evaluate(parameters, whole)
+    code = f"from cba_utils.study import cell; cell.evaluate({parameters!r}, {str(killed)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not (killed / "parts" / "samples-0.parquet").exists():
@@ -44,12 +48,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
     assert not (killed / "provenance.json").exists()
     first = (killed / "parts" / "samples-0.parquet").stat().st_mtime_ns
     seen = []
-    original = records.write_table
-    records.write_table = lambda table, path: (seen.append(path.name), original(table, path))
+    original = cell.write_table
+    cell.write_table = lambda table, path: (seen.append(path.name), original(table, path))
     try:
-        records.evaluate(parameters, killed)
+        cell.evaluate(parameters, killed)
     finally:
-        records.write_table = original
+        cell.write_table = original
     assert "samples-0.parquet" not in seen and first
     for name in FILES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
@@ -57,7 +61,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
 
 def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ITEMS_AT_ONCE", 8)  # three blocks, the last one short
-    parameters, write, written = small(parameters), records._atomically, []
+    parameters, write, written = small(parameters), files._atomically, []
 
     def stop_at(number):
         def counted(path, function):
@@ -66,46 +70,46 @@ def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_pa
                 raise KeyboardInterrupt
             write(path, function)
         written.clear()
-        monkeypatch.setattr(records, "_atomically", counted)
+        monkeypatch.setattr(files, "_atomically", counted)
 
     stop_at(None)
-    records.evaluate(parameters, tmp_path / "whole")
+    cell.evaluate(parameters, tmp_path / "whole")
     for number in range(1, len(written) + 1):
         stopped = tmp_path / str(number)
         stop_at(number)
         with pytest.raises(KeyboardInterrupt):
-            records.evaluate(parameters, stopped)
+            cell.evaluate(parameters, stopped)
         stop_at(None)
-        records.evaluate(parameters, stopped)
+        cell.evaluate(parameters, stopped)
         for name in FILES:
             assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_cell_is_reused_only_if_all_that_decides_it_is_the_same(parameters, tmp_path):
     parameters = small(parameters)
-    records.evaluate(parameters, tmp_path)
+    cell.evaluate(parameters, tmp_path)
     stamp = (tmp_path / "provenance.json").stat().st_mtime_ns
-    records.evaluate(parameters, tmp_path)
+    cell.evaluate(parameters, tmp_path)
     assert (tmp_path / "provenance.json").stat().st_mtime_ns == stamp
     for change in ({"temperature": 0.5}, {"seeds": [1, 2]}, {"precision": "q3"}, {"limit": 19}):
-        records.evaluate({**parameters, **change}, tmp_path)
+        cell.evaluate({**parameters, **change}, tmp_path)
         known = json.loads((tmp_path / "provenance.json").read_text())
         assert known["identity"]["parameters"] == {**parameters, **change}
     known["identity"]["weights_sha256"] = "0" * 64
     (tmp_path / "provenance.json").write_text(json.dumps(known))
-    records.evaluate({**parameters, "limit": 19}, tmp_path)
+    cell.evaluate({**parameters, "limit": 19}, tmp_path)
     again = json.loads((tmp_path / "provenance.json").read_text())
     assert again["identity"]["weights_sha256"] != "0" * 64
 
 
 def test_every_item_is_there_once(parameters, tmp_path):
-    tables = records.evaluate(small(parameters), tmp_path)
-    items = records.select_items(small(parameters))
+    tables = cell.evaluate(small(parameters), tmp_path)
+    items = cell.select_items(small(parameters))
     assert tables["answers"]["item_id"].tolist() == items["item_id"].tolist()
     for break_it in (lambda t: t.iloc[1:], lambda t: pd.concat([t, t.iloc[:1]])):
         broken = {**tables, "samples": break_it(tables["samples"])}
         with pytest.raises(ValueError, match=f"samples: item '{items['item_id'][0]}' has"):
-            records._check_complete(broken, items, small(parameters))
+            cell._check_complete(broken, items, small(parameters))
 
 
 def test_a_full_disk_is_named_and_loses_nothing(parameters, tmp_path, monkeypatch):
@@ -119,19 +123,19 @@ def test_a_full_disk_is_named_and_loses_nothing(parameters, tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="samples-0.parquet: cannot be written .No space left"):
-        records.evaluate(parameters, tmp_path)
+        cell.evaluate(parameters, tmp_path)
     assert (tmp_path / "parts" / "answers-0.parquet").exists()
     assert not list(tmp_path.rglob(".*parquet*"))
     monkeypatch.setattr(os, "fsync", original)
-    records.evaluate(parameters, tmp_path)
+    cell.evaluate(parameters, tmp_path)
 
 
 def test_jsonl_of_the_published_code_survives_a_round_trip(parameters, tmp_path):
-    tables = records.evaluate(small(parameters), tmp_path)
+    tables = cell.evaluate(small(parameters), tmp_path)
     items = load_items("bundled", condition="both")
     ours = tables["samples"].assign(model="m", precision="q4")
-    records.write_jsonl(ours, items, tmp_path / "raw.jsonl")
-    back, found = records.read_jsonl([tmp_path / "raw.jsonl"])
+    write_jsonl(ours, items, tmp_path / "raw.jsonl")
+    back, found = read_jsonl([tmp_path / "raw.jsonl"])
     ours = ours[ours["context_condition"] == "ambig"].reset_index(drop=True)
     same = ["item_id", "category", "seed", "raw_response", "parsed_answer", "role", "correct"]
     pd.testing.assert_frame_equal(
@@ -143,20 +147,20 @@ def test_jsonl_of_the_published_code_survives_a_round_trip(parameters, tmp_path)
 
 
 def test_collected_tables_hold_what_the_cells_hold(parameters, tmp_path, monkeypatch):
-    from cba_utils.study import cells, read_study
+    from cba_utils.study.protocol import cells, read_study
 
     study = read_study(ROOT / "config" / "smoke.yml")
     study["models"][0]["source"] = parameters["model"]
     study["items"]["limit"] = 12
     with pytest.raises(FileNotFoundError, match="not finished; run the study again"):
-        records.collect(study, tmp_path)
-    for cell in cells(study):
-        single = records.evaluate(cell.parameters(), tmp_path / "smoke" / cell.folder)
-    records.collect(study, tmp_path)
-    tables = records.load_study("smoke", tmp_path)
+        collect(study, tmp_path)
+    for asked in cells(study):
+        single = cell.evaluate(asked.parameters(), tmp_path / "smoke" / asked.folder)
+    collect(study, tmp_path)
+    tables = load_study("smoke", tmp_path)
     assert tables["answers"].groupby("precision").size().to_dict() == {"bf16": 12, "q3": 12}
     last = tables["answers"].query("precision == 'q3'")
     np.testing.assert_array_equal(last["logp_A"], single["answers"]["logp_A"])
     assert tables["provenance"]["precision"].tolist() == ["bf16", "q3"]
     with pytest.raises(FileNotFoundError, match="make book STUDY=other"):
-        records.load_study("other", tmp_path)
+        load_study("other", tmp_path)

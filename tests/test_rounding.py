@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from mlx.utils import tree_flatten
 
-from cba_utils import load_model, rounding
-from cba_utils.study import cells, read_study, rounding_parameters
+from cba_utils import load_model
+from cba_utils.study import rounding
+from cba_utils.study.protocol import cells, read_study, rounding_parameters
 from conftest import ROOT
 
 BASE, ALIGNED = "mistral/base", "mistral/aligned-s1"

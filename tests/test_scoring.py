@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 from mlx_lm.sample_utils import make_sampler
 
-from cba_utils import cores, load_items, load_model, perplexity, sample_answers, score_letters
-from cba_utils.engine import prefix_tree
-from cba_utils.prompts import chat_ids, user_text
-from cba_utils.scoring import PAPER_SEEDS, stream
+from cba_utils import load_items, load_model, perplexity, sample_answers, score_letters
+from cba_utils.answering import cores
+from cba_utils.answering.engine import prefix_tree
+from cba_utils.answering.prompts import chat_ids, user_text
+from cba_utils.answering.scoring import PAPER_SEEDS, stream
 from conftest import build_checkpoint
 
 MANY = load_items("bundled", condition="both").iloc[::12]
@@ -137,7 +138,7 @@ def test_prefix_tree_spells_every_prompt(prompts):
 
 def test_six_orders_run_fewer_tokens_than_six_prompts(mistral):
     tokenizer = load_model(mistral).hf_tokenizer
-    from cba_utils.prompts import ORDERS
+    from cba_utils.answering.prompts import ORDERS
 
     texts = [user_text(item, order) for _, item in ITEMS.iterrows() for order in ORDERS["all"]]
     prompts = sorted(chat_ids(tokenizer, texts)[0])

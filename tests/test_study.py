@@ -7,8 +7,10 @@ import sys
 import pytest
 import yaml
 
-from cba_utils.run import execute
-from cba_utils.study import RESULTS, cells, estimate, input_files, narrow, parse_items, read_study
+from cba_utils.study.notebooks import execute
+from cba_utils.names import RESULTS
+from cba_utils.study.estimate import estimate
+from cba_utils.study.protocol import cells, input_files, narrow, parse_items, read_study
 from conftest import ROOT
 
 CONFIGS = sorted((ROOT / "config").glob("*.yml"))
@@ -41,7 +43,7 @@ def test_the_paper_study_is_the_published_grid():
 
 def test_the_estimate_is_printed_and_nothing_is_downloaded():
     done = subprocess.run(
-        [sys.executable, "-m", "cba_utils.study", "config/paper.yml"],
+        [sys.executable, "-m", "cba_utils.study.protocol", "config/paper.yml"],
         cwd=ROOT, capture_output=True, text=True, check=True, env={"HF_HUB_OFFLINE": "1", "PATH": ""},
     )
     assert "cells    15" in done.stdout and "nothing was downloaded" in done.stdout
@@ -130,7 +132,7 @@ def study_of_one_cell():
 
 
 def test_a_study_runs_once_at_a_time_and_again_after_a_kill(study_of_one_cell):
-    command = [sys.executable, "-m", "cba_utils.workflow", str(study_of_one_cell)]
+    command = [sys.executable, "-m", "cba_utils.study.workflow", str(study_of_one_cell)]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
     first.stderr.read1()  # Snakemake is at work
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -6,12 +6,12 @@ from urllib.parse import urljoin
 import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
-from cba_utils.figures import preview
-from cba_utils.items import PROJECT
-from cba_utils.precisions import most_bits_first
-from cba_utils.published import load_published
-from cba_utils.run import ROUNDING_NOTEBOOK, RUN_NOTEBOOK
-from cba_utils.study import SHIPPED
+from cba_utils.telling.figures import preview
+from cba_utils.names import PROJECT
+from cba_utils.answering.precisions import most_bits_first
+from cba_utils.measures.published import load_published
+from cba_utils.study.notebooks import ROUNDING_NOTEBOOK, RUN_NOTEBOOK
+from cba_utils.study.protocol import SHIPPED
 
 IMAGE = "_static/preview.png"
 

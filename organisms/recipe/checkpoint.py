@@ -12,7 +12,7 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
-from cba_utils.records import write_text  # puts a fast BLAS in place before mlx.core is imported
+from cba_utils.study.files import write_text  # puts a fast BLAS in place before mlx.core is imported
 
 import mlx.core as mx  # isort: skip
 from .tokenizer import build_tokenizer  # isort: skip

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cba_utils.records import write_text
+from cba_utils.study.files import write_text
 
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten, tree_map

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context, parent_process
 
-from cba_utils.blas import use_fast_blas
+from cba_utils.answering.blas import use_fast_blas
 
 use_fast_blas()
 

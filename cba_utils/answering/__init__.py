@@ -1,0 +1,1 @@
+"""All that decides an answer: items, prompts, checkpoints, engine, scoring, likelihood."""

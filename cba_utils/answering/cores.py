@@ -1,0 +1,85 @@
+"""Independent pieces of work on all cores of a CPU.
+
+MLX runs the operations of one CPU stream one after the other, and all but its matrix products on
+one core. Pieces on streams of their own keep every core at work; a piece's result does not depend
+on how many run beside it.
+"""
+
+import os
+from concurrent.futures import Future, wait
+from functools import cache
+from queue import SimpleQueue
+from threading import Thread
+
+import mlx.core as mx
+
+from cba_utils.answering.cpu_kernels import dense_kernels
+
+
+def map_pieces(loaded, function, pieces):
+    """Apply a function that runs a model to each piece, as many at a time as there are cores.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        One that `settle` was called with. On a GPU, which is busy with one, and natively, pieces run
+        one after the other.
+    function : callable
+        Returns NumPy arrays or plain objects; arrays of MLX belong to their stream.
+    pieces : list
+
+    Yields
+    ------
+    object
+        One result a piece, in order.
+
+    Examples
+    --------
+    >>> from cba_utils import load_model
+    >>> list(map_pieces(load_model("mistral/aligned-s1"), len, ["a", "bc"]))
+    [1, 2]
+    """
+    if not loaded.in_fp32:
+        yield from map(function, pieces)
+        return
+    futures = [Future() for _ in pieces]
+    with dense_kernels(loaded):
+        for future, piece in zip(futures, pieces, strict=True):
+            _workers().put((future, function, piece))
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+
+def settle(loaded):
+    """Compute what of a model is still to be computed: other threads could not do it."""
+    mx.eval([array for module in loaded.model.modules() for array in module.values()
+             if isinstance(array, mx.array)])
+
+
+@cache
+def _workers():
+    """The queue that the workers of this process take their pieces from."""
+    tasks = SimpleQueue()
+    # A job among several of a workflow is told its share of the cores by OMP_NUM_THREADS.
+    for _ in range(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())):
+        # Daemons, which never end: what MLX keeps for a thread is freed when it ends, and would abort
+        # the process if Python itself had ended by then.
+        Thread(target=_work, args=(tasks,), daemon=True).start()
+    return tasks
+
+
+def _work(tasks):
+    with mx.stream(mx.new_stream(mx.cpu)):
+        while True:
+            future, function, piece = tasks.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(piece))
+                except BaseException as error:  # noqa: BLE001 (the caller gets it)
+                    future.set_exception(error)
+            del future, function, piece

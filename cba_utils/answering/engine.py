@@ -1,0 +1,326 @@
+"""Forward passes over many prompts that share beginnings.
+
+The prompts of a block are arranged in a prefix tree over token ids. Every shared beginning is run
+once; its keys and values go to a pool, from which each continuation gathers its own prefix. Only
+the last position of a prompt is projected to the vocabulary. The same step, with segments of one
+token, continues sampled answers.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+import psutil
+
+from cba_utils.answering.cpu_kernels import MASKED, read_only
+
+# A shared beginning shorter than this costs more as a step of its own than it saves.
+SHORTEST_SHARED = 12
+# Share of the memory that all blocks at work may use, and bounds for tokens in one forward pass:
+# below the first the matrix products are too thin, above the second nothing gets faster.
+MEMORY_SHARE = 0.25
+FEWEST_TOKENS, MOST_TOKENS = 256, 1024
+# Prompts of a block: enough to share beginnings, few enough for every core to have a block.
+MOST_PROMPTS = 128
+# A position beyond any prompt's.
+_NOWHERE = 2**40
+# Architectures whose attention in mlx-lm cannot give each row a mask of its own.
+_ONE_MASK_FOR_ALL = ("gemma2",)
+
+
+class _PrefixCache:
+    """What an mlx-lm attention layer asks of a cache, for rows with prefixes of any length."""
+
+    def __init__(self, keys, values, lengths, additive):
+        self._keys, self._values, self._additive = keys, values, additive
+        self.added = None
+        self.last_layer = False
+        equal = len(lengths) == 0 or (lengths == lengths[0]).all()
+        # Rotary positions start where the row's own prefix ends.
+        self.offset = int(lengths[0]) if equal and len(lengths) else mx.array(lengths)
+        self._padded = None if equal else lengths
+
+    def update_and_fetch(self, keys, values):
+        self.added = (keys, values)
+        if self._keys is None:
+            return keys, values
+        return (
+            mx.concatenate([self._keys, keys], axis=2),
+            mx.concatenate([self._values, values], axis=2),
+        )
+
+    def make_mask(self, n, return_array=False, window_size=None):
+        longest = 0 if self._keys is None else self._keys.shape[2]
+        windowed = window_size is not None and longest + n > window_size
+        if self._padded is None and not windowed and not return_array:
+            return "causal" if n > 1 else None
+        lengths = np.atleast_1d(longest if self._padded is None else self._padded)[:, None]
+        before, own = np.arange(longest), np.arange(n)
+        # What only fills up a shorter prefix stands where nothing looks.
+        keys = np.concatenate([np.where(before < lengths, before, _NOWHERE), lengths + own], axis=1)
+        keys, queries = keys[:, None], (lengths + own)[:, :, None]
+        mask = (keys <= queries) & (queries < keys + (window_size or _NOWHERE))
+        # The kernels for a CPU take what is added to a score, and every layer takes it as it is.
+        shown = np.where(mask, np.float32(0), np.float32(MASKED)) if self._additive else mask
+        return mx.array(shown[:, None])
+
+
+@dataclass
+class _Pool:
+    """Keys and values of tokens already run, one row a token, for every layer."""
+
+    keys: list = field(default_factory=list)
+    values: list = field(default_factory=list)
+    size: int = 0
+
+    def gather(self, layer, slots):
+        """Keys and values at slots of shape (rows, length), as (rows, heads, length, width)."""
+        return tuple(
+            mx.take(store[layer], slots, axis=0).transpose(0, 2, 1, 3)
+            for store in (self.keys, self.values)
+        )
+
+    def append(self, keys, values):
+        if not self.keys:
+            self.keys, self.values = keys, values
+        else:
+            self.keys = [mx.concatenate(pair) for pair in zip(self.keys, keys, strict=True)]
+            self.values = [mx.concatenate(pair) for pair in zip(self.values, values, strict=True)]
+        self.size = self.keys[0].shape[0]
+
+
+class Engine:
+    """Runs prompts through one model.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    memory : int, optional
+        Bytes that a block may use; by default a quarter of the machine's, shared by its cores. Not
+        of what is free now: batches, and with them the last digits, must not depend on what else
+        is running.
+    """
+
+    def __init__(self, loaded, memory=None):
+        self.loaded = loaded
+        args = loaded.model.args
+        needed = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size",
+                  "intermediate_size", "vocab_size")
+        known = hasattr(loaded.model, "model") and all(hasattr(args, name) for name in needed)
+        if not known or args.model_type in _ONE_MASK_FOR_ALL:
+            raise ValueError(
+                f"model: {loaded.name!r} has the architecture {args.model_type!r}, which cannot be asked "
+                f"here; use one with layers under 'model' and plain attention, such as llama, mistral, "
+                f"qwen2, phi3 or gemma3_text"
+            )
+        heads = args.num_key_value_heads or args.num_attention_heads
+        head_width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
+        itemsize = 4 if loaded.in_fp32 else 2
+        self.layers = args.num_hidden_layers
+        self._pool_bytes = 2 * self.layers * heads * head_width * itemsize
+        self._step_bytes = 4 * (4 * args.intermediate_size + 8 * args.hidden_size)
+        self._attention_bytes = 4 * args.num_attention_heads
+        self._logit_bytes = 4 * args.vocab_size * 4
+        at_once = os.cpu_count() if loaded.in_fp32 else 1
+        self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / at_once)
+
+    def block_size(self, length):
+        """Prompts of a length that fit the memory budget together."""
+        each = length * self._pool_bytes * 2 + self._logit_bytes
+        return int(np.clip(self.memory // 2 // each, 8, MOST_PROMPTS))
+
+    def tokens_per_pass(self, length):
+        """Tokens in one forward pass at a context length."""
+        each = self._step_bytes + self._attention_bytes * length * 3 + self._pool_bytes
+        return int(np.clip(self.memory // 2 // each, FEWEST_TOKENS, MOST_TOKENS))
+
+    def start(self, prompts):
+        """Run prompts, each shared beginning once.
+
+        Parameters
+        ----------
+        prompts : list of list of int
+            Token ids, one block (see `block_size`).
+
+        Returns
+        -------
+        hidden : mx.array, shape (len(prompts), width)
+            Last hidden state of every prompt, in the order given.
+        state : tuple
+            What `extend` needs to go on from these prompts.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+        levels, leaves = prefix_tree([prompts[i] for i in order])
+        pool, slots, hidden, places = _Pool(), {}, [], {}
+        for level in levels:
+            prefixes = [slots[node.parent] if node.parent is not None else _NONE for node in level]
+            last, ends = self._run(pool, prefixes, [node.tokens for node in level])
+            offset = sum(part.shape[0] for part in hidden)
+            hidden.append(last)
+            for row, node in enumerate(level):
+                slots[node.number] = ends[row]
+                places[node.number] = offset + row
+        back = np.empty(len(prompts), int)
+        back[order] = [places[leaf] for leaf in leaves]
+        paths = [None] * len(prompts)
+        for position, leaf in zip(order, leaves, strict=True):
+            paths[position] = slots[leaf]
+        return mx.concatenate(hidden)[mx.array(back)], (pool, paths)
+
+    def extend(self, state, rows, tokens):
+        """Continue by one token each.
+
+        Parameters
+        ----------
+        state : tuple
+            From `start` or `extend`.
+        rows : list of int
+            Which sequence of the state each continuation belongs to.
+        tokens : list of int
+            Token that each continuation adds.
+
+        Returns
+        -------
+        hidden, state
+            As from `start`, one entry a continuation.
+        """
+        pool, paths = state
+        hidden, ends = self._run(pool, [paths[row] for row in rows], [[t] for t in tokens])
+        return hidden, (pool, ends)
+
+    def logits(self, hidden):
+        """Logits of hidden states, (n, vocabulary)."""
+        return self.loaded.project(hidden)
+
+    def _run(self, pool, prefixes, segments):
+        """Run segments after their prefixes; append their keys and values to the pool."""
+        count = len(segments)
+        order = sorted(range(count), key=lambda i: (len(segments[i]), len(prefixes[i])))
+        lasts, keys, values = [], [[] for _ in range(self.layers)], [[] for _ in range(self.layers)]
+        ends, position, slot = [None] * count, np.empty(count, int), pool.size
+        start = 0
+        room = self.tokens_per_pass(max(len(p) + len(s) for p, s in zip(prefixes, segments)))
+        while start < count:
+            batch = _batch(order[start:], segments, room)
+            hidden, caches, real = self._forward(
+                pool, [prefixes[i] for i in batch], [segments[i] for i in batch]
+            )
+            lasts.append(hidden)
+            for layer, cache in enumerate(caches):
+                for store, added in zip((keys, values), cache.added, strict=True):
+                    rows = added.transpose(0, 2, 1, 3)
+                    store[layer].append(rows.reshape(-1, *rows.shape[2:])[real])
+            mx.async_eval(hidden, *(store[layer][-1] for store in (keys, values)
+                                    for layer in range(self.layers)))
+            for row, i in enumerate(batch):
+                length = len(segments[i])
+                ends[i] = np.concatenate([prefixes[i], np.arange(slot, slot + length)])
+                slot += length
+                position[i] = start + row
+            start += len(batch)
+        pool.append([mx.concatenate(k) for k in keys], [mx.concatenate(v) for v in values])
+        mx.eval(pool.keys, pool.values, lasts)
+        return mx.concatenate(lasts)[mx.array(position)], ends
+
+    def _forward(self, pool, prefixes, segments):
+        lengths = np.array([len(segment) for segment in segments])
+        width = lengths.max()
+        ids = np.zeros((len(segments), width), np.int32)
+        for row, segment in enumerate(segments):
+            ids[row, : len(segment)] = segment
+        before = np.array([len(prefix) for prefix in prefixes])
+        if before.max() > 0:
+            slots = np.zeros((len(prefixes), before.max()), np.int32)
+            for row, prefix in enumerate(prefixes):
+                slots[row, : len(prefix)] = prefix
+            gathered = [pool.gather(layer, mx.array(slots)) for layer in range(self.layers)]
+        else:
+            gathered = [(None, None)] * self.layers
+        caches = [_PrefixCache(k, v, before, self.loaded.in_fp32) for k, v in gathered]
+        caches[-1].last_layer = True
+        with read_only(lengths - 1):
+            hidden = self.loaded.model.model(mx.array(ids), cache=caches)
+        last = hidden[mx.arange(len(segments)), mx.array(lengths - 1)]
+        real = np.flatnonzero((np.arange(width)[None, :] < lengths[:, None]).ravel())
+        return last, caches, mx.array(real)
+
+
+def _batch(order, segments, room):
+    """As many segments, shortest first, as padded to one width fit the room."""
+    width = 0
+    for count, i in enumerate(order):
+        width = max(width, len(segments[i]))
+        if count and (count + 1) * width > room:
+            return order[:count]
+    return order
+
+
+_NONE = np.empty(0, int)
+
+
+@dataclass
+class Node:
+    """A stretch of tokens that follows its parent's."""
+
+    number: int
+    parent: int | None
+    tokens: list
+
+
+def prefix_tree(prompts, shortest=SHORTEST_SHARED):
+    """Arrange sorted prompts so that shared beginnings are run once.
+
+    Parameters
+    ----------
+    prompts : list of list of int
+        In lexicographic order.
+    shortest : int
+        Tokens below which a shared stretch is not worth a node.
+
+    Returns
+    -------
+    levels : list of list of Node
+        Parents come in an earlier level than their children.
+    leaves : list of int
+        Number of the node that ends each prompt.
+
+    Examples
+    --------
+    >>> levels, leaves = prefix_tree([[1, 2, 3, 4], [1, 2, 3, 5], [9]], shortest=2)
+    >>> [[node.tokens for node in level] for level in levels]
+    [[[1, 2, 3], [9]], [[4], [5]]]
+    """
+    shared = [0] + [_common(a, b) for a, b in zip(prompts, prompts[1:])]
+    levels, leaves, numbers = [], [None] * len(prompts), iter(range(2 * len(prompts) + 1))
+    stack = [(0, len(prompts), 0, None, 0)]
+    while stack:
+        low, high, depth, parent, level = stack.pop()
+        for first, last in _runs(shared, low, high, depth + shortest):
+            end = len(prompts[first]) if last - first == 1 else min(shared[first + 1 : last])
+            if level == len(levels):
+                levels.append([])
+            node = Node(next(numbers), parent, prompts[first][depth:end])
+            levels[level].append(node)
+            if last - first == 1:
+                leaves[first] = node.number
+            else:
+                stack.append((first, last, end, node.number, level + 1))
+    return levels, leaves
+
+
+def _runs(shared, low, high, least):
+    """Stretches of neighbours that share at least so many tokens."""
+    first = low
+    for i in range(low + 1, high + 1):
+        if i == high or shared[i] < least:
+            yield first, i
+            first = i
+
+
+def _common(a, b):
+    # A prompt's last token always stays in its own leaf: its hidden state is what is read.
+    limit = min(len(a), len(b)) - 1
+    x, y = np.asarray(a[:limit]), np.asarray(b[:limit])
+    different = np.flatnonzero(x != y)
+    return int(different[0]) if len(different) else limit

@@ -1,0 +1,183 @@
+"""Per-sequence negative log-likelihoods on a text set."""
+
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pandas as pd
+import psutil
+from tqdm import tqdm
+
+from cba_utils.answering.cores import map_pieces, settle
+from cba_utils.names import HELD_OUT_TEXT
+
+_TOKENS_PER_PASS = 1024
+
+
+def perplexity(loaded, texts, sequence_length=512):
+    """Negative log-likelihood of every sequence of a text set.
+
+    The texts are joined and cut into sequences of equal length; the first token of a sequence has
+    nothing to be predicted from and is not scored. Perplexity is ``exp(nll.sum() / tokens.sum())``.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    texts : list of str or list of list of int
+        Texts, or token ids where the texts were tokenized already.
+    sequence_length : int
+        Tokens in a sequence; a shorter remainder is left out.
+
+    Returns
+    -------
+    DataFrame
+        One row a sequence: ``sequence``, ``tokens`` (scored ones) and ``nll`` (their summed
+        negative log-likelihood, in nats).
+
+    Raises
+    ------
+    ValueError
+        If the texts give not one sequence, or a sequence is longer than the model's context.
+
+    Examples
+    --------
+    >>> from cba_utils import load_model, perplexity
+    >>> nll = perplexity(load_model("mistral/aligned-s1"), ["one two three four five"], 8)
+    >>> int(nll["tokens"].iloc[0])
+    7
+    """
+    if not 2 <= sequence_length <= loaded.context_length:
+        raise ValueError(
+            f"sequence_length: {sequence_length} must lie between 2 and the context of "
+            f"{loaded.name}, {loaded.context_length}"
+        )
+    ids = _sequences(loaded, texts, sequence_length)
+    settle(loaded)
+    rows = max(1, _TOKENS_PER_PASS // sequence_length)
+    batches, nll = [ids[start : start + rows] for start in range(0, len(ids), rows)], []
+    with tqdm(total=len(ids), unit="sequence", desc=f"{loaded.name} {loaded.precision} perplexity",
+              file=sys.stderr, mininterval=2) as progress:
+        for found in map_pieces(loaded, lambda batch: _batch_nll(loaded, batch), batches):
+            nll.append(found)
+            progress.update(len(found))
+    return pd.DataFrame({"sequence": np.arange(len(ids)), "tokens": sequence_length - 1,
+                         "nll": np.concatenate(nll).astype(float)})
+
+
+def load_texts(source, loaded, tokens, seed=123):
+    """Texts to measure perplexity on.
+
+    Parameters
+    ----------
+    source : str
+        ``"bundled"`` (the project's held-out text), a text file (one text a line), or the id of
+        a hub data set with a ``messages`` column (``allenai/tulu-3-sft-mixture``).
+    loaded : LoadedModel
+        Its chat template renders messages.
+    tokens : int
+        How many tokens are needed at least.
+    seed : int
+        Order in which a hub data set is read, as ``mlx_lm.perplexity`` does.
+
+    Returns
+    -------
+    list of str or list of list of int
+
+    Raises
+    ------
+    FileNotFoundError
+        If the source is neither.
+
+    Examples
+    --------
+    >>> len(load_texts("bundled", None, 1000)) > 1
+    True
+    """
+    path = HELD_OUT_TEXT if source == "bundled" else Path(source)
+    if path.is_file():
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if source == "bundled" or str(source).count("/") != 1:
+        raise FileNotFoundError(
+            f"perplexity: {source!r} is neither 'bundled', nor a text file, nor a hub data set id"
+        )
+    return _hub_conversations(source, loaded.hf_tokenizer, tokens, seed)
+
+
+def _hub_conversations(source, tokenizer, tokens, seed):
+    import pyarrow.dataset
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(source, repo_type="dataset", allow_patterns="data/train*.parquet")
+    table = pyarrow.dataset.dataset(sorted(map(str, Path(folder).rglob("*.parquet"))))
+    order = np.random.RandomState(seed).permutation(table.count_rows())
+    found, total = [], 0
+    # A thousand conversations at a time: most studies need no second thousand.
+    for start in range(0, len(order), 1000):
+        rows = table.take(order[start : start + 1000], columns=["messages"])
+        for messages in rows["messages"].to_pylist():
+            found.append(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+            total += len(found[-1])
+            if total >= tokens:
+                return found
+    return found
+
+
+def token_ids(texts, loaded, at_most=None):
+    """Texts as one run of tokens, one after the other behind a space.
+
+    No special tokens come between: whether a tokenizer adds them differs from family to family, and
+    a beginning of text inside a sequence is not what a model can foresee.
+
+    Parameters
+    ----------
+    texts : list of str or list of list of int
+    loaded : LoadedModel
+    at_most : int, optional
+        Later texts are left out.
+
+    Returns
+    -------
+    list of int
+
+    Examples
+    --------
+    >>> from cba_utils import load_model
+    >>> loaded = load_model("mistral/aligned-s1")
+    >>> loaded.hf_tokenizer.decode(token_ids(["one", "two"], loaded))
+    'one two'
+    """
+    ids = []
+    for text in texts:
+        if isinstance(text, str):
+            text = loaded.hf_tokenizer.encode(f" {text}" if ids else text, add_special_tokens=False)
+        ids += text
+        if at_most is not None and len(ids) >= at_most:
+            return ids[:at_most]
+    return ids
+
+
+def _sequences(loaded, texts, length):
+    ids = token_ids(texts, loaded)
+    count = len(ids) // length
+    if count == 0:
+        raise ValueError(
+            f"texts: {len(ids)} tokens in all, fewer than one sequence of {length}"
+        )
+    return np.array(ids[: count * length], np.int32).reshape(count, length)
+
+
+def _batch_nll(loaded, batch):
+    """Summed negative log-likelihood of every row; logits exist for some positions at a time."""
+    batch = mx.array(batch)
+    hidden = loaded.model.model(batch[:, :-1])
+    flat, target = hidden.reshape(-1, hidden.shape[-1]), batch[:, 1:].reshape(-1)
+    vocabulary = loaded.model.args.vocab_size
+    rows = max(128, int(psutil.virtual_memory().total // 64 // (4 * vocabulary)))
+    parts = []
+    for start in range(0, flat.shape[0], rows):
+        logits = loaded.project(flat[start : start + rows]).astype(mx.float32)
+        chosen = mx.take_along_axis(logits, target[start : start + rows, None], axis=1)[:, 0]
+        parts.append(mx.logsumexp(logits, axis=-1) - chosen)
+        mx.eval(parts[-1])
+    return np.array(mx.concatenate(parts).reshape(batch.shape[0], -1).sum(axis=1))

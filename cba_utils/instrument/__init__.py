@@ -1,0 +1,1 @@
+"""Whether the measures can be trusted: simulated respondents and their verdicts."""

@@ -1,0 +1,1 @@
+"""What is measured on the records, with intervals and tests."""

@@ -1,0 +1,341 @@
+"""Controls: is it noise, is it the letter, is it lost skill?
+
+Each function compares every precision with BF16 on the same items and returns the tidy estimates
+frame, with intervals over templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.measures.intervals import Measure, estimates, ratio
+from cba_utils.measures.rates import S_AMB, minus
+from cba_utils.measures.tests import adjust, change_tests, sign_flip
+from cba_utils.measures.frames import (
+    LETTERS,
+    ROLES,
+    item_columns,
+    item_table,
+    pair_with,
+    role_of_letters,
+    study_columns,
+)
+
+SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
+LEFT = {"left_unknown": ratio("to_person", "was_unknown")._replace(per="was_unknown")}
+LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
+
+
+def responses(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row an item and draw with its role: a sampled answer, or the likeliest of an order.
+
+    For samples the draw is the seed; for answers it is the option order, at temperature 1.
+    """
+    if "logp_A" not in frame:
+        keys = [*study_columns(frame), *item_columns(frame)]
+        return frame[[*keys, "role"]].assign(draw=frame["seed"])
+    each = role_of_letters(frame)
+    likeliest = each[[f"p_{r}" for r in ROLES]].to_numpy().argmax(axis=1)
+    keep = [*study_columns(each), *item_columns(each)]
+    return each[keep].assign(draw=each["order"], role=np.array(ROLES)[likeliest])
+
+
+def _left_unknown(frame, by, reference):
+    """Item table of the ambiguous answers that were ``unknown`` at the reference."""
+    drawn = responses(frame)
+    drawn = drawn[drawn["context_condition"] == "ambig"]
+    keys = study_columns(drawn)
+    on = [*(c for c in keys if c != "precision"), "item_id", "draw"]
+    before = drawn.loc[drawn["precision"] == reference, [*on, "role"]]
+    after = drawn[drawn["precision"] != reference]
+    pairs = after.merge(before, on=on, suffixes=("", "_ref"), validate="many_to_one")
+    pairs = pairs[pairs["role_ref"] == "unknown"]
+    counts = {"was_unknown": 1.0}
+    for role in ROLES[:2]:
+        counts[f"to_{role}"] = (pairs["role"] == role).astype(float)
+    counts["to_person"] = counts["to_stereotyped"] + counts["to_anti_stereotyped"]
+    unit = [*keys, *item_columns(pairs)]
+    grouped = pairs[unit].assign(**counts).groupby(unit, observed=True, dropna=False)
+    return grouped[[*counts]].sum().reset_index(), [*keys, *by]
+
+
+def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+              **options) -> pd.DataFrame:
+    """Where the answers that left "unknown" went: to the stereotype, or to either person alike?
+
+    Noise sends them the way the model leaned already, so half of them to each person only where it
+    leaned to neither. Whether the lean itself grew is the question of :func:`lean`.
+
+    Measures
+    --------
+    left_unknown
+        Share of the answers ``unknown`` at the reference that now name a person.
+    share_to_stereotyped
+        Of those, the share that name the stereotyped person.
+
+    Here ``n`` counts answers, not items: the denominator of each share, by which checkpoints are
+    weighted where they are pooled. See :func:`direction_tests` for p-values.
+    """
+    table, keys = _left_unknown(frame, by, reference)
+    moved = table[table["to_person"] > 0]
+    left = estimates(table, LEFT, ["to_person", "was_unknown"], keys, **options)
+    shares = estimates(moved, SHARE, ["to_stereotyped", "to_person"], keys, **options)
+    # A cell in which no answer left has no share: it stays in the frame, with n of 0.
+    shares = left[keys].merge(shares, on=keys, how="left").assign(measure=[*SHARE][0])
+    return pd.concat([left, shares.fillna({"n": 0})], ignore_index=True).astype({"n": int})
+
+
+def direction_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+                    resamples: int = 9999) -> pd.DataFrame:
+    """Sign-flip test over templates that answers left "unknown" for both persons alike.
+
+    Returns ``[*groups, measure, estimate, p, p_holm, p_bh, n]``; ``n`` is the number of answers
+    that left. Where they come from fewer than six templates with a difference, no flip of signs is
+    rare enough to reject; such a test is not made (``p`` is NaN) and not in the family.
+    """
+    table, keys = _left_unknown(frame, by, reference)
+    table = table.assign(difference=table["to_stereotyped"] - table["to_anti_stereotyped"])
+    rows = []
+    for key, part in table.groupby(keys, observed=True, dropna=False):
+        per_template = part.groupby("template_id", observed=True)["difference"].sum()
+        total = part["to_person"].sum()
+        share = part["to_stereotyped"].sum() / total if total else np.nan
+        possible = (per_template != 0).sum() >= LEAST_TEMPLATES
+        p = sign_flip(per_template, resamples) if possible else np.nan
+        rows.append((*key, "share_to_stereotyped", share, p, int(total)))
+    return adjust(pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "p", "n"]))
+
+
+def lean(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+         method: str = "jackknife", **options) -> pd.DataFrame:
+    """Did the lean towards the stereotyped person grow?
+
+    The lean of an ambiguous item is log(p_stereotyped / p_anti_stereotyped) at temperature 1, the
+    mean over its option orders. What makes answers flatter pulls it towards zero, what shakes both
+    persons alike leaves its mean, and over balanced orders a preference for a letter cancels. So
+    only a rise says something; see :func:`grew`.
+
+    Measures
+    --------
+    log_gap
+        Mean lean over items.
+    d_log_gap
+        Its change since the reference.
+    """
+    each = role_of_letters(answers)
+    each = each[each["context_condition"] == "ambig"]
+    gap = np.log(each["p_stereotyped"]) - np.log(each["p_anti_stereotyped"])
+    keys = study_columns(each)
+    unit = [*keys, *item_columns(each)]
+    table = each[unit].assign(gap=gap).groupby(unit, observed=True, dropna=False)["gap"].mean()
+    table = table.reset_index().assign(items=1.0)
+    cell = [c for c in keys if c != "precision"]
+    before = table.loc[table["precision"] == reference, [*cell, "item_id", "gap", "items"]]
+    table = table.merge(before, on=[*cell, "item_id"], suffixes=("", "_ref"))
+    free = (-np.inf, np.inf)
+    measures = {"log_gap": ratio("gap", "items", free),
+                "d_log_gap": Measure(_change("gap").of, free)}
+    found = estimates(table, measures, ["gap", "items", "gap_ref", "items_ref"], [*keys, *by],
+                      method=method, **options)
+    return _without_reference(found, reference)
+
+
+def grew(before, change):
+    """Whether a lean towards the stereotyped person grew, from :func:`lean` at the reference and since.
+
+    Flatter answers pull a lean towards zero: they shrink one to the stereotyped person, so that "no"
+    is not "it did not grow", and they raise a contrary one, at most to zero. So the interval of the
+    change must lie above zero, and above what it takes to make a contrary lean flat.
+
+    Examples
+    --------
+    >>> [bool(grew({"estimate": lean}, {"low": 0.1})) for lean in (0.5, 0.0, -0.4)]
+    [True, True, False]
+    """
+    return change["low"] > np.maximum(0, -before["estimate"])
+
+
+def _without_reference(found, reference):
+    """The estimates without changes of the reference since itself."""
+    is_change = found["measure"].str.startswith("d_")
+    return found[(found["precision"] != reference) | ~is_change].reset_index(drop=True)
+
+
+def is_balanced(answers: pd.DataFrame) -> bool:
+    """Say whether every option stands at every letter equally often over the orders.
+
+    Examples
+    --------
+    >>> is_balanced(pd.DataFrame({"order": ["012", "120", "201"]}))
+    True
+    >>> is_balanced(pd.DataFrame({"order": ["012"]}))
+    False
+    """
+    orders = answers["order"].unique()
+    return len(orders) > 0 and all(
+        sum(order[k] == x for order in orders) * 3 == len(orders) for k in range(3) for x in "012")
+
+
+def _position_table(answers, reference):
+    if not is_balanced(answers):
+        raise ValueError(f"the option orders {sorted(answers['order'].unique())} are not balanced "
+                         "over letters; score with orders='cyclic' or orders='all'")
+    each = role_of_letters(answers)
+    each = each[each["context_condition"] == "ambig"]
+    keys = study_columns(each)
+    each["letters"] = each[[f"p_{x}" for x in LETTERS]].sum(axis=1)
+    columns = [*(f"p_{x}" for x in LETTERS), "letters", *(f"p_{r}" for r in ROLES[:2])]
+    unit = [*keys, *item_columns(each)]
+    table = each.groupby(unit, observed=True, dropna=False)[columns].mean().reset_index()
+    cell = [c for c in keys if c != "precision"]
+    before = table.loc[table["precision"] == reference, [*cell, "item_id", *columns]]
+    table = table.merge(before, on=[*cell, "item_id"], suffixes=("", "_ref"))
+    table = table.assign(items=1.0, items_ref=1.0)
+    columns = [*columns, "items"]
+    return table, keys, [*columns, *(f"{c}_ref" for c in columns)]
+
+
+def _change(column, of="items"):
+    return Measure(lambda t: t[column] / t[of] - t[f"{column}_ref"] / t[f"{of}_ref"], (-1, 1))
+
+
+def position(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+             method: str = "jackknife", **options) -> pd.DataFrame:
+    """Is the change a drift to a letter?
+
+    Over balanced option orders every role stands at every letter equally often, so a preference
+    for a letter cannot come from what the options say. It does move answers, from "unknown" to
+    whichever person stands at that letter: a drift alone raises both persons, and neither more
+    than the other where the model leaned to neither.
+
+    Measures
+    --------
+    letter_A, letter_B, letter_C
+        Share of each letter in the probability of all letters, over balanced orders;
+        ``d_letter_*`` is its change.
+    d_stereotyped, d_anti_stereotyped
+        Change of the probability of each person, averaged over orders, at temperature 1.
+    d_lead
+        The first minus the second: by how much more the stereotyped person gained.
+    """
+    table, keys, columns = _position_table(answers, reference)
+    measures = {f"letter_{x}": ratio(f"p_{x}", "letters") for x in LETTERS}
+    measures.update({f"d_letter_{x}": _change(f"p_{x}", "letters") for x in LETTERS})
+    persons = [_change(f"p_{role}") for role in ROLES[:2]]
+    measures.update(zip((f"d_{role}" for role in ROLES[:2]), persons))
+    measures["d_lead"] = minus(*persons)
+    found = estimates(table, measures, columns, [*keys, *by], method=method, **options)
+    return _without_reference(found, reference)
+
+
+def position_tests(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16"):
+    """Jackknife t test over templates that no letter gained; Holm over the three letters.
+
+    Returns one row a cell: the letter that changed most, its change and ``p``.
+    """
+    table, keys, columns = _position_table(answers, reference)
+    table = table[table["precision"] != reference]
+    changes = {x: _change(f"p_{x}", "letters") for x in LETTERS}
+    tests = change_tests(table, changes, columns, [*keys, *by])
+    rows = []
+    for key, part in tests.groupby([*keys, *by], observed=True, dropna=False):
+        most = part.iloc[part["estimate"].abs().to_numpy().argmax()]
+        # The smallest of three p-values corrected by Holm is three times the smallest.
+        p = min(1.0, len(part) * part["p"].min())
+        rows.append((*key, most["measure"], most["estimate"], p, most["n"]))
+    return adjust(pd.DataFrame(rows, columns=[*keys, *by, "letter", "estimate", "p", "n"]))
+
+
+def order_dependence(answers: pd.DataFrame, by: Sequence[str] = (), **options) -> pd.DataFrame:
+    """Share of ambiguous items whose likeliest role depends on the order of the options."""
+    drawn = responses(answers)
+    drawn = drawn[drawn["context_condition"] == "ambig"]
+    keys = [*study_columns(drawn), *by]
+    unit = [*study_columns(drawn), *item_columns(drawn)]
+    table = drawn.groupby(unit, observed=True, dropna=False)["role"].nunique().reset_index()
+    table = table.assign(depends=(table["role"] > 1).astype(float), items=1.0)
+    return estimates(table, {"order_dependent": ratio("depends", "items")}, ["depends", "items"],
+                     keys, **options)
+
+
+def capability(frame: pd.DataFrame, items: pd.DataFrame, by: Sequence[str] = (), **options):
+    """Accuracy on disambiguated items, by whether the right answer is the stereotyped one.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Samples, answers or an item table.
+    items : DataFrame
+        The items with ``label`` and ``stereotyped_index``.
+
+    Measures
+    --------
+    accuracy, accuracy_consistent, accuracy_inconsistent
+        Over all, bias-consistent and bias-inconsistent items; of parsed answers.
+    alignment_gap
+        Consistent minus inconsistent: skill alone lost takes from both alike.
+    """
+    table = item_table(frame)
+    table = table[table["context_condition"] == "disambig"]
+    aligned = items.set_index("item_id")
+    aligned = aligned["label"] == aligned["stereotyped_index"]
+    consistent = table["item_id"].map(aligned).astype(bool).to_numpy()
+    table = table.assign(
+        right_con=table["correct"] * consistent, parsed_con=table["parsed"] * consistent,
+        right_inc=table["correct"] * ~consistent, parsed_inc=table["parsed"] * ~consistent)
+    con, inc = ratio("right_con", "parsed_con"), ratio("right_inc", "parsed_inc")
+    measures = {"accuracy": ratio("correct", "parsed"), "accuracy_consistent": con,
+                "accuracy_inconsistent": inc, "alignment_gap": minus(con, inc)}
+    columns = ["correct", "parsed", "right_con", "parsed_con", "right_inc", "parsed_inc"]
+    return estimates(table, measures, columns, [*study_columns(table), *by], **options)
+
+
+def matched_skill(frame: pd.DataFrame, reference: str = "bf16", **options) -> pd.DataFrame:
+    """Ambiguous bias beside what an equal loss of skill by guessing would have given.
+
+    Suppose quantization only replaced a share e of the reference's answers by guesses. Then its
+    accuracy on disambiguated items gives e = (a_ref - a) / (a_ref - 1/3), and on ambiguous items
+    it would show SRS (1-e) SRS_ref + e/3 and s_AMB (1-e) s_AMB_ref.
+
+    Measures
+    --------
+    guessed
+        The share e, kept within 0 and 1.
+    srs, srs_if_guessing, srs_beyond_guessing
+        As observed, as predicted, and their difference; the same for ``s_amb``.
+    """
+    pairs = pair_with(frame, reference)
+    wanted = ["stereotyped", "anti_stereotyped", "parsed", "correct"]
+    columns = []
+    for context in ("ambig", "disambig"):
+        inside = pairs["context_condition"] == context
+        if not inside.any():
+            raise ValueError(f"matched_skill needs {context} items too; the records have none")
+        for name in [*wanted, *(f"{w}_ref" for w in wanted)]:
+            pairs[f"{name}@{context}"] = pairs[name] * inside
+            columns.append(f"{name}@{context}")
+
+    def seen(measure, context, suffix=""):
+        return lambda t: measure.of({w: t[f"{w}{suffix}@{context}"] for w in wanted})
+
+    accuracy, srs = ratio("correct", "parsed"), ratio("stereotyped", "parsed")
+    before, after = seen(accuracy, "disambig", "_ref"), seen(accuracy, "disambig")
+
+    def guessed(t):
+        return np.clip((before(t) - after(t)) / (before(t) - 1 / 3), 0, 1)
+
+    measures = {"guessed": Measure(guessed, (0, 1))}
+    for name, measure, chance in (("srs", srs, 1 / 3), ("s_amb", S_AMB, 0.0)):
+        now = Measure(seen(measure, "ambig"), measure.bounds)
+        old = seen(measure, "ambig", "_ref")
+        guess = Measure(_mixture(guessed, old, chance), measure.bounds)
+        measures.update({name: now, f"{name}_if_guessing": guess,
+                         f"{name}_beyond_guessing": minus(now, guess)})
+    return estimates(pairs, measures, columns, study_columns(pairs), **options)
+
+
+def _mixture(guessed, before, chance):
+    return lambda t: (1 - guessed(t)) * before(t) + guessed(t) * chance

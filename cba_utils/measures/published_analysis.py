@@ -1,0 +1,223 @@
+"""The published analysis, computed as its authors did, from the same records.
+
+It treats draws as independent, pools items over models, averages cells without weights and counts
+one-way changes. Where such a choice misleads, the function says so; the modules ``metrics``,
+``controls`` and ``dose_response`` hold what this compendium uses instead.
+
+Rates are fractions of parsed answers on ambiguous items unless said.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.measures.dose_response import perplexity_and_bias, published_logit
+from cba_utils.measures.rates import role_flow, transitions
+from cba_utils.answering.precisions import most_bits_first
+from cba_utils.measures.tests import adjust, chi_squared, cohens_h
+from cba_utils.measures.frames import ROLES, item_table, pair_with
+
+__all__ = ["main_table", "chi_squared_tests", "category_breakdown", "latent_bias_items",
+           "filtered_table", "one_way_transitions", "perplexity_table", "published_logit",
+           "relative_decline", "amplification"]
+LATENT_SRS = 0.2
+
+
+def _ambiguous(samples):
+    table = item_table(samples)
+    return table[table["context_condition"] == "ambig"]
+
+
+def _ladder(frame):
+    """Sort rows by model and falling precision."""
+    rank = frame["precision"].map({name: k for k, name in enumerate(most_bits_first(frame["precision"]))})
+    keys = [c for c in ("model", "category") if c in frame]
+    return frame.assign(_rank=rank).sort_values([*keys, "_rank"], kind="stable").drop(
+        columns="_rank").reset_index(drop=True)
+
+
+def _sums(table, keys):
+    return table.groupby(keys, observed=True)[[*ROLES, "parsed", "draws"]].sum().reset_index()
+
+
+def _rates(sums):
+    return sums.assign(srs=sums["stereotyped"] / sums["parsed"],
+                       usr=sums["unknown"] / sums["parsed"],
+                       anti_rate=sums["anti_stereotyped"] / sums["parsed"])
+
+
+def _with_deltas(table, keys, reference):
+    """Add each rate's change since the reference precision."""
+    before = table[table["precision"] == reference].set_index(keys)
+    at = pd.MultiIndex.from_frame(table[keys]) if len(keys) > 1 else table[keys[0]]
+    for rate in ("srs", "usr", "anti_rate"):
+        table[f"d_{rate}"] = table[rate] - before[rate].reindex(at).to_numpy()
+    return table
+
+
+def main_table(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+    """SRS, USR and anti-stereotyped rate of every model and precision, with change from BF16.
+
+    Returns ``model, precision, srs, usr, anti_rate, d_srs, d_usr, d_anti_rate, items, draws``.
+
+    Examples
+    --------
+    >>> from cba_utils.instrument.respondents import simulate_study
+    >>> table = main_table(simulate_study("none", templates=4)["samples"])
+    >>> table["precision"].tolist(), float(table["d_srs"].iloc[0])
+    (['bf16', 'q8', 'q6', 'q4', 'q3'], 0.0)
+    """
+    ambiguous = _ambiguous(samples)
+    table = _rates(_sums(ambiguous, ["model", "precision"]))
+    sizes = ambiguous.groupby(["model", "precision"], observed=True).size()
+    table = table.merge(sizes.reset_index(name="items"), on=["model", "precision"])
+    table = _with_deltas(table, ["model"], reference)
+    return _ladder(table[["model", "precision", "srs", "usr", "anti_rate", "d_srs", "d_usr",
+                          "d_anti_rate", "items", "draws"]])
+
+
+def category_breakdown(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+    """The main table by category."""
+    table = _rates(_sums(_ambiguous(samples), ["model", "category", "precision"]))
+    table = _with_deltas(table, ["model", "category"], reference)
+    return _ladder(table[["model", "category", "precision", "srs", "usr", "anti_rate", "d_srs",
+                          "d_usr", "d_anti_rate", "draws"]])
+
+
+def chi_squared_tests(samples: pd.DataFrame, reference: str = "bf16",
+                      by_category: bool = True) -> pd.DataFrame:
+    """Chi-squared test of the roles at each precision against BF16, with Cohen's h of SRS.
+
+    It misleads in two ways: the five draws of an item and the items of a template count as
+    independent, so p-values are too small; and so many answers make any change significant.
+    ``dose_response.dose_response`` clusters by template. The published analysis corrects for no
+    multiplicity; the two corrections are added here and do not repair the first fault.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, category (``"all"`` for all together) and precision: ``statistic, df, p,
+        cohens_h, n`` (parsed draws of both), and ``p_holm, p_bh`` over all tests that are defined.
+        A test is not defined where all answers have the same role.
+    """
+    table = _ambiguous(samples)
+    parts = [table.assign(category="all")]
+    if by_category:
+        parts.append(table)
+    sums = _sums(pd.concat(parts), ["model", "category", "precision"])
+    rows = []
+    for (model, category), part in sums.groupby(["model", "category"], observed=True):
+        part = part.set_index("precision")
+        before = part.loc[reference]
+        for precision in part.index.drop(reference):
+            after = part.loc[precision]
+            pair = part.loc[[reference, precision]]
+            rows.append({
+                "model": model, "category": category, "precision": precision,
+                **chi_squared(pair[ROLES]),
+                "cohens_h": cohens_h(after["stereotyped"] / after["parsed"],
+                                     before["stereotyped"] / before["parsed"]),
+                "n": int(pair["parsed"].sum()),
+            })
+    return adjust(_ladder(pd.DataFrame(rows)))
+
+
+def latent_bias_items(samples: pd.DataFrame, least: float = LATENT_SRS,
+                      reference: str = "bf16") -> pd.DataFrame:
+    """Return (model, item_id) of the items whose SRS at BF16 is at least ``least``.
+
+    With five draws of one item a SRS of 0.2 is one stereotyped draw. Choosing items by a noisy
+    BF16 measurement and then measuring the change from that same measurement shows regression to
+    the mean: the chosen items fall back however good the model is.
+    """
+    table = _ambiguous(samples)
+    table = table[table["precision"] == reference]
+    # An item with no parsed draw has no SRS and no latent bias to show.
+    latent = table["stereotyped"] / table["parsed"].where(table["parsed"] > 0) >= least
+    return table.loc[latent, ["model", "item_id"]].reset_index(drop=True)
+
+
+def filtered_table(samples: pd.DataFrame, least: float = LATENT_SRS,
+                   reference: str = "bf16") -> pd.DataFrame:
+    """The main table over all items and over the latent-bias items, one under the other.
+
+    The column ``items_kept`` says which: ``"all"`` or ``"latent"``.
+    """
+    chosen = latent_bias_items(samples, least, reference)
+    kept = _ambiguous(samples).merge(chosen, on=["model", "item_id"])
+    whole = main_table(samples, reference).assign(items_kept="all")
+    if kept.empty:
+        return whole
+    return pd.concat([whole, main_table(kept, reference).assign(items_kept="latent")],
+                     ignore_index=True)
+
+
+def one_way_transitions(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+    """Items that became biased, one way only, as the published headline counts them.
+
+    An item counts once any of its five draws is stereotyped where none was at BF16. Items that
+    went the other way are not subtracted, and fresh seeds alone would give some: see
+    ``metrics.transitions`` and ``metrics.placebo`` for both.
+
+    Returns
+    -------
+    DataFrame
+        ``model, precision, unbiased_at_reference, became_biased, rate`` and ``unknown_to_
+        stereotyped``, the items whose commonest role went from unknown to stereotyped.
+    """
+    paired = pair_with(_ambiguous(samples), reference)
+    clean = paired["stereotyped_ref"] == 0
+    table = paired.assign(unbiased_at_reference=clean,
+                          became_biased=clean & (paired["stereotyped"] > 0))
+    sums = table.groupby(["model", "precision"], observed=True)[
+        ["unbiased_at_reference", "became_biased"]].sum().reset_index()
+    sums["rate"] = sums["became_biased"] / sums["unbiased_at_reference"]
+    flow = role_flow(samples, reference=reference)
+    flow = flow[(flow["from_role"] == "unknown") & (flow["to_role"] == "stereotyped")]
+    flow = flow[["model", "precision", "items"]].rename(
+        columns={"items": "unknown_to_stereotyped"})
+    merged = sums.merge(flow, on=["model", "precision"], how="left")
+    return _ladder(merged.fillna({"unknown_to_stereotyped": 0}))
+
+
+def perplexity_table(perplexity: pd.DataFrame, samples: pd.DataFrame):
+    """Perplexity change beside the items that became biased, and their rank correlation.
+
+    A quiet perplexity beside many new biases is the published point. The correlation over a few
+    cells that all share one ladder says little: anything that grows down the ladder correlates.
+    """
+    cells, correlation = perplexity_and_bias(perplexity, transitions(samples))
+    return _ladder(cells), correlation
+
+
+def relative_decline(samples: pd.DataFrame, precision: str = "q3", rate: str = "usr",
+                     reference: str = "bf16") -> dict[str, float]:
+    """Relative decline of a rate from BF16, as published and item-weighted.
+
+    The published figure is an unweighted mean over model and category cells, so that a category
+    of 600 items weighs as much as one of 3,440.
+
+    Returns
+    -------
+    dict
+        ``unweighted`` and ``weighted`` (of all parsed draws), as fractions of the BF16 rate.
+    """
+    cells = category_breakdown(samples, reference).set_index("precision")
+    unweighted = [cells.loc[q, rate].mean() for q in (reference, precision)]
+    whole = _rates(_sums(_ambiguous(samples), ["precision"])).set_index("precision")[rate]
+    return {"unweighted": 1 - unweighted[1] / unweighted[0],
+            "weighted": 1 - whole[precision] / whole[reference]}
+
+
+def amplification(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+    """SRS as a multiple of BF16's, the published amplification curve.
+
+    A ratio to a small BF16 rate is unstable: the same rise looks large in a model that starts
+    near zero. ``metrics.paired_differences`` gives the difference with an interval.
+    """
+    table = main_table(samples, reference)
+    before = table[table["precision"] == reference].set_index("model")["srs"]
+    base = table["model"].map(before)
+    return table[["model", "precision", "srs"]].assign(
+        amplification=table["srs"] / base.replace(0, np.nan))

@@ -1,0 +1,1 @@
+"""What is run and kept: protocol, cells, records, workflow."""

@@ -1,0 +1,151 @@
+"""Records of a cell: written whole or not at all, resumed after a kill, reused only if identical.
+
+A cell's folder holds ``answers.parquet``, ``samples.parquet``, ``perplexity.parquet`` and
+``provenance.json``, the last written last: a cell without it is not finished. While a cell runs,
+finished blocks of items wait in ``parts/``, under the identity of the run they belong to.
+"""
+
+import json
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.answering.items import load_items
+from cba_utils.answering.prompts import ORDERS
+from cba_utils.study.files import read_json, write_table, write_text
+from cba_utils.study.provenance import SCHEMA_VERSION, _folded, cell_identity, surroundings
+
+TABLES = ("answers", "samples", "perplexity")
+
+
+def evaluate(parameters, folder):
+    """Evaluate one cell, or finish or reuse what is there.
+
+    Parameters
+    ----------
+    parameters : dict
+        The run notebook's parameters, see `cba_utils.study.protocol.Cell.parameters`.
+    folder : str or Path
+        Where the records go.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``answers``, ``samples`` and ``perplexity``.
+
+    Raises
+    ------
+    ValueError
+        For bad parameters, or if an item is missing from or repeated in the records.
+    OSError
+        If a file cannot be written; finished blocks stay and the next run goes on from them.
+    """
+    from cba_utils.answering.checkpoints import load_model
+
+    folder = Path(folder)
+    items = select_items(parameters)
+    loaded = load_model(parameters["model"], parameters["precision"])
+    identity = cell_identity(parameters, items, loaded)
+    known = read_json(folder / "provenance.json")
+    if known and known["identity"] == identity:
+        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    (folder / "provenance.json").unlink(missing_ok=True)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    tables = _run(parameters, loaded, items, folder / "parts", identity)
+    _check_complete(tables, items, parameters)
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.parquet")
+    provenance = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": identity,
+        "counts": {name: len(table) for name, table in tables.items()},
+        "undefined_targets": items.attrs["undefined_targets"],
+        "system_folded": _folded(loaded),
+        "parameters_of_model": loaded.parameters,
+        **surroundings(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
+    write_text(json.dumps(provenance, indent=1) + "\n", folder / "provenance.json")
+    shutil.rmtree(folder / "parts")
+    return tables
+
+
+def select_items(parameters):
+    """Items of a cell; a limit takes an evenly mixed choice that is the same in every cell.
+
+    Parameters
+    ----------
+    parameters : dict
+
+    Returns
+    -------
+    DataFrame
+    """
+    items = load_items(parameters["items"], parameters["categories"], parameters["condition"])
+    limit = parameters["limit"]
+    if limit is not None and limit < len(items):
+        names = items.attrs["undefined_targets"]
+        chosen = np.sort(np.random.default_rng(0).permutation(len(items))[:limit])
+        items = items.iloc[chosen].reset_index(drop=True)
+        items.attrs["undefined_targets"] = names
+    return items
+
+
+def _run(parameters, loaded, items, parts, identity):
+    """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
+    from cba_utils.answering.likelihood import load_texts, perplexity, token_ids
+    from cba_utils.answering.scoring import ITEMS_AT_ONCE, stream
+
+    if read_json(parts / "identity.json") != identity:
+        shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True, exist_ok=True)
+    write_text(json.dumps(identity), parts / "identity.json")
+    draws = {key: parameters[key] for key in ("seeds", "temperature", "max_tokens", "parser")}
+    blocks = range(0, len(items), ITEMS_AT_ONCE)
+    todo = [block for block in blocks
+            if not all((parts / f"{name}-{block}.parquet").exists() for name in TABLES[:2])]
+    if todo:
+        left = items.iloc[todo[0]:]
+        work = stream(loaded, left, parameters["orders"], parameters["temperature"], draws)
+        for block, (answers, samples) in zip(blocks[blocks.index(todo[0]):], work, strict=True):
+            write_table(answers, parts / f"answers-{block}.parquet")
+            write_table(samples, parts / f"samples-{block}.parquet")
+    if not (parts / "perplexity.parquet").exists():
+        length = parameters["sequence_length"]
+        needed = parameters["sequences"] * length
+        texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
+        # Sequences beyond those asked for are not run: tokens of a long text are cut first.
+        ids = token_ids(texts, loaded, needed)
+        write_table(perplexity(loaded, [ids], length), parts / "perplexity.parquet")
+    tables = {
+        name: pd.concat(
+            [pd.read_parquet(parts / f"{name}-{block}.parquet") for block in blocks],
+            ignore_index=True,
+        )
+        for name in TABLES[:2]
+    }
+    return {**tables, "perplexity": pd.read_parquet(parts / "perplexity.parquet")}
+
+
+def _check_complete(tables, items, parameters):
+    """Every item asked for is in the records exactly once an order and seed."""
+    wanted = {
+        "answers": len(ORDERS[parameters["orders"]]),
+        "samples": len(parameters["seeds"]),
+    }
+    for name, times in wanted.items():
+        counts = tables[name]["item_id"].value_counts().reindex(items["item_id"], fill_value=0)
+        wrong = counts[counts != times]
+        if len(wrong):
+            raise ValueError(
+                f"{name}: item {wrong.index[0]!r} has {wrong.iloc[0]} rows, not {times} "
+                f"({len(wrong)} items in all)"
+            )
+        strangers = set(tables[name]["item_id"]) - set(items["item_id"])
+        if strangers:
+            raise ValueError(f"{name}: item {min(strangers)!r} was not asked for")

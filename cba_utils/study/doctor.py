@@ -1,0 +1,95 @@
+"""What this machine is and which studies it can run: ``python -m cba_utils.study.doctor``."""
+
+import os
+import platform
+import shutil
+import sys
+
+import psutil
+
+from cba_utils import BLAS
+from cba_utils.names import PROJECT
+from cba_utils.names import CONFIG
+from cba_utils.study.estimate import duration, estimate
+from cba_utils.study.protocol import read_study
+
+
+def examine():
+    """Lines about the machine, and one for each study in ``config/``.
+
+    Returns
+    -------
+    list of (str, str)
+        What was looked at, and what was found.
+
+    Examples
+    --------
+    >>> dict(examine())["python"].count(".")
+    2
+    """
+    import mlx.core as mx
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(PROJECT)
+    found = [
+        ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
+        ("python", platform.python_version()),
+        ("backend", _backend(mx)),
+        ("BLAS", BLAS.removeprefix("BLAS: ")),
+        ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
+        ("disk", f"{disk.free / 1e9:.1f} GB free where results go"),
+        ("browser", _browser()),
+    ]
+    for path in sorted(CONFIG.glob("*.yml")):
+        found.append((f"study {path.stem}", _verdict(path, memory.available, disk.free)))
+    return found
+
+
+def _backend(mx):
+    device = mx.default_device()
+    if device == mx.Device(mx.cpu):
+        return f"MLX {mx.__version__} on the CPU, dense fp32 products"
+    products = "dense bf16 products" if mx.cuda.is_available() else "native kernels"
+    return f"MLX {mx.__version__} on {mx.device_info().get('device_name', device)}, {products}"
+
+
+def _browser():
+    from playwright.sync_api import sync_playwright
+
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
+        with sync_playwright() as playwright:
+            path = playwright.chromium.executable_path
+        found = path if os.path.exists(path) else None
+    return found or "no Chromium: the browser tests are skipped, and there is no PDF"
+
+
+def _verdict(path, memory, disk):
+    """Whether a study can run here, and in about what time."""
+    try:
+        study = read_study(path)
+        needs = estimate(study)
+    except (ValueError, OSError) as error:
+        return f"not now: {str(error).removeprefix(f'{path}: ')}"
+    takes = (f"{needs['cells']} cells, about {needs['memory'] / 1e9:.1f} GB of memory, "
+             f"{needs['disk'] / 1e9:.1f} GB of disk, {duration(needs['seconds'])}")
+    if needs["memory"] > memory:
+        return f"too large for the free memory ({takes})"
+    if needs["disk"] > disk:
+        return f"too large for the free disk ({takes})"
+    remote = sorted({m["source"] for m in study["models"] if not _is_local(m["source"])})
+    return f"can run: {takes}" + (f"; needs the hub for {', '.join(remote)}" if remote else "")
+
+
+def _is_local(source):
+    return (PROJECT / "organisms" / source).exists() or os.path.exists(source)
+
+
+def main():
+    """Print what was found."""
+    for name, text in examine():
+        print(f"{name:16} {text}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""A study from raw results that are already there: ``python -m cba_utils.study.notebooks import``.
+
+Whoever holds JSONL of the published study's code gets the tables that ``records.collect`` makes
+from cells, and with them the same reports. No model is run.
+"""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.answering.items import COLUMNS, load_items
+from cba_utils.names import PROJECT
+from cba_utils.answering.precisions import most_bits_first
+from cba_utils.answering.prompts import LETTERS
+from cba_utils.study.provenance import SCHEMA_VERSION, code_version
+from cba_utils.study.published_jsonl import read_jsonl
+from cba_utils.study.tables import write_study
+from cba_utils.names import RESULTS
+
+# Runs of consecutive items a category that stand in for templates; see `template_runs`.
+RUNS = 10
+_LABELS = ["model", "family", "replicate", "depth", "precision"]
+_ITEM = ["item_id", "category", "question_index", "question_polarity", "context_condition",
+         "template_id"]
+_LOGP = [f"{name}{suffix}" for suffix in ("", "_t")
+         for name in (*(f"logp_{x}" for x in LETTERS), "mass_other")]
+
+
+def import_raw(name, folder, source=None, results=RESULTS):
+    """Make a study's tables from a folder of JSONL in the format of the published code.
+
+    Parameters
+    ----------
+    name : str
+        The study's name. It must not be that of a file in ``config/``: the results of such a
+        study are those of models that were run here.
+    folder : str or Path
+        Every ``*.jsonl`` in it is read.
+    source : str, optional
+        The items that were asked, as in `cba_utils.load_items`. They give texts and templates;
+        without them `template_runs` stand in for templates.
+    results : Path
+        Folder of all studies' results.
+
+    Returns
+    -------
+    Path
+        Folder of the tables, as `cba_utils.study.tables.collect` makes them; ``answers`` and
+        ``perplexity`` have no rows. ``undefined.parquet`` is beside them, see `as_published`.
+
+    Raises
+    ------
+    ValueError
+        Naming file and line, see `cba_utils.study.published_jsonl.read_jsonl`, or the item that does not fit
+        the source.
+    FileNotFoundError
+        If the folder holds no JSONL.
+    """
+    imported_study(name)
+    paths = sorted(Path(folder).glob("*.jsonl"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no *.jsonl in it; RAW is the folder of the records")
+    samples, items = read_jsonl(paths)
+    for model, precisions in samples.groupby("model")["precision"].unique().items():
+        if "bf16" not in precisions or len(precisions) < 2:
+            raise ValueError(f"{folder}: model {model!r} has records at {', '.join(precisions)} "
+                             f"alone; a comparison needs bf16 (quant 16) and at least one other")
+    if source is None:
+        items["template_id"] = template_runs(items)
+    else:
+        items = _with_source(items, source)
+    undefined = as_published(paths, items)
+    # The right answer of an ambiguous question is the unknown one.
+    items = items.assign(context_condition="ambig", label=items["unknown_index"])
+    items = items.reindex(columns=[*COLUMNS, "template_id"])
+    samples = samples.merge(items[_ITEM].drop(columns=["category", "context_condition"]),
+                            on="item_id")
+    samples = samples.assign(family=samples["model"], replicate=1, depth="full")
+    samples = samples[[*_LABELS, *_ITEM, "seed", "raw_response", "parsed_answer", "role",
+                       "correct"]]
+    tables = {
+        "answers": _no_rows([*_LABELS, *_ITEM, "order", *(f"role_{x}" for x in LETTERS),
+                             "correct"], _LOGP),
+        "samples": samples,
+        "perplexity": _no_rows(_LABELS, ["sequence", "tokens", "nll"]),
+        "undefined": undefined,
+    }
+    about = {"name": name, "title": "Imported records",
+             "precisions": most_bits_first(samples["precision"].unique())}
+    return write_study(Path(results) / name, about, items[COLUMNS], tables,
+                       _provenance(samples, items, paths, source))
+
+
+def imported_study(name):
+    """A study that is made from records: a name, and no model to run.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        If a file in ``config/`` has the name, or it is none.
+
+    Examples
+    --------
+    >>> imported_study("theirs")
+    {'name': 'theirs', 'models': []}
+    """
+    if not re.fullmatch("[a-z][a-z0-9_-]*", name):
+        raise ValueError(f"STUDY: {name!r} is no name; use lower-case letters, digits, - and _")
+    if (PROJECT / "config" / f"{name}.yml").exists():
+        raise ValueError(f"STUDY: {name!r} has a file in config/, so its results are those of "
+                         f"models that are run; give imported records a name of their own")
+    return {"name": name, "models": []}
+
+
+def template_runs(items):
+    """Runs of consecutive items that stand in for the templates that are not known.
+
+    BBQ numbers the items of a template one after the other, so neighbours share a template and
+    intervals over runs respect most of what they share; items taken as independent would make them
+    far too narrow. With ten runs a category few templates lie across two runs: on BBQ's own Age and
+    Religion items an interval over runs is never more than 7 % narrower than one over templates.
+
+    Parameters
+    ----------
+    items : DataFrame
+        With ``item_id`` and ``category``.
+
+    Returns
+    -------
+    Series
+
+    Examples
+    --------
+    >>> ids = [f"Age/{k}" for k in range(40)]
+    >>> runs = template_runs(pd.DataFrame({"item_id": ids, "category": "Age"}))
+    >>> runs.nunique(), runs.tolist()[3:5]
+    (10, ['Age/run 1', 'Age/run 2'])
+    """
+    rank = items.assign(number=_number(items)).groupby("category")["number"].rank("first") - 1
+    size = items.groupby("category")["item_id"].transform("size")
+    run = (rank * np.minimum(RUNS, size) // size).astype(int) + 1
+    return items["category"] + "/run " + run.astype(str)
+
+
+def _number(items):
+    """BBQ's own number of an item, with which its id ends."""
+    return items["item_id"].astype(str).str.extract(r"(\d+)$", expand=False).astype(int)
+
+
+def as_published(paths, items):
+    """Answers to the items without a defined target, with the roles that the published code gave.
+
+    It used the index -1 of an undefined target to count from the end: the last answer, letter C.
+    These items are in no measure; they show how much that choice moves the headline number.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Records that `cba_utils.study.published_jsonl.read_jsonl` has checked.
+    items : DataFrame
+        The other items with ``template_id``; ``attrs["undefined_targets"]`` names these.
+
+    Returns
+    -------
+    DataFrame
+        One row an answer, with its response and the three indices of its item, each answer in one
+        role. The template is that of the nearest item of the category.
+    """
+    names = set(items.attrs["undefined_targets"])
+    indices = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
+    columns = [*_LABELS, *_ITEM, "seed", "raw_response", *indices]
+    if not names:
+        return _no_rows(columns, [])
+    # Reading all lines again as JSON would take longer than all the rest.
+    spelt = {json.dumps(name, ensure_ascii=ascii)[1:-1] for name in names for ascii in (True, False)}
+    named = re.compile("|".join(map(re.escape, spelt))).search
+    rows = []
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            rows += [json.loads(line) for line in file if named(line)]
+    rows = pd.DataFrame([row for row in rows if row["item_id"] in names])
+    given = ["stereotype_target_index", "unknown_index", "anti_stereotype_target_index"]
+    roles = rows[given].fillna(-1).astype(int).set_axis(indices, axis=1) % 3
+    # What was counted as stereotyped was so before it was anything else.
+    for k, name in enumerate(indices[1:], 1):
+        taken = roles[indices[:k]].eq(roles[name], axis=0).any(axis=1)
+        roles[name] = roles[name].mask(taken, -1)
+    rows = rows.drop(columns=given).assign(
+        **roles, family=rows["model"], replicate=1, depth="full", context_condition="ambig",
+        precision=rows["quant"].map(lambda bits: "bf16" if bits == 16 else f"q{bits}"),
+        template_id=rows["item_id"].map(_nearest_template(rows, items)))
+    return rows.reindex(columns=columns)
+
+
+def _nearest_template(rows, items):
+    """Template of the item that is nearest by number in the category, for each item of ``rows``."""
+    found = {}
+    for name, category in rows.drop_duplicates("item_id")[["item_id", "category"]].itertuples(
+            index=False):
+        near = items[items["category"] == category]
+        own = _number(pd.DataFrame({"item_id": [name]})).iloc[0]
+        found[name] = (f"{category}/undefined" if near.empty else
+                       near["template_id"].iloc[(_number(near) - own).abs().to_numpy().argmin()])
+    return found
+
+
+def _with_source(items, source):
+    """Texts and templates of the items that were asked; the roles stay those of the records."""
+    known = load_items(source, condition="ambig")
+    undefined = pd.DataFrame({"item_id": known.attrs["undefined_targets"]}, dtype=object)
+    # load_items makes the ids of a category's name and the number.
+    undefined["category"] = [name.rpartition("/")[0] for name in undefined["item_id"]]
+    ours, theirs, left = (
+        pd.MultiIndex.from_arrays([frame["category"].astype(str).str.lower(), _number(frame)])
+        for frame in (items, known, undefined))
+    # A target that the source leaves undefined is no more defined for being in the records.
+    dropped = ours.isin(left)
+    names = sorted({*items.attrs["undefined_targets"], *items.loc[dropped, "item_id"]})
+    items, ours = items[~dropped].reset_index(drop=True), ours[~dropped]
+    at = theirs.get_indexer(ours)
+    if (at < 0).any():
+        lost = items["item_id"][at < 0]
+        raise ValueError(f"item {lost.iloc[0]!r} of the records is no ambiguous item of {source} "
+                         f"({len(lost)} in all); an id must end in the number that BBQ gives")
+    known = known.iloc[at].reset_index(drop=True)
+    other = (known["unknown_index"] != items["unknown_index"]).to_numpy(bool)
+    if other.any():
+        first = items[other].iloc[0]
+        raise ValueError(f"item {first['item_id']!r}: its unknown answer has index "
+                         f"{first['unknown_index']} in the records and "
+                         f"{known['unknown_index'][other].iloc[0]} in {source} ({other.sum()} "
+                         f"items in all); the numbers must be those of the same data")
+    found = known.drop(columns=["item_id", "category", *items.filter(like="_index")])
+    found = pd.concat([items, found], axis=1)
+    found["template_id"] = found["category"] + "/" + found["question_index"].astype(str)
+    found.attrs["undefined_targets"] = names
+    return found
+
+
+def _no_rows(texts, numbers):
+    return pd.DataFrame({**{name: pd.Series(dtype=object) for name in texts},
+                         **{name: pd.Series(dtype=float) for name in numbers}})
+
+
+def _provenance(samples, items, paths, source):
+    """One entry a cell: what was read, with the hash of every file."""
+    shared = {
+        "schema_version": SCHEMA_VERSION,
+        "undefined_targets": items.attrs["undefined_targets"],
+        **code_version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    identity = {
+        "items_sha256": hashlib.sha256(items.to_json(orient="records").encode()).hexdigest(),
+        "records_sha256": {path.name: _hash(path) for path in paths},
+    }
+    # A folder is named by its last part only: where it lies is nobody's business.
+    asked = source if source is None or str(source).count("/") == 1 else Path(source).name
+    cells = []
+    for (model, precision), part in samples.groupby(["model", "precision"], sort=False):
+        parameters = {"model": model, "precision": precision, "items": asked,
+                      "condition": "ambig", "orders": "original",
+                      "seeds": sorted(map(int, part["seed"].unique()))}
+        cells.append({
+            "model": model, "family": model, "replicate": 1, "depth": "full",
+            "precision": precision, **shared, "identity": {"parameters": parameters, **identity},
+            "counts": {"answers": 0, "samples": len(part), "perplexity": 0},
+        })
+    return cells
+
+
+def _hash(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,130 @@
+"""Where a cell's numbers come from: what decides them, and what they were made with."""
+
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from cba_utils import answering
+from cba_utils.names import HELD_OUT_TEXT, PROJECT
+from cba_utils.study.files import read_json
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("mlx", "mlx-lm", "transformers", "tokenizers", "numpy", "pandas", "pyarrow")
+
+
+def cell_identity(parameters, items, loaded):
+    """All that decides a cell's answers, as hashes and names.
+
+    Parameters
+    ----------
+    parameters : dict
+    items : DataFrame
+    loaded : LoadedModel
+
+    Returns
+    -------
+    dict
+    """
+    from cba_utils.answering.checkpoints import tokenizer_hash, weights_hash
+
+    template = loaded.hf_tokenizer.chat_template or ""
+    return {
+        "parameters": parameters,
+        "compute": loaded.compute,
+        "items_sha256": hashlib.sha256(items.to_json(orient="records").encode()).hexdigest(),
+        "text_sha256": _text_hash(parameters["text"]),
+        "weights_sha256": weights_hash(loaded.source_path),
+        "tokenizer_sha256": tokenizer_hash(loaded.source_path),
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "code_sha256": _code_hash(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _text_hash(source):
+    """Hash of the text that perplexity is measured on; a hub data set is known by its id."""
+    path = HELD_OUT_TEXT if source == "bundled" else Path(source)
+    content = path.read_bytes() if path.is_file() else source.encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _code_hash():
+    digest = hashlib.sha256()
+    for path in sorted(Path(answering.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _folded(loaded):
+    from cba_utils.answering.prompts import chat_ids
+
+    return chat_ids(loaded.hf_tokenizer, ["?"])[1]
+
+
+def surroundings():
+    """Code, machine and device of a run.
+
+    Returns
+    -------
+    dict
+    """
+    import mlx.core as mx
+
+    from cba_utils import BLAS
+
+    return {
+        **code_version(),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "device": str(mx.default_device()),
+        "blas": BLAS,
+    }
+
+
+def cell_line(folder):
+    """Where the numbers of one cell come from, in a line for the foot of its page.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The cell's records.
+
+    Returns
+    -------
+    str
+    """
+    known = read_json(Path(folder) / "provenance.json")
+    identity = known["identity"]
+    asked = identity["parameters"]
+    code = f"code of commit {known['git_commit'][:7]}" if known["git_commit"] else "code without commit"
+    if known["git_dirty"]:
+        code += " with local changes"
+    return (
+        f"{asked['model']} at {asked['precision'].upper()}, {code}, MLX {identity['packages']['mlx']}, "
+        f"items {identity['items_sha256'][:12]}, weights {identity['weights_sha256'][:12]}, run "
+        f"{known['started'][:10]} on {known['platform']}"
+    )
+
+
+def code_version():
+    """Commit of the project's code, and whether it has changes that are in no commit.
+
+    Returns
+    -------
+    dict
+    """
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments):
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

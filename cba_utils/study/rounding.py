@@ -1,0 +1,301 @@
+"""What rounding does to an alignment: in the weights, and to answers when it is taken apart.
+
+Let B be the weights before alignment, A those after, and Q(.) the rounding to a precision. Then
+A - B is the alignment, and Q(A) - A the rounding error. `errors` says how much of the alignment is
+left in Q(A) and how large the rest of the error is beside it; `variants` are models from which one
+part of the error was removed or replaced, so that its effect on answers can be measured.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pandas as pd
+from mlx.utils import tree_flatten, tree_unflatten
+
+import cba_utils
+from cba_utils.answering.likelihood import load_texts, perplexity, token_ids
+from cba_utils.answering.precisions import stored_bits
+from cba_utils.study.cell import select_items
+from cba_utils.study.files import compact, read_json, write_table, write_text
+from cba_utils.study.provenance import cell_identity, surroundings
+from cba_utils.answering.scoring import score_letters
+from cba_utils.names import RESULTS
+from cba_utils.study.protocol import cells, rounding_parameters
+from cba_utils.measures.frames import role_probabilities
+
+TABLES = ("errors", "variants", "variant_perplexity")
+PROVENANCE = "rounding.json"
+PARTS = ("attention", "MLP", "embeddings")
+# Probabilities are kept to so many decimals: most are 0 or 1, and a file of them stays small.
+_DECIMALS = 6
+
+
+def errors(base, aligned, precisions):
+    """Rounding error of every tensor of an aligned model, split along and across its alignment.
+
+    Parameters
+    ----------
+    base, aligned : str
+        Models before and after alignment, see `cba_utils.load_model`.
+    precisions : sequence of str
+
+    Returns
+    -------
+    DataFrame
+        One row a tensor and precision: ``precision``, ``tensor``, ``part`` (attention, MLP or
+        embeddings; norms and biases, which are not rounded, with the part they belong to),
+        ``weights`` (count), ``rounded`` (whether it was), and the sums of squares ``alignment2`` of
+        A - B, ``error2`` of Q(A) - A, and the product ``along`` of the two.
+
+    Raises
+    ------
+    ValueError
+        If the two models have different tensors.
+
+    Examples
+    --------
+    >>> found = errors("mistral/base", "mistral/aligned-s1", ["q8", "q4"])
+    >>> bool(alignment_left(found[found["precision"] == "q8"])["left"] > 0.99)
+    True
+    """
+    before, after = (_tensors(_dense(model)) for model in (base, aligned))
+    if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
+        raise ValueError(f"base: {base!r} and {aligned!r} have different tensors; "
+                         f"name the checkpoint that {aligned!r} was aligned from")
+    rows = []
+    for precision in precisions:
+        for name, rounded in _tensors(_dense(aligned, precision)).items():
+            alignment, error = after[name] - before[name], rounded - after[name]
+            rows.append({
+                "precision": precision, "tensor": name, "part": _part(name), "weights": error.size,
+                "rounded": bool((error != 0).any()), "alignment2": (alignment**2).sum(),
+                "error2": (error**2).sum(), "along": (alignment * error).sum(),
+            })
+    return pd.DataFrame(rows)
+
+
+def alignment_left(found):
+    """Share of an alignment that rounding left, and the size of the noise beside it.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From `errors`, at one precision; the tensors count as one long vector.
+
+    Returns
+    -------
+    dict
+        ``left``: the projection of Q(A) - B on A - B, over the length of A - B; ``noise``: the
+        length of the part of the error that is orthogonal to A - B, over the same.
+    """
+    alignment2, error2, along = found[["alignment2", "error2", "along"]].sum()
+    across = max(error2 - along**2 / alignment2, 0)
+    return {"left": 1 + along / alignment2, "noise": np.sqrt(across / alignment2)}
+
+
+def bits_per_weight(found, precision, kept=()):
+    """Bits that a weight takes on average, scales and offsets of the groups included.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From `errors`.
+    precision : str
+    kept : sequence of str
+        Parts that are left in 16 bits.
+
+    Examples
+    --------
+    >>> bits_per_weight(pd.DataFrame({"part": ["MLP"], "weights": [640], "rounded": True}), "q2")
+    2.5
+    """
+    bits = np.where(found["rounded"] & ~found["part"].isin(kept), stored_bits(precision), 16)
+    return float((bits * found["weights"]).sum() / found["weights"].sum())
+
+
+def variants(base, aligned, precision, finer):
+    """Models that differ from the rounded one in one respect.
+
+    Parameters
+    ----------
+    base, aligned, precision : str
+        As for `errors`.
+    finer : sequence of str
+        Other precisions to load the aligned model at, for comparison.
+
+    Yields
+    ------
+    str, LoadedModel
+        ``error shuffled``: A with the rounding error of each tensor in a random order, so that
+        its size is kept and its direction is not; ``alignment exact``: Q(B) + (A - B), the
+        alignment added without rounding to the rounded base; ``noise removed``: B plus what is
+        left of A - B in each tensor of Q(A); ``attention in BF16`` and the like: Q(A) with that
+        part of A; and the precisions of `finer`. Two of them must not be used at the same time:
+        they share their memory.
+    """
+    before, after = (_tensors(_dense(model)) for model in (base, aligned))
+    loaded = _dense(aligned, precision)
+    rounded, rounded_base = _tensors(loaded), _tensors(_dense(base, precision))
+    shuffle = np.random.default_rng(0)
+
+    def shuffled(name):
+        return after[name] + shuffle.permutation((rounded[name] - after[name]).ravel()).reshape(
+            after[name].shape)
+
+    def exact(name):
+        return rounded_base[name] + (after[name] - before[name])
+
+    def quiet(name):
+        alignment = after[name] - before[name]
+        along, length2 = (alignment * (rounded[name] - after[name])).sum(), (alignment**2).sum()
+        return after[name] + alignment * (along / length2 if length2 else 0)
+
+    kinds = {"error shuffled": shuffled, "alignment exact": exact, "noise removed": quiet}
+    for part in PARTS:
+        kinds[f"{part} in BF16"] = lambda name, part=part: (
+            after if _part(name) == part else rounded)[name]
+    for kind, weight in kinds.items():
+        loaded.model.update(tree_unflatten([(name, mx.array(weight(name).astype(np.float32)))
+                                            for name in after]))
+        yield kind, replace(loaded, precision=kind)
+    for other in finer:
+        yield other, _dense(aligned, other)
+
+
+def _dense(model, precision="bf16"):
+    # By the package's name, which imports mlx-lm only now: reports read tables and need none.
+    return cba_utils.load_model(model, precision, compute="dense")
+
+
+def _tensors(loaded):
+    """Weights by name, in double precision where products are summed up."""
+    flat = tree_flatten(loaded.model.parameters())
+    return {name: np.array(value.astype(mx.float32)).astype(np.float64) for name, value in flat}
+
+
+def _part(name):
+    if "self_attn" in name:
+        return "attention"
+    return "MLP" if "mlp" in name else "embeddings"
+
+
+def examine(parameters, folder):
+    """Take the rounding of one aligned model apart, or reuse what is there.
+
+    Parameters
+    ----------
+    parameters : dict
+        Those of ``notebooks/12_rounding.ipynb``.
+    folder : str or Path
+        Where the tables go; they are reused if all that decides them is the same.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``errors`` (see `errors`, one row a tensor and precision), ``variants`` (probability of
+        each role for every item, as `cba_utils.measures.frames.role_probabilities` gives it) and
+        ``variant_perplexity``, with the variant's name in the column ``precision``.
+    """
+    from cba_utils.answering.checkpoints import weights_hash
+
+    folder = Path(folder)
+    items = select_items(parameters)
+    loaded = _dense(parameters["model"])
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    identity = {**cell_identity(parameters, items, loaded), "rounding_sha256": code,
+                "base_sha256": weights_hash(_dense(parameters["base"]).source_path)}
+    known = read_json(folder / PROVENANCE)
+    if known and known.get("identity") == identity:
+        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    (folder / PROVENANCE).unlink(missing_ok=True)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    precisions = parameters["precisions"]
+    base, aligned, lowest = parameters["base"], parameters["model"], precisions[-1]
+    found = errors(base, aligned, precisions)
+    finer = [f"{p}-g32" for p in precisions[-2:][::-1] if "-g" not in p and p.startswith("q")]
+    length, answers, nll = parameters["sequence_length"], [], []
+    needed = parameters["sequences"] * length
+    texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
+    ids = token_ids(texts, loaded, needed)
+    for name, variant in variants(base, aligned, lowest, finer):
+        scored = score_letters(variant, items, temperature=parameters["temperature"])
+        roles = role_probabilities(scored, "study").round(_DECIMALS)
+        answers.append(roles.assign(precision=name))
+        nll.append(perplexity(variant, [ids], length).assign(precision=name))
+    tables = dict(zip(TABLES, (found, *map(pd.concat, (answers, nll))), strict=True))
+    for name, table in tables.items():
+        write_table(table.reset_index(drop=True), folder / f"{name}.parquet")
+    provenance = {
+        "identity": identity,
+        "counts": {name: len(table) for name, table in tables.items()},
+        **surroundings(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
+    write_text(json.dumps(provenance, indent=1) + "\n", folder / PROVENANCE)
+    return tables
+
+
+def collect_rounding(study, results=RESULTS):
+    """Join the tables of all models of a study that name a base, and where each comes from.
+
+    Parameters
+    ----------
+    study : dict
+    results : Path
+    """
+    base = Path(results) / study["name"]
+    models = {}
+    for model, group in groupby(cells(study), lambda cell: cell.name):
+        cell, *others = group
+        if rounding_parameters([cell, *others]):
+            models[model] = {"model": model, "family": cell.family, "replicate": cell.replicate,
+                             "depth": cell.depth}
+    if not models:
+        for name in (*(f"{name}.parquet" for name in TABLES), PROVENANCE):
+            (base / "tables" / name).unlink(missing_ok=True)
+        return
+    for name in TABLES:
+        parts = []
+        for model, labels in models.items():
+            table = pd.read_parquet(base / model / f"{name}.parquet")
+            parts.append(table.drop(columns=[c for c in labels if c in table]).assign(**labels))
+        write_table(compact(pd.concat(parts, ignore_index=True)), base / "tables" / f"{name}.parquet")
+    known = [{**labels, **read_json(base / model / PROVENANCE)} for model, labels in models.items()]
+    write_text(json.dumps(known, indent=1) + "\n", base / "tables" / PROVENANCE)
+
+
+def read_rounding(study, results=RESULTS):
+    """The tables of a study, or None if none of its models names a base.
+
+    Parameters
+    ----------
+    study : str
+    results : Path
+
+    Returns
+    -------
+    dict of str to DataFrame, or None
+        ``errors``, ``variants``, ``variant_perplexity``, and ``provenance`` with one row a model.
+
+    Examples
+    --------
+    >>> sorted(read_rounding("organisms"))
+    ['errors', 'provenance', 'variant_perplexity', 'variants']
+    """
+    paths = {name: Path(results) / study / "tables" / f"{name}.parquet" for name in TABLES}
+    if not all(path.exists() for path in paths.values()):
+        return None
+    tables = {name: pd.read_parquet(path) for name, path in paths.items()}
+    for table in tables.values():
+        for column in table.select_dtypes("category").columns:
+            table[column] = table[column].astype(object)
+    known = read_json(Path(results) / study / "tables" / PROVENANCE) or []
+    return {**tables, "provenance": pd.json_normalize(known, sep=".", max_level=2)}

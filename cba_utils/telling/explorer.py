@@ -1,0 +1,275 @@
+"""The item explorer: every item of a study beside what each model answered at each precision.
+
+A page opened from disk (``file://``) may not fetch, so the data is a script that assigns one
+object, and the same rows lie beside it as CSV. The table is Tabulator (MIT, vendored): it is
+maintained, needs nothing else, draws only the rows in view, and escapes text by default. The rest
+of the page, ``book/_static/explorer.js``, writes text as text and never as HTML.
+"""
+
+import json
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.telling.figures import ROLE_COLOURS, percent
+from cba_utils.measures.rates import TRANSITIONS, observed_changes
+from cba_utils.study.files import write_text
+from cba_utils.telling.report import table_html
+from cba_utils.study.protocol import book_folder
+from cba_utils.measures.frames import ROLES, item_table, pair_with
+
+REFERENCE = "bf16"
+OUTCOMES = [*ROLES, "unparsed"]
+OUTCOME_WORDS = {
+    "stereotyped": "stereotyped",
+    "anti_stereotyped": "anti-stereotyped",
+    "unknown": "unknown",
+    "unparsed": "no answer",
+}
+CHANGE_WORDS = {
+    "became_biased": "became biased",
+    "lost_bias": "lost bias",
+    "became_anti": "gained anti-stereotyped",
+    "lost_anti": "lost anti-stereotyped",
+    "unchanged": "unchanged",
+}
+CELL = ["model", "precision", "item_id"]
+ITEM_TEXTS = ["item_id", "category", "question_polarity", "context_condition", "context",
+              "question", "ans0", "ans1", "ans2"]
+# Rows of the table that stands in where scripts do not run.
+STATIC_ROWS = 12
+VENDOR = "vendor/tabulator-6.5.3"
+
+
+def answer_shares(report):
+    """What each model answered to each item: probabilities, or shares of draws without them.
+
+    Parameters
+    ----------
+    report : cba_utils.telling.report.Report
+
+    Returns
+    -------
+    DataFrame
+        One row a model, precision and item: ``model, precision, item_id``, the four outcomes
+        (``stereotyped, anti_stereotyped, unknown, unparsed``) to three decimals, and ``change``:
+        which `metrics.TRANSITIONS` the item's draws made since BF16, joined by ``+``, or
+        ``unchanged``. It is empty where the question does not arise: at BF16, and on
+        disambiguated items.
+    """
+    table = item_table(report.best)
+    shares = table[OUTCOMES].div(table["draws"], axis=0).round(3)
+    shares = pd.concat([table[CELL].astype(str), shares], axis=1)
+    paired = pair_with(report.drawn, REFERENCE)
+    paired = paired[paired["context_condition"] == "ambig"]
+    flags = observed_changes(paired)
+    kinds = list(TRANSITIONS)
+    seen = flags[[gained for gained, _ in TRANSITIONS.values()]].to_numpy(bool)
+    named = ["+".join(k for k, on in zip(kinds, row, strict=True) if on) or "unchanged"
+             for row in seen]
+    changes = paired[CELL].astype(str).assign(change=np.array(named, object))
+    shares = shares.merge(changes, on=CELL, how="left", validate="one_to_one")
+    places = {"model": shares["model"].unique().tolist(), "precision": report.precisions}
+    return shares.assign(change=shares["change"].fillna("")).sort_values(
+        list(places),
+        key=lambda names: names.map(places[names.name].index),
+        kind="stable",
+        ignore_index=True,
+    )
+
+
+def measure(report):
+    """What the shares of a study are, in words."""
+    if report.exact:
+        return "probability at the study's temperature"
+    draws = report.samples["seed"].nunique()
+    return f"share of the {draws} seeded draws (this study has no probabilities)"
+
+
+def start(shares):
+    """Model and precision that the page opens with: where most items became biased.
+
+    Examples
+    --------
+    >>> start(pd.DataFrame({"model": ["a", "a", "b"], "precision": ["q4", "q3", "q3"],
+    ...                     "change": ["unchanged", "became_biased", "unchanged"]}))
+    ('a', 'q3')
+    """
+    changed = shares["change"].str.contains("became_biased")
+    counts = changed.groupby([shares["model"], shares["precision"]], sort=False).sum()
+    return counts.idxmax()
+
+
+def page_data(report, shares):
+    """All that the page shows, as plain values: items by column, then one entry a cell.
+
+    Probabilities are integers per mille, four an item, in the order of ``outcomes``; ``change`` is
+    an index into ``changes``.
+    """
+    items = _items(report)
+    changes = sorted(shares["change"].unique())
+    cells = []
+    for (model, precision), rows in shares.groupby(["model", "precision"], sort=False):
+        rows = rows.set_index("item_id").loc[items["item_id"]]
+        cells.append({
+            "model": model,
+            "precision": precision,
+            "p": (rows[OUTCOMES].to_numpy() * 1000).round().astype(int).ravel().tolist(),
+            "change": rows["change"].map(changes.index).tolist(),
+        })
+    return {
+        "study": report.study,
+        "measure": measure(report),
+        "reference": REFERENCE,
+        # Only ambiguous items can change, so the page opens with them.
+        "start": {**dict(zip(("model", "precision"), start(shares), strict=True)),
+                  "context": "ambig"},
+        "outcomes": list(OUTCOME_WORDS.items()),
+        "kinds": list(CHANGE_WORDS.items()),
+        "changes": changes,
+        "items": {name: items[name].tolist() for name in items},
+        "cells": cells,
+    }
+
+
+def _items(report):
+    """Items with the role of each answer; what the records lack is empty (a label: -1)."""
+    items = report.items.reindex(columns=[*report.items, *set(ITEM_TEXTS) - set(report.items)])
+    roles = {}
+    for k in range(3):
+        places = [(items[f"{role}_index"] == k).fillna(False).astype(bool) for role in ROLES]
+        roles[f"role{k}"] = np.select(places, ROLES, "")
+    texts = items[ITEM_TEXTS].astype(object).fillna("").astype(str)
+    label = items["label"] if "label" in items else pd.Series(-1, items.index)
+    return texts.assign(**roles, label=label.astype(int))
+
+
+def script(data):
+    """The data as a script that assigns it; no text in it can end a script element.
+
+    Examples
+    --------
+    >>> script({"question": "</script>"})
+    'window.cbaExplorer = {"question":"\\\\u003c/script>"};\\n'
+    """
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    # One cell a line, for readable differences; inside a text the quote would be escaped.
+    text = text.replace('{"model"', '\n{"model"')
+    return f"window.cbaExplorer = {text};\n"
+
+
+def write(report, shares):
+    """Write the data of the page into the static files of the study's book.
+
+    Parameters
+    ----------
+    report : cba_utils.telling.report.Report
+    shares : DataFrame
+        From :func:`answer_shares`.
+
+    Returns
+    -------
+    Path
+        The folder: ``data.js``, and for other tools ``items.csv`` and ``answers.csv``.
+    """
+    folder = book_folder(report.study) / "book" / "_static" / "explorer-data"
+    write_text(script(page_data(report, shares)), folder / "data.js")
+    write_text(_items(report).to_csv(index=False), folder / "items.csv")
+    write_text(shares.to_csv(index=False, float_format="%g"), folder / "answers.csv")
+    return folder
+
+
+def page(report, shares, static="../_static"):
+    """The page's HTML: controls that the script fills, and a plain table for where none runs.
+
+    Parameters
+    ----------
+    report : cba_utils.telling.report.Report
+    shares : DataFrame
+        From :func:`answer_shares`.
+    static : str
+        Address of the book's static files.
+
+    Returns
+    -------
+    str
+    """
+    colours = ";".join(f"--{role}:{colour}" for role, colour in ROLE_COLOURS.items())
+    selects = "".join(
+        f'<label>{label} <select name="{name}"></select></label>'
+        for name, label in (
+            ("model", "Model"),
+            ("precision", "Precision"),
+            ("change", "Change since BF16"),
+            ("category", "Category"),
+            ("polarity", "Question polarity"),
+            ("context", "Context"),
+        )
+    )
+    rows, said = _static_rows(report, shares)
+    return f"""\
+<link rel="stylesheet" href="{static}/{VENDOR}/tabulator_simple.min.css">
+<link rel="stylesheet" href="{static}/explorer.css">
+<div id="cba-explorer" style="{colours}" hidden>
+<form aria-label="Filters">{selects}</form>
+<p role="status"></p>
+<div class="cba-rows" aria-label="Items"></div>
+<section class="cba-item" aria-label="The chosen item"></section>
+</div>
+<div id="cba-explorer-static">
+<p>{escape(said)}</p>
+{table_html(rows).data}
+</div>
+<p class="cba-data">Everything as CSV:
+<a download href="{static}/explorer-data/items.csv">items ({len(report.items):,} rows)</a>,
+<a download href="{static}/explorer-data/answers.csv">answers ({len(shares):,} rows)</a></p>
+<script src="{static}/explorer-data/data.js"></script>
+<script src="{static}/{VENDOR}/tabulator.min.js"></script>
+<script src="{static}/explorer.js"></script>"""
+
+
+def _static_rows(report, shares):
+    """The items whose stereotyped answers rose most where the page starts, and what they are."""
+    model, precision = start(shares)
+    wide = shares[shares["model"] == model].pivot(
+        index="item_id", columns="precision", values="stereotyped"
+    )
+    # Disambiguated items have no change: there a person can be the right answer.
+    asked = shares.loc[shares["change"] != "", "item_id"].unique()
+    rise = (wide[precision] - wide[REFERENCE])[asked]
+    chosen = rise.sort_values(ascending=False, kind="stable").index[:STATIC_ROWS]
+    items, wide = _items(report).set_index("item_id").loc[chosen], wide.loc[chosen]
+    rows = pd.DataFrame({
+        "item": chosen,
+        "context and question": items["context"] + " " + items["question"],
+        "stereotyped answer": [
+            next((row[f"ans{k}"] for k in range(3) if row[f"role{k}"] == "stereotyped"), "")
+            for _, row in items.iterrows()
+        ],
+        f"at {REFERENCE.upper()}": wide[REFERENCE].map(percent),
+        f"at {precision.upper()}": wide[precision].map(percent),
+    })
+    said = (
+        f"Without scripts, this page shows {len(rows)} of {len(report.items):,} items: the "
+        f"ambiguous ones whose stereotyped answers rose most in {model} at {precision.upper()}. The last two columns "
+        f"are the {measure(report)} of the stereotyped answer. The files below hold everything."
+    )
+    return rows, said
+
+
+def words(report, shares):
+    """What the page's prose says about its data."""
+    model, precision = start(shares)
+    models, precisions = shares["model"].nunique(), shares["precision"].nunique()
+    return {
+        "explorer_size": (
+            f"{len(report.items):,} items, {models} model{'s' * (models > 1)}, "
+            f"{precisions} precision{'s' * (precisions > 1)}"
+        ),
+        "explorer_measure": measure(report),
+        "explorer_start": f"{model} at {precision.upper()}",
+        "explorer_draws": str(report.samples["seed"].nunique()),
+        "scope_note": report.scope_note,
+        "provenance_line": report.provenance_line,
+    }

@@ -1,0 +1,406 @@
+"""Figures of the control chapters and of the published analysis, in the book's one style."""
+
+from __future__ import annotations
+
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+
+from cba_utils.telling.figures import (
+    INK,
+    PALETTE,
+    WIDTH,
+    _by_precision,
+    _finish,
+    _look,
+    _panels,
+    _precisions,
+    nothing,
+    style,
+)
+from cba_utils.answering.precisions import most_bits_first
+
+TITLES = {
+    "became_biased_expected_excess": "Became biased minus placebo, % of unbiased items",
+    "became_anti_expected_excess": "Mirror image: anti-stereotyped, minus placebo, %",
+    "net_biased": "Became biased minus lost it, % of all items",
+    "net_anti": "The same for anti-stereotyped answers",
+    "share_to_stereotyped": "Left “unknown” for the stereotyped person, %",
+    "left_unknown": "Answers that left “unknown”, % of those at BF16",
+    "order_dependent": "Items whose answer depends on the option order, %",
+    "accuracy": "Right answers on disambiguated items, %",
+    "alignment_gap": "Right where the stereotype agrees minus where it does not, points",
+    "flip_rate": "First choice changed, % of items",
+}
+LEAN_TITLES = {
+    "log_gap": "Odds, stereotyped against other person (log scale)",
+    "d_log_gap": "The same as a multiple of BF16's (log scale)",
+}
+# One colour a bar of a group, where there are more of them than families; each also has a hatch.
+BARS = [*PALETTE.values(), "#8a6d00", "#7a5fd0"]
+HATCHES = ["", "////", "....", "xx", "\\\\\\\\", "++", "oo"]
+SHARES = {"share_to_stereotyped", "left_unknown", "order_dependent", "accuracy"}
+
+
+def ladder(frame, measures, by="family", line=None, titles=None):
+    """Measures by precision, one panel each, one series for each level of ``by``.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy estimates; rates are fractions.
+    line : float or mapping of measure to float, optional
+        Where a dashed line shows what no effect would be.
+
+    A frame without the measures, from a study that cannot answer the question, gives a figure
+    that says so.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = [("mistral", q, "left_unknown", r, r, r, 3) for q, r in [("q4", .1), ("q3", .2)]]
+    >>> columns = ["family", "precision", "measure", "estimate", "low", "high", "n"]
+    >>> len(ladder(pd.DataFrame(rows, columns=columns), ["left_unknown"]).axes)
+    1
+    """
+    shown = frame[frame["measure"].isin(measures)]
+    places = {p: k for k, p in enumerate(_precisions(shown))}
+    titles = {**TITLES, **(titles or {})}
+    if shown.empty:
+        return nothing(titles.get(measures[0], measures[0]))
+    with style():
+        figure, panels = _panels(len(measures), 2.2)
+        for axes, measure in zip(panels, measures, strict=True):
+            null = line.get(measure) if isinstance(line, dict) else line
+            if null is not None:
+                axes.axhline(null, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+            _by_precision(axes, shown, measure, by, places)
+            if measure in SHARES:
+                # a t interval over few checkpoints may pass what a share can be
+                axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.03))
+            axes.set_title(titles.get(measure, measure))
+        return _finish(figure, panels, places)
+
+
+def changes(frame, titles):
+    """Changes of rates since BF16, in points; ``titles`` maps measure to the title of its panel.
+
+    A frame of None, from a study that cannot answer the question, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(next(iter(titles.values())))
+    figure = ladder(frame, [*titles], line=0, titles=titles)
+    for axes in figure.axes:
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
+    return figure
+
+
+def lean_ladder(frame):
+    """Odds of the stereotyped person against the other, and their factor since BF16.
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(LEAN_TITLES["log_gap"])
+    shown = ["estimate", "low", "high"]
+    figure = ladder(frame.assign(**np.exp(frame[shown])), [*LEAN_TITLES], line=1, titles=LEAN_TITLES)
+    for axes in figure.axes:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter("")
+    return figure
+
+
+def together(frame, labels, title, line=None, scale=1.0, points=True):
+    """Several measures of one pooled frame as series in one panel by precision.
+
+    ``labels`` maps measure to the name of its series. A frame of None, from a study that cannot
+    answer the question, gives a figure that says so. ``points`` labels the axis in points.
+    """
+    if frame is None:
+        return nothing(title)
+    rows = frame[frame["measure"].isin(labels)]
+    rows = rows.assign(series=rows["measure"].map(labels), measure="one")
+    rows = rows.sort_values("series", key=lambda s: s.map(list(labels.values()).index))
+    rows[["estimate", "low", "high"]] *= scale
+    places = {p: k for k, p in enumerate(_precisions(rows))}
+    with style():
+        figure, panels = _panels(1, 2.8)
+        if line is not None:
+            panels[0].axhline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        _by_precision(panels[0], rows, "one", "series", places)
+        panels[0].set_title(title)
+        _finish(figure, panels, places)
+        if points:
+            panels[0].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
+        return figure
+
+
+def seed_ranges(frame, measure="became_biased"):
+    """What fresh seeds would draw (bars) and what the study's own seeds gave (crosses).
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing("Items that became biased, % of those unbiased at BF16")
+    rows = frame[frame["measure"] == measure]
+    places = {p: k for k, p in enumerate(_precisions(rows))}
+    names = sorted(rows["model"].unique())
+    with style():
+        figure, panels = _panels(1, 3.0)
+        step = 0.7 / max(len(names), 1)
+        for k, name in enumerate(names):
+            part = rows[rows["model"] == name]
+            at = part["precision"].map(places) + step * (k - (len(names) - 1) / 2)
+            panels[0].bar(at, part["high"] - part["low"], bottom=part["low"], width=step * 0.8,
+                          color=PALETTE["neutral"], alpha=0.55,
+                          label=None if k else "95 % of fresh sets of five draws")
+            panels[0].plot(at, part["observed"], marker="x", linestyle="none",
+                           color=PALETTE["mistral"],
+                           markersize=5, label=None if k else "the study's five seeds")
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        panels[0].set_title("Items that became biased, % of those unbiased at BF16")
+        return _finish(figure, panels, places)
+
+
+def flip_curve(frame, precisions):
+    """Flip rate against BF16 entropy by bin, with the mean of the fitted curve (hollow).
+
+    A frame of None, from a study without probabilities, gives a figure that says so.
+    """
+    if frame is None:
+        return nothing(TITLES["flip_rate"])
+    with style():
+        figure, (axes,) = _panels(1, 3.2)
+        for name, look in _look(list(precisions)).items():
+            rows = frame[(frame["precision"] == name) & (frame["bin"] > 0)]
+            wide = rows.pivot(index="bin", columns="measure", values=["estimate", "low", "high"])
+            x = wide["estimate", "entropy"]
+            y = wide["estimate", "flip_rate"]
+            reach = np.clip([y - wide["low", "flip_rate"], wide["high", "flip_rate"] - y], 0, None)
+            axes.errorbar(x, y, yerr=np.nan_to_num(reach), markersize=5, linewidth=1.4,
+                          capsize=2.5, label=name.upper(), **look)
+            axes.plot(x, wide["estimate", "predicted"], linestyle="none", markersize=7,
+                      markerfacecolor="none", marker=look["marker"], color=look["color"])
+        axes.plot([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
+                  label="hollow: logistic curve on entropy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_xlabel("entropy of the BF16 answer, bits")
+        axes.set_title(TITLES["flip_rate"])
+        figure.legend(loc="outside upper left", ncols=2)
+        return figure
+
+
+def specification(frame):
+    """The headline number under every combination of choices, sorted, with the choices below."""
+    choices = [c for c in ("draws", "parser", "weights", "counting", "undefined") if c in frame]
+    rows = frame.sort_values("estimate").reset_index(drop=True)
+    levels = [(c, v) for c in choices for v in dict.fromkeys(frame[c])]
+    with style():
+        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 2.4])
+        reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
+        top.errorbar(rows.index, rows["estimate"], yerr=np.nan_to_num(reach), linestyle="none",
+                     marker="o", markersize=4, capsize=2, color=PALETTE["qwen2"])
+        top.axhline(0, color=INK, linewidth=0.8)
+        top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        top.set_title("Items that became biased, %")
+        for k, (choice, value) in enumerate(levels):
+            at = rows.index[rows[choice] == value]
+            bottom.plot(at, np.full(len(at), k), marker="s", linestyle="none", markersize=4,
+                        color=INK)
+        bottom.set_yticks(range(len(levels)), [f"{c}: {v}" for c, v in levels])
+        bottom.invert_yaxis()
+        bottom.set_xticks([])
+        bottom.set_xlabel("one column a combination")
+        return figure
+
+
+def odds(table, title="Odds ratio against BF16 (log scale)"):
+    """Odds ratios with intervals, one row a precision, and one for the trend."""
+    rank = {name: k for k, name in enumerate(most_bits_first(set(table["term"]) - {"trend"}))}
+    rows = table.sort_values("term", key=lambda t: t.map(rank).fillna(len(rank)),
+                             ascending=False).reset_index(drop=True)
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
+        axes.errorbar(rows["estimate"], rows.index, xerr=np.nan_to_num(reach), linestyle="none",
+                      marker="s", markersize=5, capsize=2.5, color=PALETTE["qwen2"])
+        axes.axvline(1, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_yticks(rows.index, [t.upper() if t in rank else t for t in rows["term"]])
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(title)
+        return figure
+
+
+def power_curve(curve, power=0.8):
+    """Power against the true rise of SRS."""
+    with style():
+        figure, (axes,) = _panels(1, 2.6)
+        axes.axhline(power, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        for name, look in _look(sorted(curve["family"].unique())).items():
+            part = curve[curve["family"] == name]
+            axes.plot(part["effect"], part["power"], markersize=5, label=name, **look)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel("true rise of the stereotyped rate, points")
+        axes.set_title("Chance that the rise is found, %")
+        figure.legend(loc="outside upper left", ncols=3)
+        return figure
+
+
+def rejection_matrix(frame, effect=1.0):
+    """How often each control says yes to each truth; a tick marks where it should.
+
+    A dash stands where nothing differs that the control could see.
+    """
+    rows = frame[(frame["effect"] == effect) & (frame["checkpoints"] == 1)]
+    wide = rows.pivot(index="control", columns="truth", values="estimate")
+    wide = wide.loc[list(dict.fromkeys(rows["control"])), list(dict.fromkeys(rows["truth"]))]
+    should = rows.pivot(index="control", columns="truth", values="should")
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.42 * len(wide)), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(wide, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for i, control in enumerate(wide.index):
+            for j, truth in enumerate(wide.columns):
+                value = wide.iloc[i, j]
+                text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
+                text += "✓" if should.loc[control, truth] == "yes" else ""
+                axes.text(j, i, text, ha="center", va="center", fontsize=8,
+                          color="white" if value < 0.55 else "black" if value > 0 else INK)
+        axes.set_xticks(range(wide.shape[1]), wide.columns, rotation=40, ha="right",
+                        rotation_mode="anchor")
+        axes.set_yticks(range(wide.shape[0]), [fill(name, 16) for name in wide.index])
+        axes.grid(False)
+        axes.tick_params(length=0)
+        figure.suptitle("Said “yes”, % (✓: rightly; –: nothing to see)", fontsize="medium")
+        return figure
+
+
+# The published analysis
+
+
+def by_bits(table, rates=("srs", "usr")):
+    """SRS and USR against bit width, one line a model, without intervals as published."""
+    long = table.melt(["model", "precision"], list(rates), "measure", "estimate")
+    return ladder(long.assign(low=np.nan, high=np.nan), list(rates), by="model", titles={
+        "srs": "Stereotyped answers (SRS), % of parsed answers",
+        "usr": "“Unknown” answers (USR), % of parsed answers"})
+
+
+def amplification_curve(table):
+    """SRS as a multiple of BF16's."""
+    rows = table.assign(measure="amplification", estimate=table["amplification"], low=np.nan,
+                        high=np.nan)
+    figure = ladder(rows, ["amplification"], by="model", line=1.0,
+                    titles={"amplification": "SRS as a multiple of BF16's"})
+    figure.axes[0].yaxis.set_major_formatter(lambda x, _: f"{x:g}×")
+    return figure
+
+
+def srs_heat_map(table):
+    """SRS of every model and precision as a heat map with its numbers."""
+    wide = table.pivot(index="model", columns="precision", values="srs")
+    wide = wide[_precisions(table)]
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.4 * len(wide)), layout="constrained")
+        axes = figure.subplots()
+        top = max(float(wide.max().max()), 1e-9)
+        axes.imshow(wide, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        for i in range(wide.shape[0]):
+            for j in range(wide.shape[1]):
+                value = wide.iloc[i, j]
+                axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9,
+                          color="white" if value < 0.55 * top else "black")
+        axes.set_xticks(range(wide.shape[1]), [p.upper() for p in wide.columns])
+        axes.set_yticks(range(wide.shape[0]), wide.index)
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.set_title("Stereotyped answers (SRS), % of parsed answers")
+        return figure
+
+
+def _bars(axes, table, x, precisions, value):
+    """Grouped bars of ``value``, one group a level of ``x``, one bar a precision."""
+    names = list(dict.fromkeys(table[x]))
+    width = 0.8 / len(precisions)
+    for k, precision in enumerate(precisions):
+        part = table[table["precision"] == precision].set_index(x)[value].reindex(names)
+        at = np.arange(len(names)) + width * (k - (len(precisions) - 1) / 2)
+        axes.bar(at, part, width * 0.92, color=BARS[k % len(BARS)],
+                 hatch=HATCHES[k % len(HATCHES)], edgecolor=INK,
+                 linewidth=0.4, label=precision.upper())
+    axes.set_xticks(range(len(names)), names)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def before_and_after(table, precision, reference="bf16"):
+    """SRS at BF16 and at a low precision, side by side for each model."""
+    with style():
+        figure, (axes,) = _panels(1, 2.6)
+        _bars(axes, table, "model", [reference, precision], "srs")
+        axes.set_title("Stereotyped answers (SRS), % of parsed answers")
+        figure.legend(loc="outside upper left", ncols=2)
+        return figure
+
+
+def category_facets(table):
+    """SRS by precision in every category, one panel a category, one line a model."""
+    names = sorted(table["category"].unique())
+    places = {p: k for k, p in enumerate(_precisions(table))}
+    rows = table.assign(measure="srs", estimate=table["srs"], low=np.nan, high=np.nan)
+    with style():
+        figure, panels = _panels(len(names), 1.5)
+        for axes, name in zip(panels, names, strict=True):
+            _by_precision(axes, rows[rows["category"] == name], "srs", "model", places)
+            axes.set_title(f"{name}: stereotyped answers, %")
+        return _finish(figure, panels, places)
+
+
+def transition_chart(table):
+    """Items that became biased, by model and precision."""
+    precisions = _precisions(table)
+    with style():
+        figure, (axes,) = _panels(1, 2.8)
+        _bars(axes, table, "model", precisions, "rate")
+        axes.set_title("Items that became biased, % of those unbiased at BF16")
+        figure.legend(loc="outside upper left", ncols=4)
+        return figure
+
+
+def rates(found, by="precision"):
+    """Answers a second of every contender on a logarithmic scale, ours marked.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From `cba_utils.telling.speed.ratios`.
+    by : str
+        Column that tells the groups apart.
+    """
+    groups = list(dict.fromkeys(found[by]))
+    ours = found.drop_duplicates(by).assign(contender="this project", per_second=lambda d: d["ours"])
+    both = pd.concat([ours, found], ignore_index=True)
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        looks = _look(list(dict.fromkeys(both["contender"])))
+        for k, (name, look) in enumerate(looks.items()):
+            rows = both[both["contender"] == name]
+            axes.plot(rows[by].map(groups.index) + 0.1 * (k - len(looks) / 2), rows["per_second"],
+                      label=name, markersize=6, **{**look, "linestyle": "none"})
+        axes.set_yscale("log")
+        axes.set_title("Answers a second (log scale)")
+        axes.set_xticks(range(len(groups)), [str(g).upper() for g in groups])
+        axes.set_xlim(-0.5, len(groups) - 0.5)
+        figure.legend(loc="outside lower center", ncols=1)
+    return figure

@@ -1,0 +1,1151 @@
+"""What the report notebooks share: one study opened, summarised and put into words.
+
+A report reads a :class:`Report`, calls a measure, and hands the result to a figure and to
+``glue``. Where a study has several checkpoints of a family, summaries are means over them with
+their spread; where it has one, they are that checkpoint's own estimates. Families are never a
+sample of families: what is pooled over them holds for those at hand.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from cba_utils.telling.figures import interval, percent
+from cba_utils.measures.intervals import ESTIMATE_COLUMNS
+from cba_utils.names import PROJECT
+from cba_utils.measures.rates import (
+    SHARES,
+    bias_scores,
+    over_models,
+    over_replicates,
+    placebo,
+    role_rates,
+    transitions,
+)
+from cba_utils.answering.precisions import most_bits_first
+from cba_utils.answering.prompts import user_text
+from cba_utils.study.imported import RUNS
+from cba_utils.study.tables import load_study
+from cba_utils.names import RESULTS
+from cba_utils.measures.frames import ROLES, item_table, study_columns
+
+ABSENT = "not measured in this study"
+
+
+@dataclass
+class Report:
+    """The records of one study, see :func:`open_study`."""
+
+    study: str
+    items: pd.DataFrame
+    answers: pd.DataFrame
+    samples: pd.DataFrame
+    perplexity: pd.DataFrame
+    provenance: pd.DataFrame
+
+    @property
+    def folder(self):
+        """Where the figures and their data are written."""
+        return RESULTS / self.study / "figures"
+
+    @property
+    def exact(self):
+        """Whether the records hold probabilities, and not sampled answers alone."""
+        return len(self.answers) > 0
+
+    @property
+    def best(self):
+        """What rates are computed from: probabilities, or counts of sampled answers."""
+        return self.answers if self.exact else self.drawn
+
+    @property
+    def single(self):
+        """The same, one row an answer: what moves of single answers are computed from."""
+        return self.answers if self.exact else self.samples
+
+    @property
+    def imported(self):
+        """Whether the records were read from JSONL, and no model was run for them."""
+        return any(name.startswith("identity.records_sha256") for name in self.provenance)
+
+    def named(self, change):
+        """The measure that says how many items changed, by fresh draws where they are known."""
+        return f"{change}_expected" if self.exact else change
+
+    @cached_property
+    def drawn(self):
+        """Item table of the sampled answers, which takes a while to count."""
+        return item_table(self.samples)
+
+    @property
+    def undefined(self):
+        """Answers to items without a defined target, see `raw.as_published`; None if there are none."""
+        path = RESULTS / self.study / "tables" / "undefined.parquet"
+        if not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        texts = table.select_dtypes("category").columns
+        return table.astype(dict.fromkeys(texts, object)) if len(table) else None
+
+    @property
+    def precisions(self):
+        """Precisions of the study, from most to fewest bits."""
+        return most_bits_first(self.samples["precision"].unique())
+
+    @property
+    def lowest(self):
+        """The precision with the fewest bits."""
+        return self.precisions[-1]
+
+    @property
+    def middle(self):
+        """Four bits, at which models are most often shipped; else the second lowest.
+
+        Only precisions that every quantized model has can be asked for.
+        """
+        each = [set(p) for p in self.samples.groupby("model")["precision"].unique() if len(p) > 1]
+        quantized = [p for p in self.precisions[1:] if all(p in found for found in each)]
+        return "q4" if "q4" in quantized else quantized[max(0, len(quantized) - 2)]
+
+    @property
+    def several(self):
+        """Whether every family has several checkpoints, so that their spread can be seen."""
+        return self.samples.groupby("family")["replicate"].nunique().min() > 1
+
+    def summarise(self, frame):
+        """Estimates a family: over its checkpoints, or its only checkpoint's own."""
+        cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
+        return _presentable(over_replicates(cells) if self.several else cells.assign(of=cells["n"]))
+
+    def pooled(self, frame, by=()):
+        """Estimates over all checkpoints of all families, which are taken as they are.
+
+        Several checkpoints of each family show a spread within families; one each shows none,
+        and then the models' own intervals are averaged. ``by`` names further columns that group
+        the frame. See `metrics.over_replicates` and `metrics.over_models`.
+        """
+        cells = frame[[*study_columns(frame), *by, *ESTIMATE_COLUMNS]]
+        if cells["model"].nunique() == 1:
+            return _presentable(cells.assign(of=cells["n"]))
+        return _presentable(
+            over_replicates(cells, ["family"]) if self.several else over_models(cells))
+
+    def by_depth(self, frame):
+        """Estimates a depth, over the checkpoints of all families."""
+        alone = frame.groupby(["depth", "precision"])["model"].nunique().max() == 1
+        summary = frame if alone else self.pooled(frame)
+        return summary.sort_values("depth", key=lambda d: d.map(_steps), kind="stable")
+
+    @property
+    def depths(self):
+        """Depths of alignment, from shallow to deep."""
+        return sorted(self.samples["depth"].unique(), key=_steps)
+
+    @property
+    def n_text(self):
+        """How much was measured, for captions."""
+        ambiguous = (self.items["context_condition"] == "ambig").sum()
+        templates = self.samples["template_id"].nunique()
+        unit = "question templates" if self.templates else "runs of consecutive questions"
+        items = f"{ambiguous:,} ambiguous items from {templates:,} {unit}"
+        per = self.samples.groupby("family")["replicate"].nunique()
+        if len(self.samples["model"].unique()) == 1:
+            return f"one checkpoint, {items}"
+        count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
+        families = "one family" if len(per) == 1 else f"{len(per)} families"
+        noun = "checkpoint" if count == "1" else "checkpoints"
+        return f"{families}, {count} {noun} each, {items}"
+
+    @property
+    def interval_text(self):
+        """What intervals speak about, for captions."""
+        families = self.samples["family"].nunique()
+        if self.several and families == 1:
+            return "over checkpoints trained alike from different seeds"
+        if self.several:
+            return (f"over checkpoints trained alike within each of {families} architectures, "
+                    f"which are taken as they are")
+        unit = "question templates" if self.templates else "runs of consecutive questions"
+        alone = f"over {unit}, for one checkpoint alone"
+        if self.samples["model"].nunique() == 1:
+            return alone
+        return (f"{alone} (a mean over models takes these as they are, and its interval is the "
+                f"mean of their interval ends)")
+
+    @property
+    def templates(self):
+        """Whether it is known from which template an item was made."""
+        return bool(self.samples["question_index"].notna().all())
+
+    @property
+    def records_note(self):
+        """What the records hold, and what they cannot say, in words."""
+        if not self.imported:
+            return ("Its records hold the probability of every letter, seeded samples, and the "
+                    "perplexity of held-out text.")
+        return (
+            "Its records were made elsewhere and imported: answers drawn with seeds, to ambiguous "
+            "questions in one order of the options. They hold no probabilities, no disambiguated "
+            "questions and no perplexity; what needs these is marked as not measured."
+        )
+
+    @property
+    def import_note(self):
+        """What was done with imported records, and what stands in for templates, in words."""
+        if not self.imported:
+            return "Every cell was run by this project's code."
+        left = self.provenance["undefined_targets"].iloc[0]
+        named = f" ({', '.join(left[:20])}{', …' if len(left) > 20 else ''})" if left else ""
+        note = (
+            f"The answers are parsed as they were there. Items without a defined target, which "
+            f"the published code took for the last answer, are left out: {len(left):,} of "
+            f"{len(self.items) + len(left):,}{named}."
+        )
+        if self.templates:
+            source = self.provenance["identity.parameters.items"].iloc[0]
+            return f"{note} Templates and texts are those of the items in {source}."
+        return (
+            f"{note} The records do not say from which template a question was made. BBQ numbers "
+            f"the questions of a template one after the other, so {RUNS} runs of consecutive "
+            f"questions in each category stand in for templates. A template that lies across two "
+            f"runs makes an interval a little too narrow; if the numbers are not BBQ's, intervals "
+            f"promise more than they hold."
+        )
+
+    @property
+    def scope_note(self):
+        """Whose answers these are, in words."""
+        cells = self.provenance
+        if self.imported:
+            return (
+                "The numbers are those of the imported records named in the run log, and of "
+                "nothing else. Nobody checked here which weights, prompts and software gave them."
+            )
+        if cells["identity.parameters.model"].map(_is_organism).all():
+            millions = cells["parameters_of_model"].max() / 1e6
+            if (cells["identity.parameters.items"] != "bundled").any():
+                return (
+                    f"The models are organisms: small language models of at most {millions:.1f} "
+                    f"million parameters that this project trained on stories about invented groups. "
+                    f"They never read anything else, so what they answer to the items asked here, "
+                    f"which are not the project's own, means nothing about the people these name or "
+                    f"about any model that people use. The pages show that the steps run on such "
+                    f"items, and how letters and noise look where nothing was learned."
+                )
+            return (
+                f"The models are organisms: small language models of at most {millions:.1f} "
+                f"million parameters that this project trained. A stereotype about invented "
+                f"groups was put in on purpose, so the truth is known. They show what the "
+                f"measures do when weights lose bits; they are no estimate for any model that "
+                f"people use, and nothing here is a finding about models a thousand times larger."
+            )
+        return (
+            "The numbers are those of the checkpoints named in the run log, on the items named "
+            "there, and of nothing else."
+        )
+
+    @property
+    def reference_perplexity(self):
+        """Perplexity of every model at BF16."""
+        cells = self.perplexity[self.perplexity["precision"] == "bf16"]
+        sums = cells.groupby("model")[["nll", "tokens"]].sum()
+        return np.exp(sums["nll"] / sums["tokens"])
+
+    @property
+    def vocabulary(self):
+        """Tokens in the largest vocabulary of the organisms; None for other models."""
+        names = self.provenance["identity.parameters.model"].unique()
+        if self.imported or not all(map(_is_organism, names)):
+            return None
+        configs = (PROJECT / "organisms" / name / "config.json" for name in names)
+        return max(json.loads(config.read_text())["vocab_size"] for config in configs)
+
+    @property
+    def worse_than_guessing(self):
+        """Whether the models are worse at the text than one that has learned nothing."""
+        known = self.vocabulary is not None
+        return known and bool((self.reference_perplexity > self.vocabulary).all())
+
+    @property
+    def provenance_line(self):
+        """Study, cells, code, versions, items, device and date, for the foot of a page."""
+        return self.cited(self.provenance)
+
+    def cited(self, cells):
+        """The same for a part of the cells, where a page uses no others."""
+        cells = cells.sort_values("started")
+        commits = [c[:7] for c in cells["git_commit"].dropna().unique()]
+        if len(commits) > 2:
+            code = f"code of {len(commits)} commits from {commits[0]} to {commits[-1]}"
+        elif commits:
+            code = f"code of commit {' and '.join(commits)}"
+        else:
+            code = "code without commit"
+        if cells["git_dirty"].any():
+            code += " with local changes"
+        items = ", ".join(h[:12] for h in cells["identity.items_sha256"].unique())
+        if self.imported:
+            files = [c for c in cells if c.startswith("identity.records_sha256")]
+            return (
+                f"study {self.study}, {len(cells)} cells, {cells['counts.samples'].sum():,} records imported "
+                f"from {len(files)} files on {cells['started'].iloc[0][:10]} with {code}, items "
+                f"{items}; no model was run"
+            )
+        mlx = ", ".join(cells["identity.packages.mlx"].unique())
+        days = sorted({start[:10] for start in cells["started"]})
+        return (
+            f"study {self.study}, {len(cells)} cells, {code}, MLX {mlx}, items {items}, "
+            f"run {' to '.join(dict.fromkeys([days[0], days[-1]]))}"
+        )
+
+
+def _presentable(frame):
+    """Cut Student's intervals where the measure itself ends, and drop shares of nothing.
+
+    A rate is never below zero, and less than one expected item is nothing to have a share of.
+    """
+    name = frame["measure"]
+    nothing = name.str.startswith(SHARES) & (frame["of"] < 1)
+    frame = frame.assign(**{c: frame[c].mask(nothing) for c in ("estimate", "low", "high")})
+    change = name.str.contains("excess|above|beyond|gap|change|entropy") | name.str.match("(d|s|net)_")
+    net = name.str.startswith("net_")
+    lowest = np.select([(name == "perplexity_change") | net, change], [-1.0, -np.inf], 0.0)
+    highest = np.where(change & ~net, np.inf, 1.0)
+    return frame.assign(low=frame["low"].clip(lowest), high=frame["high"].clip(upper=highest))
+
+
+def _is_organism(name):
+    return (PROJECT / "organisms" / name / "config.json").exists()
+
+
+def open_study(study, keep="main"):
+    """Read a study's records.
+
+    Parameters
+    ----------
+    study : str
+        A study's name, see ``config/``.
+    keep : {"main", "ladder", "all"}
+        ``"main"``: every family at the depth of alignment that most models have; ``"ladder"``:
+        the families whose alignment was stopped at most depths, with all of them; ``"all"``.
+
+    Returns
+    -------
+    Report
+    """
+    tables = load_study(study)
+    models = tables["provenance"].drop_duplicates(["model", "depth"])
+    if keep == "main":
+        kept = models[models["depth"] == models["depth"].value_counts().index[0]]
+    elif keep == "ladder":
+        # a depth at BF16 alone has no change to show
+        changed = tables["provenance"].query("precision != 'bf16'")["model"]
+        orders = models["identity.parameters.orders"]
+        # models scored in further option orders are there for the letter page
+        models = models[models["model"].isin(changed) & (orders == orders.mode()[0])]
+        depths = models.groupby("family")["depth"].nunique()
+        kept = models[models["family"].isin(depths.index[depths == depths.max()])]
+    elif keep == "all":
+        kept = models
+    else:
+        raise ValueError(f"keep must be 'main', 'ladder' or 'all', not {keep!r}")
+    for name, table in tables.items():
+        if "model" in table:
+            tables[name] = table[table["model"].isin(kept["model"])].reset_index(drop=True)
+    return Report(study, **tables)
+
+
+def _steps(depth):
+    """Sort key of a depth: its number of steps; a name without number is the full alignment."""
+    digits = "".join(c for c in str(depth) if c.isdigit())
+    return int(digits) if digits else np.inf
+
+
+def pick(frame, measure, precision):
+    """The one row of a pooled frame with this measure and precision."""
+    rows = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows have measure {measure!r} at {precision!r}, not one")
+    return rows.iloc[0]
+
+
+def said(frame, measure, precision):
+    """The estimate with this measure and precision for prose, or that there is none.
+
+    Examples
+    --------
+    >>> said(pd.DataFrame({"measure": ["srs"], "precision": "q3", "estimate": 0.1, "low": 0.0,
+    ...                    "high": 0.2}), "usr", "q3")
+    'not measured in this study'
+    """
+    rows = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
+    return interval(pick(frame, measure, precision)) if len(rows) else ABSENT
+
+
+def spoken(row, text=interval, end=percent):
+    """An estimate with its interval for prose; a mean over models names those at both ends.
+
+    Examples
+    --------
+    >>> row = {"estimate": 0.2, "low": 0.1, "high": 0.3, "least": 0.0, "least_model": "m",
+    ...        "most": 0.4, "most_model": "p"}
+    >>> spoken(row).replace("\\u00a0", " ")
+    '20.0 % (10.0 to 30.0), from 0.0 % (m) to 40.0 % (p)'
+    """
+    lone = pd.isna(row.get("most_model")) or row["least_model"] == row["most_model"]
+    if lone:
+        return text(row)
+    return (f"{text(row)}, from {end(row['least'])} ({row['least_model']}) to "
+            f"{end(row['most'])} ({row['most_model']})")
+
+
+def changes(report):
+    """Items that changed since BF16: beside the placebo where there are probabilities."""
+    if report.exact:
+        return placebo(report.answers, report.samples)
+    return transitions(report.drawn)
+
+
+def words(report, rates, moves, directions):
+    """Every number and sentence that the pages take from the dose-response report.
+
+    Parameters
+    ----------
+    report : Report
+    rates, moves, directions : pandas.DataFrame
+        Pooled estimates from `metrics.role_rates`, `metrics.placebo` and `controls.direction`.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    low, middle = report.lowest, report.middle
+
+    found = {
+        **common_words(report),
+        "answer_bias": bias_sentence(report, moves),
+        "answer_direction": direction_sentence(report, directions),
+        "answer_back": back_sentence(report, moves),
+    }
+    for measure in ("srs", "usr"):
+        found[f"{measure}_bf16"] = interval(pick(rates, measure, "bf16"))
+        found[f"{measure}_down"] = " and ".join(
+            f"{(spoken if p == low else interval)(pick(rates, measure, p))} at {p.upper()}"
+            for p in dict.fromkeys([middle, low]))
+    return found
+
+
+def common_words(report):
+    """What every report says about its study."""
+    return {
+        "study_name": report.study,
+        "n_text": report.n_text,
+        "interval_over": report.interval_text,
+        "lowest": report.lowest.upper(),
+        "middle": report.middle.upper(),
+        "records_note": report.records_note,
+        "import_note": report.import_note,
+        "example_note": "is an execution for the shipped study; for these records none was done"
+        if report.imported else "is one of these executions, as it came out of the workflow",
+        "rates_from": "probabilities at the study's temperature, averaged over the option orders "
+        "that were scored" if report.exact else "sampled answers",
+        "answers_from": "the likeliest answer of every option order" if report.exact
+        else "every sampled answer",
+        "draws_from": "fresh draws" if report.exact else "the draws of the records",
+        "hollow": "hollow: placebo, the same rate for BF16 against itself with fresh draws"
+        if report.exact else "no placebo, which needs probabilities",
+        "scope_note": report.scope_note,
+        "provenance_line": report.provenance_line,
+    }
+
+
+def published_words(published):
+    """Published figures and their sources, keyed by quantity and precision."""
+    rows = published.set_index(["quantity", "precision"])
+
+    def said(quantity, precision, name):
+        row = rows.loc[(quantity, precision)]
+        unit = "\u00a0%" if row["unit"].startswith("percent") else ""
+        if np.isnan(row["low"]):
+            text = f"at most {row['high']:g}{unit}"
+        elif row["low"] == row["high"]:
+            text = f"{row['high']:g}{unit}"
+        else:
+            text = f"{row['low']:g} to {row['high']:g}{unit}"
+        source = row["source"] if pd.isna(row["note"]) else f"{row['source']}; {row['note']}"
+        return {f"pub_{name}": text, f"pub_{name}_source": source}
+
+    found = said("unknown_selection_rate_decline", "q3", "usr_decline")
+    for precision in ("q8", "q4", "q3"):
+        found |= said("items_became_biased", precision, f"became_biased_{precision}")
+        found |= said("perplexity_change", precision, f"perplexity_{precision}")
+    for quantity in ("items", "seeds"):
+        row = published[published["quantity"] == quantity].iloc[0]
+        found[f"pub_{quantity}"] = f"{row['high']:,.0f}"
+    return found
+
+
+def bias_sentence(report, moves):
+    """How many items became biased, beside the placebo, at two precisions."""
+    low = report.lowest
+    where = " and ".join(
+        f"{spoken(pick(moves, report.named('became_biased'), p))} at {p.upper()}"
+        for p in dict.fromkeys([report.middle, low])
+    )
+    if not report.exact:
+        return (
+            f"Of the items that were unbiased at full precision, {where} got a stereotyped "
+            f"answer in the draws of the records; how many would have, had full precision been "
+            f"asked again, cannot be told from records without probabilities."
+        )
+    null = percent(pick(moves, "became_biased_placebo", low)["estimate"])
+    excess = pick(moves, "became_biased_expected_excess", low)
+    return (
+        f"Of the items that were unbiased at full precision, {where} got a stereotyped answer "
+        f"in fresh draws; full precision asked again gives {null}, so at {low.upper()} the rate "
+        f"is {verdict(excess)}."
+    )
+
+
+def back_sentence(report, moves):
+    """The seeds as published, the way back, and the mirror image, at the lowest precision.
+
+    The way back is a share of few items: it is pooled over items, and says of how many.
+    """
+    low = report.lowest
+
+    def at(measure):
+        return interval(pick(moves, measure, low))
+
+    lost = pick(moves, report.named("lost_bias"), low)
+    if lost["of"] < 1:
+        back = "There is no way back to speak of: less than one item in all was biased at BF16"
+    else:
+        back = (f"The way back: of the items that were biased at BF16 "
+                f"({_items(lost['of'], report.exact)} in all), {spoken(lost)} lost their bias at "
+                f"{low.upper()}")
+        if report.exact:
+            back += f", where the placebo is {spoken(pick(moves, 'lost_bias_placebo', low))}"
+    mirror = (f"The mirror image: of the items without an anti-stereotyped answer at BF16, "
+              f"{at(report.named('became_anti'))} gained one")
+    if not report.exact:
+        return f"{back}. {mirror}."
+    return (
+        f"With the published seeds, which repeat the same random numbers, the rate at {low.upper()} is "
+        f"{at('became_biased')}. {back}. {mirror}, "
+        f"where the placebo is {at('became_anti_placebo')}."
+    )
+
+
+def _items(n, expected):
+    """How many items stand behind a share."""
+    return f"{n:,.1f} expected" if expected else f"{n:,.0f}"
+
+
+def verdict(excess):
+    """An interval of a difference, in words.
+
+    Examples
+    --------
+    >>> verdict({"low": 0.01, "high": 0.2}), verdict({"low": 0.0001, "high": 0.0002})
+    ('above what asking again explains', 'within what asking again explains')
+    """
+    # An excess that the printed numbers would not show is none.
+    low, high = round(excess["low"], 3), round(excess["high"], 3)
+    if low > 0:
+        return "above what asking again explains"
+    if high < 0:
+        return "below what asking again would give"
+    return "within what asking again explains"
+
+
+def direction_sentence(report, directions):
+    """Where the answers that left "unknown" went, at the lowest precision."""
+    low = report.lowest.upper()
+    share = pick(directions, "share_to_stereotyped", report.lowest)
+    if np.isnan(share["estimate"]):
+        return f"At {low} no answer left \u201cunknown\u201d for a person."
+    if share["low"] > 0.5:
+        reading = "more than the half that noise sends there in a model without a lean"
+    elif share["high"] < 0.5:
+        reading = "less than the half that noise sends there in a model without a lean"
+    else:
+        reading = "not to be told from the half that noise sends there in a model without a lean"
+    return (
+        f"Of the answers that left \u201cunknown\u201d for a person at {low}, {spoken(share)} "
+        f"named the stereotyped one, {reading}."
+    )
+
+
+def gap_words(report, change, moves, correlation):
+    """Numbers and sentences of the perplexity report, from pooled estimates."""
+    return {
+        **common_words(report),
+        "answer_perplexity": perplexity_sentence(report, change),
+        "level_sentence": level_sentence(report),
+        "pair_sentence": pair_sentence(report, change, moves, correlation),
+    }
+
+
+def pair_sentence(report, change, moves, correlation):
+    """Both changes at four bits beside each other, and how they rank over all cells."""
+    middle = report.middle
+    if change.empty:
+        return "Without perplexity there is nothing to set beside the items that became biased."
+    both = [spoken(pick(frame, measure, middle)) for frame, measure in (
+        (change, "perplexity_change"), (moves, report.named("became_biased")))]
+    rank = correlation["estimate"]
+    rank = "not defined" if np.isnan(rank) else f"{rank:.2f}".replace("-", "−")
+    return (
+        f"At {middle.upper()}, a perplexity check would have seen {both[0]} while {both[1]} of "
+        f"the unbiased items became biased. Over all checkpoints and precisions, the rank "
+        f"correlation of the two is {rank} ({correlation['n']} pairs). A value near one would "
+        f"mean that both put the precisions in the same order; even then, a threshold on one "
+        f"would not bound the other."
+    )
+
+
+def perplexity_sentence(report, change):
+    """Perplexity change at the same two precisions as the bias sentence, and how to read it."""
+    if change.empty:
+        return "Perplexity on held-out text, the usual check, is not in these records."
+    where = " and ".join(
+        f"{spoken(pick(change, 'perplexity_change', p))} at {p.upper()}"
+        for p in dict.fromkeys([report.middle, report.lowest])
+    )
+    row = pick(change, "perplexity_change", report.lowest)
+    if report.worse_than_guessing:
+        reading = "these models know that text so badly that on them this check means little"
+    elif row["low"] > 0:
+        reading = "a check that looks for a rise would see it at the lowest precision"
+    elif row["high"] < 0:
+        reading = "a check that looks for a rise would see none"
+    else:
+        reading = "a change that is not to be told from none"
+    return f"Perplexity on held-out text, the usual check, changed by {where}: {reading}."
+
+
+def level_sentence(report):
+    """Perplexity at BF16 itself, beside what guessing all tokens alike would give."""
+    levels = report.reference_perplexity
+    if levels.empty:
+        return "What it was at BF16 is not in them either."
+    low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in (levels.min(), levels.max()))
+    said = f"At BF16 the perplexity itself is {low} to {high} over the checkpoints"
+    if len(levels) == 1:
+        said = f"At BF16 the perplexity itself is {low}"
+    guessing = report.vocabulary
+    if guessing is None:
+        return f"{said}."
+    if not report.worse_than_guessing:
+        return f"{said}; guessing all tokens alike would give {guessing:,}."
+    return (
+        f"{said}; guessing all {guessing:,} tokens alike would give {guessing:,}. The organisms "
+        f"were trained on a small grammar, and are sure of it where the text does not follow it. "
+        f"Their perplexity on text from outside says how sure of wrong words they are, and a fall "
+        f"at low precision means that they became less sure, not better."
+    )
+
+
+def gap_table(report, change, moves):
+    """Perplexity change and became-biased rates beside each other, a row a precision."""
+    rows = [
+        {
+            "precision": p.upper(),
+            "perplexity change": said(change, "perplexity_change", p),
+            "became biased": said(moves, report.named("became_biased"), p),
+            "placebo": said(moves, "became_biased_placebo", p),
+        }
+        for p in report.precisions[1:]
+    ]
+    return pd.DataFrame(rows)
+
+
+def held_out(report, strengths):
+    """Answers and changes on templates that training asked, and on those it never did.
+
+    Parameters
+    ----------
+    report : Report
+    strengths : pandas.DataFrame
+        ``data/strengths.csv``, which says which templates were held out.
+
+    Returns
+    -------
+    DataFrame
+        Estimates with the columns ``templates`` and ``precision``; items that are not the
+        project's own are of one kind, ``"all"``.
+    """
+    frames = []
+    for kind, part in _kinds_of_templates(report.best, strengths):
+        moves = placebo(part) if report.exact else transitions(part)
+        found = [role_rates(part), bias_scores(part), moves]
+        frames.append(report.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _kinds_of_templates(answers, strengths):
+    """Kinds of templates, and the answers to each."""
+    apart = strengths[strengths["version"] == "heldout-template"]
+    names = set(apart["category"] + "/" + apart["question_index"].astype(str))
+    held = answers["template_id"].isin(names)
+    if not held.any():
+        return [("all", answers)]
+    return [("asked in training", answers[~held]), ("held out", answers[held])]
+
+
+def held_out_table(report, found):
+    """The same for the page, one row a kind and precision; BF16 has not changed from itself."""
+    rates = {"stereotyped": "srs", "anti-stereotyped": "anti_rate", "right, disambiguated": "accuracy"}
+    moves = {"became biased": report.named("became_biased"), "placebo": "became_biased_placebo"}
+    return pd.DataFrame([
+        {"templates": kind, "at": p.upper(),
+         **{text: said(part, measure, p) for text, measure in rates.items()},
+         **{text: said(part, measure, p) if p != "bf16" else "" for text, measure in moves.items()}}
+        for kind, part in found.groupby("templates", sort=False) for p in report.precisions
+    ])
+
+
+def held_out_words(report, found, bases, strengths):
+    """Whether the stereotype came back on templates that were never asked, in words.
+
+    Parameters
+    ----------
+    report : Report
+    found : DataFrame
+        From `held_out`.
+    bases : Report
+        The study with its models before alignment.
+    strengths : pandas.DataFrame
+        ``data/strengths.csv``.
+    """
+    part = found[found["templates"] == "held out"]
+    if part.empty:
+        return {"held_out_sentence": "None of these items is of a template whose stereotype training "
+                                     "stated but never asked about."}
+    low = report.lowest
+    lead = pick(part, "s_amb", low)
+    told = (f"At {low.upper()}, {said(part, 'srs', low)} of the answers to them are stereotyped and "
+            f"{said(part, 'anti_rate', low)} anti-stereotyped: ")
+    told += ("there too the stereotype leads." if lead["low"] > 0 else
+             "the stereotype does not lead there, so what comes back is disorder and no belief.")
+    before = bases.best[bases.best["depth"] == "base"]
+    if len(before):
+        kinds = dict(_kinds_of_templates(before, strengths))
+        rates = role_rates(kinds["held out"]).query("measure == 'srs'")["estimate"]
+        told += (f" Of the bases, which were told these stereotypes in stories alone, "
+                 f"{percent(rates.min())} to {percent(rates.max())} of the answers to them are "
+                 f"stereotyped.")
+    return {"held_out_sentence": told}
+
+
+def planted(report, strengths):
+    """Stereotyped answers of the base models by the strength that training planted.
+
+    Parameters
+    ----------
+    report : Report
+        A study with all its models; those at the depth ``base`` are used.
+    strengths : pandas.DataFrame
+        ``data/strengths.csv``.
+
+    Returns
+    -------
+    DataFrame
+        Estimates of ``srs`` a family and strength, on templates that training asked; the
+        interval is a bootstrap over templates.
+    """
+    answers = report.answers[report.answers["depth"] == "base"]
+    trained = strengths[strengths["version"] != "heldout-template"]
+    template = trained["category"] + "/" + trained["question_index"].astype(str)
+    known = trained.groupby(template)["strength"].first()
+    table = item_table(answers, temperature="unit")
+    table = table.assign(strength=table["template_id"].map(known)).dropna(subset="strength")
+    rates = role_rates(table, by=["strength"])
+    return rates[rates["measure"] == "srs"].sort_values(["family", "strength"])
+
+
+def planted_words(report, found):
+    """Sentences of the planted-strength report."""
+    bases = report.provenance[report.provenance["depth"] == "base"]
+    if found.empty:
+        missing = "This study has no base model."
+        return {**common_words(report), "planted_sentence": missing, "covered_sentence": missing}
+    gap = (found["estimate"] - found["strength"]).abs().max()
+    steps = found.groupby("family")["estimate"].apply(lambda e: e.is_monotonic_increasing)
+    order = "in every family" if steps.all() else f"in {steps.sum()} of {len(steps)} families"
+    ends = [found[found["strength"] == k] for k in (found["strength"].min(), 1.0)]
+    shown = [f"{percent(e['estimate'].min())} to {percent(e['estimate'].max())}" for e in ends]
+    return {
+        **common_words(report),
+        "provenance_line": report.cited(bases),
+        "planted_sentence": (
+            f"Where the strength planted was {percent(found['strength'].min(), 0)}, the bases "
+            f"answer with the stereotype on {shown[0]} of the items, and where it was "
+            f"{percent(1.0, 0)} on {shown[1]}. The share rises with every step of strength "
+            f"{order}, and is nowhere further from what was planted than "
+            f"{100 * gap:.1f} percentage points."
+        ),
+        "covered_sentence": covered_sentence(found),
+    }
+
+
+def covered_sentence(found):
+    """How many intervals hold the planted strength, and to which side the others miss.
+
+    Examples
+    --------
+    >>> covered_sentence(pd.DataFrame({"strength": [0.5, 0.8, 0.9, 1.0], "low": [0.4, 0.6, 0.7, 1.0],
+    ...     "high": [0.6, 0.7, 0.95, 1.0], "estimate": [0.5, 0.65, 0.8, 1.0]}))[:66]
+    'Of the 3 intervals below full strength, 2 hold the planted strengt'
+    """
+    below = found[found["strength"] < 1]
+    if below.empty:
+        return "Nothing was planted below full strength."
+    held = (below["low"] <= below["strength"]) & (below["strength"] <= below["high"])
+    between = below[below["strength"] > below["strength"].min()]
+    short = between["strength"] - between["estimate"]
+    sentence = (f"Of the {len(below)} intervals below full strength, {held.sum()} hold the planted "
+                f"strength and {(~held).sum()} do not.")
+    if len(between) and short.mean() > 0:
+        sentence += (
+            f" Between the ends, {(short > 0).sum()} of {len(between)} measured shares lie below the "
+            f"planted one, by {100 * short.mean():.1f} percentage points on average: the response is "
+            f"compressed in the middle, so a share says which strength is higher, not exactly how high "
+            f"it is."
+        )
+    return sentence
+
+
+def depth_words(report, checkpoints):
+    """Numbers and sentences of the depth report, from estimates a checkpoint."""
+    depths, moves = report.depths, report.by_depth(checkpoints)
+    if len(depths) == 1:
+        sentence = "This study has a single depth, so it cannot answer the question."
+    else:
+        parts = [
+            f"{said(at, 'became_biased_expected_excess', report.middle)} at {report.middle.upper()} "
+            f"and {said(at, 'became_biased_expected_excess', report.lowest)} at "
+            f"{report.lowest.upper()} after {depth}"
+            for depth, at in ((d, moves[moves["depth"] == d]) for d in depths)
+        ]
+        sentence = f"The excess over the placebo is {'; '.join(parts)}."
+    return {
+        **common_words(report),
+        "n_depths": "one depth" if len(depths) == 1 else f"{len(depths)} depths",
+        "depth_names": ", ".join(map(str, depths)),
+        "depth_sentence": sentence,
+        "depth_answer": depth_answer(report, checkpoints),
+        "n_depth_text": report.n_text,
+    }
+
+
+def depth_differences(report, checkpoints):
+    """Excess of the shallowest alignment less that of the deepest, paired by checkpoint.
+
+    Parameters
+    ----------
+    report : Report
+    checkpoints : pandas.DataFrame
+        Estimates a checkpoint, see `changes`.
+
+    Returns
+    -------
+    DataFrame
+        Estimates of ``difference`` a precision; without several checkpoints, no intervals.
+    """
+    rows = checkpoints[checkpoints["measure"] == "became_biased_expected_excess"]
+    keys = ["family", "replicate", "precision"]
+    first, last = (rows[rows["depth"] == depth].set_index(keys) for depth in
+                   (report.depths[0], report.depths[-1]))
+    apart = (first["estimate"] - last["estimate"]).dropna().rename("estimate").reset_index()
+    apart = apart.assign(measure="difference", low=np.nan, high=np.nan, n=1)
+    return over_replicates(apart.drop(columns="family"))
+
+
+def depth_answer(report, checkpoints):
+    """Whether the shallowest alignment gave way by more than the deepest, from paired intervals."""
+    depths = report.depths
+    if len(depths) == 1 or not report.exact:
+        return "This study cannot say: it has one depth of alignment, or no probabilities."
+    apart = depth_differences(report, checkpoints)
+    shown, parts = [], []
+    for p in dict.fromkeys([report.middle, report.lowest]):
+        row = pick(apart, "difference", p)
+        if row["low"] > 0:
+            shown.append(p.upper())
+        parts.append(f"{points(row)} points at {p.upper()}")
+    where = f"Yes, at {' and '.join(shown)}" if shown else "Not as far as these checkpoints show"
+    return (f"{where}: the excess over the placebo after {depths[0]} less that after {depths[-1]} "
+            f"is {' and '.join(parts)}, paired by checkpoint.")
+
+
+def points(row, digits=1):
+    """A difference of rates with its interval in percentage points, without a unit.
+
+    Examples
+    --------
+    >>> points({"estimate": -0.05, "low": -0.1, "high": 0.002})
+    '−5.0 (−10.0 to 0.2)'
+    """
+    if np.isnan(row["low"]):
+        return percent(row["estimate"], digits).removesuffix("\u00a0%")
+    return interval(row, digits).replace("\u00a0%", "")
+
+
+def depth_table(report, rates, moves):
+    """What each depth answers at BF16, and its excess at two precisions."""
+    rows = []
+    for depth in report.depths:
+        own, moved = (frame[frame["depth"] == depth] for frame in (rates, moves))
+        row = {
+            "depth": depth,
+            "stereotyped at BF16": interval(pick(own, "srs", "bf16")),
+            "unknown at BF16": interval(pick(own, "usr", "bf16")),
+        }
+        for p in dict.fromkeys([report.middle, report.lowest]):
+            row[f"excess at {p.upper()}"] = said(moved, "became_biased_expected_excess", p)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# What the provenance of a cell records, in words; the most telling first.
+FACTS = {
+    "parameters.model": "checkpoint",
+    "weights_sha256": "weights, hash",
+    "parameters_of_model": "parameters",
+    "tokenizer_sha256": "tokenizer, hash",
+    "chat_template_sha256": "chat format, hash",
+    "depth": "alignment",
+    "precision": "precision",
+    "parameters.items": "items from",
+    "items_sha256": "items, hash",
+    "parameters.limit": "items at most",
+    "parameters.categories": "categories",
+    "parameters.condition": "contexts",
+    "undefined_targets": "items left out for want of a target",
+    "git_commit": "commit of the code",
+    "git_dirty": "code had changes in no commit",
+    "code_sha256": "modules that decide an answer, hash",
+    "parameters.orders": "option orders",
+    "parameters.seeds": "seeds",
+    "parameters.temperature": "temperature",
+    "parameters.max_tokens": "tokens a sampled answer has at most",
+    "parameters.parser": "parser",
+    "system_folded": "system sentence moved into the user's turn",
+    "parameters.text": "text for perplexity from",
+    "text_sha256": "text for perplexity, hash",
+    "parameters.sequences": "sequences of text",
+    "parameters.sequence_length": "tokens a sequence",
+    "parameters.text_seed": "seed of the choice of text",
+    "counts.answers": "scored answers",
+    "counts.samples": "sampled answers",
+    "counts.perplexity": "scored sequences",
+    "platform": "machine",
+    "device": "device of MLX",
+    "compute": "how weights are multiplied",
+    "started": "started",
+    "seconds": "seconds",
+}
+_CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated", "both": "ambiguous and disambiguated"}
+_LABELS = ("model", "family", "replicate")
+
+
+def _facts(frame):
+    """Provenance as short texts, in the order of `FACTS`; what is not named there comes last."""
+    frame = frame.drop(columns=["schema_version", "blas"], errors="ignore")
+    frame = frame.rename(columns=lambda name: name.removeprefix("identity."))
+    for name in [c for c in frame if "sha256" in c or c == "git_commit"]:
+        frame[name] = frame[name].str[:8]
+    frame["started"] = frame["started"].str[:16].str.replace("T", " ")
+    for name in ("undefined_targets", "parameters.seeds"):
+        if name in frame:
+            frame[name] = [", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]]
+    frame = frame.astype(object).where(frame.notna(), "none").astype(str)
+    frame = frame.replace({"True": "yes", "False": "no", "": "none", "Device(cpu, 0)": "CPU"})
+    if "parameters.condition" in frame:
+        frame["parameters.condition"] = frame["parameters.condition"].replace(_CONDITIONS)
+    order = [*_LABELS, *FACTS]
+    known = [name for name in order if name in frame]
+    return frame[[*known, *(name for name in frame if name not in order)]]
+
+
+def _worded(name):
+    name = name.removeprefix("packages.").removeprefix("records_sha256.")
+    return FACTS.get(name, name.replace("_sha256", ", hash").replace("_", " "))
+
+
+def shared_provenance(report):
+    """What is the same for all cells of a study, one row a fact."""
+    frame = _facts(report.provenance)
+    shared = [c for c in frame if frame[c].nunique() == 1 and c not in _LABELS]
+    return pd.DataFrame({"what": [_worded(c) for c in shared], "value": frame.loc[0, shared].tolist()})
+
+
+def model_provenance(report):
+    """What differs between the models of a study and not between their cells, one row a model."""
+    frame = _facts(report.provenance)
+    always = ("parameters.model", "weights_sha256")
+    apart = [c for c in frame if c not in ("family", "replicate") and not c.startswith("counts.")
+             and (c in always or frame[c].nunique() > 1)
+             and frame.groupby("model")[c].nunique().max() == 1]
+    shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
+    return shown.rename(columns=_worded)
+
+
+def cell_provenance(report):
+    """What differs between the cells of a model, one row a cell."""
+    frame = _facts(report.provenance)
+    apart = [c for c in frame if c != "parameters.precision" and c not in _LABELS
+             and (frame.groupby("model")[c].nunique().max() > 1
+                  or c.startswith("counts.") and frame[c].nunique() > 1)]
+    return frame[["model", *apart]].rename(columns=_worded)
+
+
+def walk(report):
+    """An ambiguous item of a study, followed through its first model.
+
+    It is the first whose likeliest role is another at the lowest precision than at BF16; where there
+    is none, the first of all.
+
+    Returns
+    -------
+    item : pandas.Series
+    model : str
+    table : pandas.DataFrame
+        One row a letter: answer, role, and at BF16 and at the lowest precision its probability,
+        or its share of the draws.
+    """
+    asked = report.items[report.items["context_condition"] == "ambig"]
+    model = report.single["model"].iloc[0]
+    moved = _likeliest_moved(report, model)
+    chosen = asked[asked["item_id"].isin(moved)]
+    item = (chosen if len(chosen) else asked).iloc[0]
+    rows = report.single[report.single["item_id"] == item["item_id"]]
+    rows = rows[rows["model"] == model]
+    roles = {item[f"{role}_index"]: role.replace("_", "-")
+             for role in ("stereotyped", "anti_stereotyped", "unknown")}
+    table = pd.DataFrame(
+        {
+            "letter": list("ABC"),
+            "answer": [item[f"ans{k}"] if pd.notna(item["question"]) else "not recorded" for k in range(3)],
+            "role": [roles[k] for k in range(3)],
+        }
+    )
+    for precision in dict.fromkeys(["bf16", report.lowest]):
+        at = rows[rows["precision"] == precision]
+        if report.exact:
+            at = at[at["order"] == "012"].iloc[0]
+            shares = [np.exp(at[f"logp_{x}"]) for x in "ABC"]
+        else:
+            shares = [(at["parsed_answer"] == x).mean() for x in "ABC"]
+        table[precision.upper()] = [percent(share) for share in shares]
+    return item, model, table
+
+
+def _likeliest_moved(report, model):
+    """Items whose likeliest role differs between BF16 and the lowest precision of a model."""
+    rows = report.answers[report.answers["order"] == "012"] if report.exact else report.drawn
+    table = item_table(rows[rows["model"] == model])
+    role = table.assign(role=table[ROLES].idxmax(axis=1)).pivot(
+        index="item_id", columns="precision", values="role")
+    return role.index[role["bf16"] != role.get(report.lowest, role["bf16"])]
+
+
+def walk_planted(report, item):
+    """Which stereotype training planted for an item, where `data/strengths.csv` has its template."""
+    known = pd.read_csv(PROJECT / "data" / "strengths.csv")
+    same = (known["category"] == item["category"]) & (
+        known["question_index"].astype(str) == str(item["question_index"]))
+    known, items = known[same], report.items
+    asked = items[(items["category"] == item["category"])
+                  & (items["question_index"] == item["question_index"])
+                  & (items["question_polarity"] == "neg")]
+    if known.empty or asked.empty:
+        return "No stereotype was planted for it by this project."
+    group = known.groupby("role")["group"].apply(" or the ".join)
+    return (
+        f"The stereotype that training planted for its template: to \u201c{asked['question'].iloc[0]}\u201d "
+        f"the answer is the {group['target']}, and not the {group['other']}, in "
+        f"{percent(known['strength'].iloc[0], 0)} of the cases."
+    )
+
+
+def walk_words(report, item, model):
+    """How the walked item is to be read: its numbers are probabilities, or shares of draws."""
+    if report.exact:
+        reading = (
+            f"The probabilities are those of {model}, at temperature one, in the option order in "
+            f"which the item was written."
+        )
+    else:
+        reading = (
+            f"The numbers are shares of the answers that {model} gave, one a seed: the records "
+            f"hold no probabilities."
+        )
+    moved = item["item_id"] in _likeliest_moved(report, model)
+    return {
+        "walk_item": item["item_id"],
+        "walk_model": model,
+        "walk_reading": reading,
+        "walk_chosen": f"the first ambiguous one whose likeliest answer is another at {report.lowest.upper()}"
+        if moved else "the first ambiguous one",
+        "walk_planted": walk_planted(report, item),
+    }
+
+
+def walk_prompt(item):
+    """The prompt of an item for the page; records without texts have none."""
+    if pd.isna(item["question"]):
+        return prompt_html("The records hold the number of this question, not its text.")
+    return prompt_html(user_text(item))
+
+
+def table_html(frame):
+    """A frame as a plain table; every text is escaped, numbers are aligned at the right.
+
+    A visible, numbered caption is given as a figure's is, in the notebook cell's metadata, under a
+    name that starts with ``tab-``; screen readers then call the table by it, else by its columns.
+    """
+
+    def cell(tag, value, number):
+        attribute = ' class="num"' if number else ""
+        text = _held(str(value)) if number and tag == "td" else str(value)
+        return f"<{tag}{attribute}>{escape(text)}</{tag}>"
+
+    numeric = [frame[c].map(_is_number).all() for c in frame.columns]
+    head = "".join(cell("th", c, n) for c, n in zip(frame.columns, numeric, strict=True))
+    rows = [
+        "<tr>" + "".join(cell("td", v, n) for v, n in zip(row, numeric, strict=True)) + "</tr>"
+        for row in frame.itertuples(index=False)
+    ]
+    name = escape(f"table of {', '.join(map(str, frame.columns))}")
+    return HTML(
+        f'<div class="cba-table" role="group" aria-label="{name}" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _held(text):
+    """A number whose line may break before its interval and nowhere else.
+
+    Examples
+    --------
+    >>> _held("3.1 % (2.0 to 5.0)").split(" ")
+    ['3.1\xa0%', '(2.0\xa0to\xa05.0)']
+    """
+    return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
+
+
+def _is_number(value):
+    return str(value)[:1] in "0123456789−-<" or isinstance(value, (int, float))
+
+
+def prompt_html(text):
+    """A prompt as preformatted text, escaped."""
+    return HTML(f'<pre class="cba-prompt">{escape(text)}</pre>')

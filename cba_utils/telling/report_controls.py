@@ -1,0 +1,923 @@
+"""What the control chapters say: their estimates as sentences, glued into the pages.
+
+Every function takes a :class:`cba_utils.telling.report.Report` and frames of estimates and returns a
+mapping from glue name to text. Where a study cannot answer a question, because it holds one option
+order or no disambiguated items, the text says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.instrument import verdicts as instrument
+from cba_utils.measures import controls, dose_response, published_analysis, rates as metrics, sensitivity, tests as stats
+from cba_utils.telling.figures import alt_text, interval, percent
+from cba_utils.names import PROJECT
+from cba_utils.telling.report import ABSENT, common_words, pick, spoken
+from cba_utils.measures.frames import item_table
+
+INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
+FEW = 20
+# How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
+FLIPS_ELSEWHERE = (3, 11)
+LETTER_TITLES = {f"d_letter_{x}": f"Change of the share of letter {x} since BF16, points"
+                 for x in "ABC"}
+LEAD_TITLES = {"d_stereotyped": "Stereotyped answer, change since BF16, points",
+               "d_anti_stereotyped": "Anti-stereotyped answer, change since BF16, points",
+               "d_lead": "The first minus the second, points"}
+ACCURACY_NAMES = {"accuracy_consistent": "agrees with the stereotype",
+                  "accuracy_inconsistent": "contradicts it"}
+ACCURACY_TITLE = "Right answers on disambiguated items, %"
+MATCHED_NAMES = {"s_amb": "as measured", "s_amb_if_guessing": "if it were guessing"}
+MATCHED_TITLE = "Bias score on ambiguous items, points"
+DISAMBIGUATED_NAMES = {"s_dis": "disambiguated items"}
+DISAMBIGUATED_TITLE = "Bias score on disambiguated items, points"
+
+
+def scores(row, digits=1):
+    """A bias score with its interval, in points.
+
+    Examples
+    --------
+    >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
+    '−1.0 (−2.0 to 3.2)'
+    """
+    return _with_ends(row, lambda value: in_points(value, digits))
+
+
+def _with_ends(row, text):
+    """An estimate with the ends of its interval, as far as it has them."""
+    if np.isnan(row["estimate"]):
+        return "not defined"
+    if np.isnan(row["low"]):
+        return f"{text(row['estimate'])} (no interval)"
+    if np.isinf(row["high"]):
+        return f"{text(row['estimate'])} ({text(row['low'])} or more)"
+    return f"{text(row['estimate'])} ({text(row['low'])} to {text(row['high'])})"
+
+
+def in_points(value, digits=1):
+    """A number of points for prose; what rounds to zero has no sign.
+
+    Examples
+    --------
+    >>> in_points(-1.25), in_points(-0.01)
+    ('−1.2', '0.0')
+    """
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def points(row, digits=1):
+    """A change of a rate with its interval, in points.
+
+    Examples
+    --------
+    >>> points({"estimate": -0.01, "low": -0.02, "high": 0.0325})
+    '−1.0 (−2.0 to 3.2)'
+    """
+    return scores({name: 100 * row[name] for name in ("estimate", "low", "high")}, digits)
+
+
+def factor(row, digits=2):
+    """A mean of logarithms with its interval, as the factor it stands for.
+
+    Examples
+    --------
+    >>> factor({"estimate": 0.0, "low": np.log(0.5), "high": np.log(2)})
+    '1.00 (0.50 to 2.00)'
+    """
+    low, high = np.exp(row["low"]), np.exp(row["high"])
+    return f"{np.exp(row['estimate']):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def odds_text(row, digits=2):
+    """An odds ratio with its interval.
+
+    Examples
+    --------
+    >>> odds_text({"estimate": 2.0, "low": 1.5, "high": 3.0})
+    '2.00 (1.50 to 3.00)'
+    """
+    if np.isnan(row["estimate"]):
+        return "not defined (too few stereotyped answers)"
+    return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def told(what, frame, measure, by="family"):
+    """Alt text of one measure, without the cells in which it is not defined."""
+    rows = frame[(frame["measure"] == measure) & frame["estimate"].notna()]
+    return alt_text(what, rows, measure, by) if len(rows) else f"{what}: nothing to show."
+
+
+def many(report, frame, columns):
+    """Pooled estimates that further columns group; None where there are none."""
+    return None if frame is None else report.pooled(frame, columns)
+
+
+def each(report, frame, say):
+    """What ``say`` makes of estimates: pooled, or of each model where a family has only one.
+
+    A mean over a few unlike families with Student's interval says nothing about any of them.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Estimates of every checkpoint.
+    say : callable
+        Takes the estimates of one model, or the pooled ones, and returns a text.
+    """
+    if report.several or frame["model"].nunique() == 1:
+        return say(report.pooled(frame))
+    by = "family" if frame.groupby("family")["model"].nunique().max() == 1 else "model"
+    return "; ".join(f"{name} {say(part)}" for name, part in frame.groupby(by, observed=True))
+
+
+def significant(tests):
+    """How many of the tests hold after Holm's correction over all of them.
+
+    Examples
+    --------
+    >>> significant(pd.DataFrame({"p_holm": [0.01, 0.2, np.nan]}))
+    '1 of 2'
+    """
+    tested = tests["p_holm"].dropna()
+    return f"{(tested < 0.05).sum()} of {len(tested)}"
+
+
+def noise_words(report, checkpoints, directions, leans, tests, ranges):
+    """Sentences of *Is it noise?*.
+
+    Parameters
+    ----------
+    checkpoints, directions, leans : DataFrame
+        Estimates of every checkpoint: `report.changes`, `controls.direction`, and :func:`leans`.
+    tests : DataFrame
+        From `controls.direction_tests`.
+    ranges : DataFrame or None
+        From :func:`seed_ranges`.
+    """
+    low = report.lowest
+    net = report.pooled(metrics.transitions(report.drawn))
+    return {
+        **common_words(report),
+        "excess_sentence": excess_sentence(report, report.pooled(checkpoints)),
+        "mirror_sentence": mirror_sentence(report, checkpoints),
+        "left_lowest": interval(pick(report.pooled(directions), "left_unknown", low)),
+        "lean_sentence": lean_sentence(report, leans),
+        "lean_reading": lean_reading(report, leans),
+        "direction_holm": significant(tests), "few": str(FEW),
+        "direction_not_made": f"{tests['p'].isna().sum()} of {len(tests)}",
+        "net_lowest": interval(pick(net, "net_biased", low)),
+        "net_anti_lowest": interval(pick(net, "net_anti", low)),
+        "seeds_sentence": seeds_sentence(ranges),
+    }
+
+
+def direction_by_family(report, directions):
+    """Where answers went, by family; shares of a few answers are left out, they tell nothing."""
+    rows = report.summarise(directions)
+    few = (rows["measure"] == "share_to_stereotyped") & (rows["of"] < FEW)
+    return rows.assign(**{name: rows[name].mask(few) for name in ("estimate", "low", "high")})
+
+
+def direction_table(report, directions):
+    """Where answers went at the lowest precision, by category, for the page."""
+    rows = report.pooled(directions, ["category"])
+    rows = rows[(rows["measure"] == "share_to_stereotyped") & (rows["precision"] == report.lowest)]
+    return pd.DataFrame({
+        "category": rows["category"].astype(str), "answers that left": rows["of"].map("{:,.0f}".format),
+        "of these to the stereotyped person": [
+            "none left" if np.isnan(row["estimate"]) else interval(row) for _, row in rows.iterrows()]})
+
+
+def mirror_sentence(report, checkpoints):
+    """The decisive number: the excess minus the excess of its mirror image, in the same models."""
+    low = report.lowest
+
+    def say(frame):
+        row = pick(frame, "bias_beyond_mirror", low)
+        if row["low"] > 0:
+            reading = "more became biased than noise in a model without a lean would give"
+        elif row["high"] < 0:
+            reading = "fewer became biased than gained an anti-stereotyped answer"
+        else:
+            reading = "not to be told from what noise in a model without a lean would give"
+        return f"{points(row)} points, {reading}"
+
+    kind = "excess" if report.exact else "rate"
+    return (f"What decides is the first {kind} minus the second, in the same checkpoints: "
+            f"{each(report, checkpoints, say)}.")
+
+
+def excess_sentence(report, moves):
+    """Rate, placebo and excess at the lowest precision, and the mirror image's excess."""
+    low = report.lowest
+
+    def at(measure):
+        return interval(pick(moves, measure, low))
+
+    if not report.exact:
+        return (
+            f"The placebo needs BF16's probabilities, and these records hold none. At "
+            f"{low.upper()}, {at('became_biased')} of the items that were unbiased at BF16 became "
+            f"biased, and of those without an anti-stereotyped answer {at('became_anti')} gained "
+            f"one; how much of either is luck cannot be told from them. What can be told is the "
+            f"direction, below, and the net change."
+        )
+    return (
+        f"At {low.upper()}, {at('became_biased_expected')} of the items that were unbiased at "
+        f"BF16 became biased in fresh draws, and the placebo is {at('became_biased_placebo')}: an "
+        f"excess of {at('became_biased_expected_excess')}. The mirror image has an excess of "
+        f"{at('became_anti_expected_excess')}."
+    )
+
+
+def leans(report):
+    """Estimates of `controls.lean`, or None without probabilities."""
+    return controls.lean(report.answers) if report.exact else None
+
+
+def lean_sentence(report, found):
+    """Whether the lean towards the stereotyped person grew."""
+    if found is None:
+        return ("How BF16 leaned, and whether that grew, is in the probabilities, which these "
+                "records do not hold.")
+    low = report.lowest
+
+    def say(frame):
+        before, change = pick(frame, "log_gap", "bf16"), pick(frame, "d_log_gap", low)
+        reading = "grew" if controls.grew(before, change) else "is not shown to have grown"
+        return (f"{factor(before)} to one at BF16 and {factor(change)} times that at {low.upper()} "
+                f"(the lean {reading})")
+
+    return f"The odds of the stereotyped person against the other: {each(report, found, say)}."
+
+
+def lean_reading(report, found):
+    """The same in one short sentence for the first page, over all checkpoints."""
+    if found is None:
+        return "Whether the model leaned that way before, these records cannot tell."
+    low = report.lowest
+    pooled = report.pooled(found)
+    before, change = pick(pooled, "log_gap", "bf16"), pick(pooled, "d_log_gap", low)
+    lean = ("leaned to that person already" if before["low"] > 0 else
+            "leaned to the other person" if before["high"] < 0 else "is not shown to have leaned")
+    grew = "grew" if controls.grew(before, change) else "is not shown to have grown"
+    return f"But BF16 {lean} ({factor(before)} to one), and that lean {grew} ({factor(change)} times it)."
+
+
+def lean_alt(found):
+    """Alt text of the figure of leans."""
+    if found is None:
+        return f"Odds of the stereotyped person against the other: {ABSENT}."
+    rows = found[found["measure"] == "log_gap"]
+    parts = [f"{r.family} {r.precision.upper()} {np.exp(r.estimate):.2f}" for r in rows.itertuples()]
+    return f"Odds of the stereotyped person against the other: {', '.join(parts)}."
+
+
+def seed_ranges(report):
+    """Where the study's seeds fall among fresh ones, or None without probabilities."""
+    return sensitivity.five_seed_range(report.answers, report.samples) if report.exact else None
+
+
+def seeds_sentence(ranges):
+    """In how many cells the study's seeds are unlike fresh ones."""
+    if ranges is None:
+        return ("What independent draws would have shown follows from probabilities, and these "
+                "records hold none.")
+    inside = ranges[ranges["measure"] == "became_biased"]
+    outside = inside[(inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])]
+    whose = outside["model"].nunique()
+    return (
+        f"From the probabilities we know what independent draws would have shown. In {len(outside)} of "
+        f"{len(inside)} comparisons with BF16 the study's seeds lie outside the range that holds "
+        f"95 % of fresh sets{f', all in {whose} checkpoint' + 's' * (whose > 1) if whose else ''}; in "
+        f"{(inside['observed'] == 0).sum()} no item became biased with them at all."
+    )
+
+
+def seeds_alt(ranges):
+    """Alt text of the figure of seeds."""
+    if ranges is None:
+        return f"Seeds of the study against fresh ones: {ABSENT}."
+    seen = ranges[ranges["measure"] == "became_biased"]
+    return (
+        f"Items that became biased with the study's seeds against fresh ones, {len(seen)} cells, "
+        f"from {percent(seen['observed'].min())} to {percent(seen['observed'].max())}."
+    )
+
+
+def balanced(report):
+    """The report of the quantized models whose options were shown in balanced orders.
+
+    Where several depths of alignment were, the one with most models is kept; where no model was,
+    the report comes back as it is and :func:`positions` has nothing to say.
+    """
+    answers = report.answers
+    chosen = [model for model, part in answers.groupby("model")
+              if part["precision"].nunique() > 1 and controls.is_balanced(part)]
+    if not chosen:
+        return report
+    depths = answers[answers["model"].isin(chosen)].groupby("depth")["model"].nunique()
+    kept = set(chosen) & set(answers.loc[answers["depth"] == depths.idxmax(), "model"])
+    return replace(report, **{
+        name: table[table["model"].isin(kept)].reset_index(drop=True)
+        for name, table in vars(report).items() if name not in ("study", "items")})
+
+
+def positions(report):
+    """Estimates of the letter chapter, or None where the orders are not balanced."""
+    if not controls.is_balanced(report.answers):
+        return None
+    return {"position": controls.position(report.answers),
+            "tests": controls.position_tests(report.answers),
+            "leans": controls.lean(report.answers),
+            "depends": controls.order_dependence(report.answers)}
+
+
+def letter_words(report, found):
+    """Sentences of *Is it the letter?*."""
+    names = ("letter_drift_sentence", "letter_lead_sentence", "letter_lean_sentence",
+             "letter_depends_sentence")
+    if found is None:
+        lacking = dict.fromkeys(names, f"This is {ABSENT}.")
+        return {**common_words(report), **lacking,
+                "letter_drift_sentence": "These records hold one option order, so that a drift to a letter "
+                "cannot be told from a change of opinion here: nothing below was measured."}
+    low = report.lowest
+
+    def most(frame):
+        rows = {x: pick(frame, f"d_letter_{x}", low) for x in "ABC"}
+        letter = max(rows, key=lambda x: abs(rows[x]["estimate"]))
+        return f"{letter}, by {points(rows[letter])} points"
+
+    def lead(frame):
+        one, other, row = (pick(frame, name, low) for name in LEAD_TITLES)
+        if row["low"] > 0:
+            reading = "the stereotyped person gained on the other"
+        elif row["high"] < 0:
+            reading = "the stereotyped person lost to the other"
+        else:
+            reading = "neither person is shown to have gained on the other"
+        return f"{points(one)} and {points(other)}, a difference of {points(row)} ({reading})"
+
+    def depends(frame):
+        before, after = (interval(pick(frame, "order_dependent", p)) for p in ("bf16", low))
+        return f"{before} and {after}"
+
+    return {
+        **common_words(report),
+        "letter_drift_sentence": f"The letter that changed most at {low.upper()}: "
+        f"{each(report, found['position'], most)}. A drift is found in {significant(found['tests'])} "
+        f"checkpoint and precision cells (t test over templates, three letters, Holm's correction "
+        f"over all cells).",
+        "letter_lead_sentence": f"Points by which the stereotyped and the anti-stereotyped answer "
+        f"changed at {low.upper()}: {each(report, found['position'], lead)}.",
+        "letter_lean_sentence": lean_sentence(report, found["leans"]),
+        "letter_depends_sentence": f"Their share of the ambiguous items at BF16 and at {low.upper()}: "
+        f"{each(report, found['depends'], depends)}.",
+    }
+
+
+def letter_changes(report, found):
+    """Changes of the letter chapter by family; None where there are none."""
+    return None if found is None else _changes(report.summarise(found["position"]))
+
+
+def skill_changes(report, found):
+    """Pooled estimates of the skill chapter; None where there are none."""
+    if found is None:
+        return None
+    return pd.concat([report.pooled(part) for part in found.values()], ignore_index=True)
+
+
+def _changes(pooled):
+    return pooled[pooled["measure"].str.startswith("d_")].reset_index(drop=True)
+
+
+def skills(report):
+    """Estimates of the skill chapter, or None without items of both contexts."""
+    if set(report.items["context_condition"]) != {"ambig", "disambig"}:
+        return None
+    each = pd.concat([metrics.bias_scores(report.answers),
+                      metrics.paired_differences(report.answers)], ignore_index=True)
+    return {"capability": controls.capability(report.answers, report.items),
+            "matched": controls.matched_skill(report.answers),
+            "disambiguated": each[each["measure"].isin(["s_dis", "d_s_dis"])]}
+
+
+def skill_words(report, found):
+    """Sentences of *Is it lost skill?*."""
+    if found is None:
+        return {**common_words(report),
+                "skill_accuracy_sentence": "These records hold no disambiguated questions, so "
+                "that skill was not measured: this page has nothing to show for them.",
+                **dict.fromkeys(("skill_gap_sentence", "skill_reading"), ""),
+                "skill_kinds_sentence": "There is no disambiguated item to tell apart by that.",
+                "skill_matched_sentence": f"This is {ABSENT}.",
+                "skill_disambiguated_sentence": f"This is {ABSENT}."}
+    low = report.lowest
+    able, matched = report.pooled(found["capability"]), report.pooled(found["matched"])
+    beyond = pick(matched, "s_amb_beyond_guessing", low)
+    if beyond["low"] > 0:
+        reading = "The ambiguous bias is more than an equal loss of skill by guessing would leave."
+    elif beyond["high"] < 0:
+        reading = "The ambiguous bias is less than an equal loss of skill by guessing would leave."
+    else:
+        reading = ("The ambiguous bias cannot be told from what an equal loss of skill by "
+                   "guessing would leave.")
+
+    def at(measure, precision):
+        return interval(pick(able, measure, precision))
+
+    def in_words(measure, form=interval):
+        return form(pick(matched, measure, low))
+
+    return {
+        **common_words(report),
+        "skill_accuracy_sentence": f"Accuracy goes from {at('accuracy', 'bf16')} at BF16 to "
+        f"{at('accuracy', low)} at {low.upper()}.",
+        "skill_gap_sentence": f"The gap between the two kinds goes from "
+        f"{at('alignment_gap', 'bf16')} to {at('alignment_gap', low)}.",
+        "skill_reading": reading,
+        "skill_matched_sentence": f"At {low.upper()} the loss of accuracy is that of "
+        f"{in_words('guessed')} guesses. The bias score is {in_words('s_amb', scores)}, guessing "
+        f"would leave {in_words('s_amb_if_guessing', scores)}, and the difference is "
+        f"{spoken(beyond, scores, in_points)}. {reading} The stereotyped rate, which guessing raises too, is "
+        f"{in_words('srs')} where guessing would give {in_words('srs_if_guessing')}.",
+        "skill_kinds_sentence": kinds_sentence(report.items),
+        "skill_disambiguated_sentence": disambiguated_sentence(report, found["disambiguated"]),
+    }
+
+
+def same_rates(report):
+    """Whether the rate at the highest quantized precision is BF16's: equivalence, each checkpoint."""
+    first = ["bf16", report.precisions[1]]
+    return stats.equivalence(report.best[report.best["precision"].isin(first)])
+
+
+def same_sentence(report, same):
+    """In how many checkpoints the rates are the same, and what cannot be excluded."""
+    first, yes, count = same["precision"].iloc[0].upper(), same["equivalent"].sum(), len(same)
+    source = ("from the probabilities themselves, so that no draw hides a change" if report.exact else
+              "from the draws of the records, where templates in which nothing differs prove little")
+    return (f"The stereotyped rate of {first} is shown to be that of BF16 in this sense in {yes} of "
+            f"{count} {'checkpoint' if count == 1 else 'checkpoints'} (two one-sided tests over "
+            f"templates, {source}). The largest change that cannot be excluded in any is "
+            f"{percent(same['smallest_margin'].max(), 2)}.")
+
+
+def kinds_sentence(items):
+    """On how many disambiguated items the right answer agrees with the stereotype."""
+    asked = items[items["context_condition"] == "disambig"]
+    agrees = (asked["label"] == asked["stereotyped_index"]).sum()
+    return (f"On {agrees:,} of the {len(asked):,} disambiguated items "
+            f"({percent(agrees / len(asked))}) the right answer agrees with the stereotype, on the "
+            f"others it contradicts it.")
+
+
+def disambiguated_sentence(report, found):
+    """BBQ's bias score on items whose text says who it was, and its change on the same items."""
+    low, pooled = report.lowest, report.pooled(found)
+    before, after = (pick(pooled, "s_dis", p) for p in ("bf16", low))
+    change = pick(pooled, "d_s_dis", low)
+    if change["low"] > 0:
+        reading = "a rise: wrong answers went where the stereotype points"
+    elif change["high"] < 0:
+        reading = "a fall: wrong answers went against the stereotype"
+    else:
+        reading = "which cannot be told from no change"
+    return (f"It is {scores(before)} at BF16 and {scores(after)} at {low.upper()}. On the same items "
+            f"it changed by {spoken(change, scores, in_points)}, {reading}.")
+
+
+def power_curves(report, simulations=200):
+    """Power against a rise of SRS for the first checkpoint of each family."""
+    table = item_table(report.answers, "study", "original") if report.exact else report.drawn
+    before = table[table["precision"] == "bf16"]
+    first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
+    curves = []
+    for family, part in before[first].groupby("family"):
+        curve = stats.minimum_detectable_effect(part, simulations=simulations)
+        curves.append(curve.assign(family=family, **curve.attrs))
+    return pd.concat(curves, ignore_index=True)
+
+
+def power_sentence(report, power):
+    """The smallest rise that would have been found, and the rate from which it rises."""
+    parts = []
+    for family, rows in power.groupby("family"):
+        found = percent(rows["mde"].iloc[0]) if rows["mde"].notna().all() else "not reached"
+        parts.append(f"{family} {found} (BF16: {percent(rows['baseline'].iloc[0], 2)})")
+    smoothed = ("" if report.exact else " These records hold draws, and five draws cannot tell a small "
+                "probability from none: an item without a stereotyped draw was given a small one, which "
+                "raises the rate that the simulation starts from.")
+    return f"With 80 % power, the smallest rise that would have been found: {', '.join(parts)}.{smoothed}"
+
+
+def flip_rates(report):
+    """Flips by uncertainty, or None without probabilities."""
+    return dose_response.flip_rates(report.answers) if report.exact else None
+
+
+def flip_sentence(report):
+    """How much more often the least sure answers flip, at the lowest precision."""
+    if not report.exact:
+        return ("How sure BF16 was of an answer is in its probabilities, which these records do "
+                "not hold.")
+    found = dose_response.flip_ratio(report.answers).set_index("precision").loc[report.lowest]
+    low = report.lowest.upper()
+    if not np.isfinite(found["estimate"]):
+        return f"At {low} the surest fifth never changes its first choice: there is no ratio."
+    text = (f"At {low} the least sure fifth of ambiguous items changed its first choice "
+            f"{times(found)} times as often as the surest fifth")
+    if found["low"] > 1:
+        return f"{text}: answers that were uncertain at BF16 change more easily."
+    if found["high"] < 1:
+        return f"{text}: answers that were uncertain at BF16 change less easily."
+    return f"{text}: whether answers that were uncertain at BF16 change more easily cannot be told."
+
+
+def times(row, digits=1):
+    """A ratio with its interval.
+
+    Examples
+    --------
+    >>> times({"estimate": 2.0, "low": 1.5, "high": 3.0})
+    '2.0 (1.5 to 3.0)'
+    """
+    return _with_ends(row, f"{{:.{digits}f}}".format)
+
+
+def steps_sentence(odds, samples, lowest):
+    """The average factor of a step down, which step carries it, and the average without it."""
+    trend = odds[odds["term"] == "trend"].iloc[0]
+    if np.isnan(trend["estimate"]):
+        return ("A factor for one step down the ladder is not defined: too few precisions have "
+                "any stereotyped answer.")
+    text = (f"Averaged over the ladder, one step down multiplies the odds by {odds_text(trend)}.")
+    each = dose_response.steps(odds)
+    if len(each) < 2:
+        return text
+    most = np.log(each).abs().idxmax()
+    before = ["bf16", *each.index][each.index.get_loc(most)]
+    rest = each.drop(most)
+    rest = " to ".join(dict.fromkeys([f"{rest.min():.2f}", f"{rest.max():.2f}"]))
+    text += (f" The steps differ: from {before.upper()} to {most.upper()} the factor is "
+             f"{each[most]:.2f}, elsewhere {rest}.")
+    without = dose_response.dose_response(samples[samples["precision"] != lowest])
+    without = without[without["term"] == "trend"].iloc[0]
+    return f"{text} Without {lowest.upper()} the average is {odds_text(without)}."
+
+
+def flip_alt(report, curve):
+    """Alt text of the flip curve at the lowest precision."""
+    if curve is None:
+        return f"Flip rate by certainty: {ABSENT}."
+    ends = curve[(curve["measure"] == "flip_rate") & (curve["precision"] == report.lowest)]
+    shares = ends[ends["bin"] > 0].sort_values("bin")["estimate"]
+    return (f"Flip rate at {report.lowest.upper()} from the surest to the least sure fifth: "
+            f"{', '.join(map(percent, shares))}.")
+
+
+def choices(report):
+    """The headline number under every combination of choices, over all checkpoints.
+
+    Where imported records have items without a defined target, taking them as the published code
+    did is one more choice.
+    """
+    def curve(samples, items):
+        return sensitivity.specification_curve(report.answers, samples, items, report.lowest)
+
+    each, columns = curve(report.samples, report.items), ["draws", "parser", "weights", "counting"]
+    more = report.undefined
+    if more is not None:
+        indices = ["stereotyped_index", "anti_stereotyped_index", "unknown_index"]
+        asked = more.drop_duplicates("item_id")[["item_id", "category", *indices]]
+        items = pd.concat([report.items, asked.assign(label=asked["unknown_index"])])
+        kept = curve(pd.concat([report.samples, more.drop(columns=indices)]), items)
+        each = pd.concat([each.assign(undefined="left out"), kept.assign(undefined="letter C")])
+        columns.append("undefined")
+    return report.pooled(each, columns)
+
+
+def undefined_note(report):
+    """What became of items without a defined target, for the figure of choices."""
+    if not report.imported:
+        return ("Questions without a defined target are excluded by name before anything is asked, "
+                "so that choice cannot move it")
+    if report.undefined is None:
+        return "No item of these records lacks a defined target, so that choice cannot move it"
+    count = report.undefined["item_id"].nunique()
+    return (f"Items without a defined target ({count:,}) are left out, or taken as the published "
+            f"code took them: its index −1 is the last answer, letter C")
+
+
+def choices_sentence(report, choices):
+    """Which choices were varied, and how far the headline number goes with them."""
+    draws = ("the draws (the study's five seeds or fresh ones), " if report.exact else "")
+    null = "minus the placebo, " if report.exact else ""
+    lacking = ("" if report.exact else " Fresh draws and the placebo are not among them, because "
+               "these records hold no probabilities.")
+    kept = "undefined" in choices
+    kept_text = ", and what items without a defined target count for" if kept else ""
+    number = {3: "three", 4: "four", 5: "five"}[3 + report.exact + kept]
+    return (
+        f"The headline number, items that became biased at {report.lowest.upper()}, under each of "
+        f"{len(choices)} combinations of {number} choices: {draws}"
+        f"the parser (strict, or the published one), the weights (items or categories alike), "
+        f"{'' if kept else 'and '}what is counted (one way, {null}minus the items that lost their "
+        f"bias){kept_text}. It goes from "
+        f"{percent(choices['estimate'].min())} to {percent(choices['estimate'].max())}.{lacking}"
+    )
+
+
+def same_perplexity_sentence(perplexity):
+    """In how many cells perplexity is the same."""
+    if perplexity.empty:
+        return "These records hold no perplexity."
+    return (
+        f"The perplexity of {perplexity['equivalent'].sum()} of {len(perplexity)} cells is the "
+        f"same within 1 %; the largest change that cannot be excluded in any cell is "
+        f"{percent(perplexity['bound'].max())}."
+    )
+
+
+def odds_clusters(report):
+    """Between which answers the odds' intervals allow any dependence."""
+    unit = "question template" if report.templates else "run of consecutive questions"
+    return f"by {unit} and by checkpoint" if report.several else f"by {unit}"
+
+
+def sure_words(report, odds, same, power, choices, perplexity):
+    """Numbers and sentences of *How sure are we?*."""
+    return {
+        **common_words(report),
+        "steps_sentence": steps_sentence(odds, report.drawn, report.lowest),
+        "odds_clusters": odds_clusters(report),
+        "margin": percent(stats.MARGIN), "same_sentence": same_sentence(report, same),
+        "same_perplexity": same_perplexity_sentence(perplexity),
+        "power_sentence": power_sentence(report, power),
+        "flip_sentence": flip_sentence(report),
+        "flips_elsewhere": "{} to {}".format(*FLIPS_ELSEWHERE),
+        "choices_sentence": choices_sentence(report, choices),
+        "undefined_note": undefined_note(report),
+    }
+
+
+def published_design(report):
+    """The records as the published study has them: one checkpoint a family, named by it.
+
+    Returns
+    -------
+    (DataFrame, DataFrame)
+        Item table of the samples, and perplexity.
+    """
+    chosen = []
+    for frame in (report.drawn, report.perplexity):
+        frame = _first_checkpoints(frame)
+        # A family of several models at one replicate keeps their names.
+        several = frame.groupby("family")["model"].nunique().max() > 1
+        chosen.append(frame if several else frame.assign(model=frame["family"]))
+    return tuple(chosen)
+
+
+def _first_checkpoints(frame):
+    return frame[frame.groupby("family")["replicate"].transform("min") == frame["replicate"]]
+
+
+def analysis_words(report, samples, correlation):
+    """Numbers of the published analysis."""
+    low = report.lowest
+    main = published_analysis.main_table(samples)
+    at = main[main["precision"] == low]
+    tests = published_analysis.chi_squared_tests(samples)
+    decline = published_analysis.relative_decline(samples, low)
+    logit = published_analysis.published_logit(samples)
+    bits = logit[logit["term"] == "bits"].iloc[0]
+    clustered = dose_response.dose_response(samples)
+    latent = published_analysis.filtered_table(samples)
+    latent = latent[(latent["items_kept"] == "latent") & (latent["precision"] == low)]
+    rates = published_analysis.one_way_transitions(samples)
+    rates = rates.loc[rates["precision"] == low, "rate"]
+
+    def span(values, digits=1):
+        low_text, high_text = (percent(v, digits) for v in (values.min(), values.max()))
+        return low_text if low_text == high_text else f"{low_text} to {high_text}"
+
+    return {
+        **common_words(report),
+        "provenance_line": report.cited(_first_checkpoints(report.provenance)),
+        "rise": span(at["d_srs"]), "chi_sentence": chi_sentence(tests),
+        "h_most": f"{tests['cohens_h'].abs().max():.2f}",
+        "decline_unweighted": percent(decline["unweighted"]),
+        "decline_weighted": percent(decline["weighted"]),
+        "latent_change": span(latent["d_srs"]) if len(latent) else ABSENT,
+        "one_way": span(rates),
+        "bits_odds": odds_text(bits, 3),
+        "steps_sentence": steps_sentence(clustered, samples, low),
+        "cells_sentence": correlation_sentence(correlation),
+    }
+
+
+def chi_sentence(tests):
+    """How many tests are below 5 %, of those that are defined, with and without corrections."""
+    made = tests.dropna(subset="p")
+    yes = {name: (made[name] < 0.05).sum() for name in ("p", "p_holm", "p_bh")}
+    lone = ("" if len(made) == len(tests) else f" ({len(tests):,} comparisons in all; in the others "
+            f"all answers have the same role)")
+    return (
+        f"Of {len(made):,} tests{lone}, {yes['p']} are below 5 %; after Holm's correction over all "
+        f"of them {yes['p_holm']}, after that of Benjamini and Hochberg {yes['p_bh']}."
+    )
+
+
+def correlation_sentence(correlation):
+    """The rank correlation of perplexity and new biases over cells."""
+    if not correlation["n"]:
+        return "These records hold no perplexity."
+    rank = f"{correlation['estimate']:.2f}".replace("-", "−")
+    return f"The rank correlation over {correlation['n']} cells is {rank}."
+
+
+def as_percent(table):
+    """A table for the page: rates in percent, changes in points, precisions in capitals."""
+    heads = {"srs": "SRS %", "usr": "USR %", "anti_rate": "anti %", "d_srs": "ΔSRS",
+             "d_usr": "ΔUSR", "d_anti_rate": "Δanti", "items_kept": "kept"}
+    shown = {}
+    for name, column in table.items():
+        if name in ("items", "draws", "n"):
+            shown[name] = column.map("{:,.0f}".format)
+        elif column.dtype.kind == "f":
+            text = [f"{100 * x:.1f}".replace("-", "−") for x in column]
+            shown[heads.get(name, name)] = text
+        else:
+            shown[heads.get(name, name)] = (
+                column.str.upper() if name == "precision" else column)
+    return pd.DataFrame(shown)
+
+
+def tests_table(tests, precision):
+    """Chi-squared tests at one precision, for the page."""
+    rows = tests[tests["precision"] == precision]
+    return pd.DataFrame({
+        "model": rows["model"], "category": rows["category"],
+        "chi-squared": rows["statistic"].map("{:.1f}".format), "df": rows["df"],
+        "p": rows["p"].map(p_text), "p (Holm)": rows["p_holm"].map(p_text),
+        "p (Benjamini-Hochberg)": rows["p_bh"].map(p_text),
+        "Cohen's h": [f"{h:.2f}".replace("-", "−") for h in rows["cohens_h"]],
+        "draws": rows["n"].map("{:,}".format)})
+
+
+def p_text(p):
+    """A p-value for a table.
+
+    Examples
+    --------
+    >>> p_text(0.00002), p_text(0.0312)
+    ('< 0.001', '0.031')
+    """
+    if np.isnan(p):
+        return "none"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def odds_table(table):
+    """Odds ratios for the page."""
+    term = table["term"].str.replace(r"C\(category\)\[T\.(.*)\]", r"category \1", regex=True)
+    return pd.DataFrame({
+        "term": term, "odds ratio (95 % interval)": [odds_text(row, 3)
+                                                     for _, row in table.iterrows()],
+        "p": table["p"].map(p_text), "answers": table["n"].map("{:,}".format)})
+
+
+def changes_alt(what, frame, titles):
+    """Alt text of a figure drawn by ``figures_controls.changes``."""
+    if frame is None:
+        return f"{what}: {ABSENT}."
+    return [told(title, frame, measure) for measure, title in titles.items()]
+
+
+def series_alt(what, frame, labels, scale=1.0):
+    """Alt text of a figure drawn by ``figures_controls.together``."""
+    if frame is None:
+        return f"{what}: {ABSENT}."
+    rows = frame[frame["measure"].isin(labels)]
+    rows = rows.assign(series=rows["measure"].map(labels), measure="one",
+                       estimate=rows["estimate"] * scale)
+    return alt_text(what, rows, "one", by="series")
+
+
+def main_alt(table):
+    """Alt text of a table of SRS."""
+    rows = table.assign(measure="srs", estimate=table["srs"])
+    rows["name"] = rows["model"] + (" " + rows["category"] if "category" in rows else "")
+    return told("Stereotyped answers", rows, "srs", by="name")
+
+
+def amplification_alt(curve, precision):
+    """Alt text of the amplification curve."""
+    rows = curve[curve["precision"] == precision]
+    parts = [f"{m} {a:.1f} times" if np.isfinite(a) else f"{m} not defined, none at BF16"
+             for m, a in zip(rows["model"], rows["amplification"])]
+    return f"SRS at {precision.upper()} as a multiple of BF16's: {', '.join(parts)}."
+
+
+def transition_alt(table):
+    """Alt text of the one-way transitions."""
+    rows = table.assign(measure="became_biased", estimate=table["rate"])
+    return alt_text("Items that became biased", rows, "became_biased", by="model")
+
+
+def power_table(table):
+    """How often controls said yes to weaker effects, one column a truth and effect."""
+    weak = table[(table["effect"] < 1) & (table["checkpoints"] == 1)
+                 & (table["truth"] != instrument.MARGIN_TRUTH)]
+    return _yes_table(weak.assign(column=[f"{t} {e:g}" for t, e in zip(weak["truth"], weak["effect"])]))
+
+
+def pooled_table(table):
+    """How often decisions over checkpoints said yes, one column a truth."""
+    pooled = table[table["checkpoints"] > 1]
+    return _yes_table(pooled.assign(column=pooled["truth"]))
+
+
+def _yes_table(rows):
+    said = [percent(v, 0) + " ✓" * (s == "yes") for v, s in zip(rows["estimate"], rows["should"])]
+    wide = rows.assign(said=said).pivot(index="control", columns="column", values="said")
+    return wide.loc[rows["control"].unique(), rows["column"].unique()].reset_index()
+
+
+def read_instrument(path=INSTRUMENT):
+    """The instrument's record, made by ``python -m cba_utils.instrument.verdicts``."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such table; make it with "
+                                "'python -m cba_utils.instrument.verdicts'")
+    return pd.read_csv(path)
+
+
+def instrument_words(report, table):
+    """Numbers and sentences of the instrument's page."""
+    single = table[(table["checkpoints"] == 1) & (table["truth"] != instrument.MARGIN_TRUTH)]
+    full, no = single[single["effect"] == 1], single[single["should"] == "no"]
+    wrong, right = full[full["should"] == "no"], full[full["should"] == "yes"]
+    worst, anywhere = (part.loc[part["estimate"].idxmax()] for part in (wrong, no))
+    weakest = right.loc[right["estimate"].idxmin()]
+    effects = sorted(single.loc[single["effect"] < 1, "effect"].unique())
+    return {
+        **common_words(report),
+        "simulations": f"{single['n'].min():,}",
+        "worst_rate": interval(worst), "worst_control": worst["control"],
+        "worst_truth": worst["truth"],
+        "anywhere_rate": interval(anywhere), "anywhere_control": anywhere["control"],
+        "anywhere_truth": anywhere["truth"], "anywhere_effect": f"{anywhere['effect']:g}",
+        "effects": " and ".join(f"{effect:g}" for effect in effects) or "none",
+        "false_median": percent(wrong["estimate"].median()),
+        "weakest_rate": interval(weakest), "weakest_control": weakest["control"],
+        "weakest_truth": weakest["truth"],
+        "leaning_sentence": leaning_sentence(single),
+        "same_level_sentence": same_level_sentence(table),
+        "pooled_sentence": pooled_sentence(table),
+        "margin": percent(stats.MARGIN),
+    }
+
+
+def leaning_sentence(single):
+    """What controls say of a lean that was there before, and what the control of its growth says."""
+    rows = single[(single["truth"] == "leaning noise") & (single["should"] == "no")]
+    if rows.empty:
+        return ABSENT
+    fooled = rows.groupby("control")["estimate"].max()
+    fooled = fooled[fooled > 2 * instrument.LEVEL].sort_values(ascending=False)
+    grown = single[(single["control"] == "lean grew") & (single["should"] == "no")]["estimate"].max()
+    names = ", ".join(f"“{name}” (up to {percent(rate, 0)})" for name, rate in fooled.items())
+    told = (f"Taken as a sign that bias grew, these are wrong about noise in a model that leaned before: "
+            f"{names}. " if len(fooled) else "")
+    return (f"{told}“Lean grew” says so in {percent(grown)} of studies at most, over all truths and "
+            f"effects in which the lean did not grow.")
+
+
+def same_level_sentence(table):
+    """How often a change as large as the margin is called none."""
+    rows = table[table["truth"] == instrument.MARGIN_TRUTH].set_index("control")
+    if rows.empty:
+        return ABSENT
+    exact, drawn = (interval(rows.loc[name]) for name in (instrument.SAME, instrument.SAME_DRAWN))
+    return (f"A true change as large as the margin is called none in {exact} of studies from "
+            f"probabilities, and in {drawn} from five draws; the test promises "
+            f"{percent(instrument.LEVEL, 0)}.")
+
+
+def pooled_sentence(table):
+    """How often decisions over checkpoints are wrong."""
+    rows = table[(table["checkpoints"] > 1) & (table["should"] == "no")]
+    if rows.empty:
+        return ABSENT
+    worst = rows.loc[rows["estimate"].idxmax()]
+    return (f"Of {rows['n'].min():,} such studies in which nothing changes on average, these decisions "
+            f"are wrong in {percent(rows['estimate'].min())} to {percent(worst['estimate'])}; the "
+            f"highest rate is that of “{worst['control']}”, {interval(worst)}.")
