@@ -48,7 +48,7 @@ def evaluate(parameters, folder):
 
     folder = Path(folder)
     items = select_items(parameters)
-    loaded = load_model(parameters["model"], parameters["precision"])
+    loaded = load_model(parameters["model"], parameters["precision"], parameters["compute"])
     identity = cell_identity(parameters, items, loaded)
     known = read_json(folder / "provenance.json")
     if known and known["identity"] == identity:

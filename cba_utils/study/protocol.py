@@ -57,6 +57,8 @@ class Cell:
     condition: str
     limit: int | None
     orders: str
+    prompt: str
+    compute: str | None
     seeds: tuple
     temperature: float
     max_tokens: int
@@ -195,6 +197,8 @@ def cells(study):
             condition=items["condition"],
             limit=items.get("limit"),
             orders=model.get("orders", study["orders"]),
+            prompt=study.get("prompt", "organisms"),
+            compute=model.get("compute", study.get("compute")),
             seeds=tuple(samples["seeds"]),
             temperature=samples["temperature"],
             max_tokens=samples["max_tokens"],
@@ -298,7 +302,7 @@ def rounding_parameters(mine):
     precisions = [cell.precision for cell in mine if cell.precision != "bf16"]
     if not (mine[0].base and precisions):
         return None
-    unused = ("precision", "orders", "seeds", "max_tokens", "parser")
+    unused = ("precision", "orders", "compute", "seeds", "max_tokens", "parser")
     known = {k: v for k, v in mine[0].parameters().items() if k not in unused}
     return {**known, "base": mine[0].base, "precisions": precisions}
 

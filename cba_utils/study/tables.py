@@ -46,7 +46,7 @@ def collect(study, results=RESULTS):
                 frame.insert(position, key, value)
             frames[name].append(frame)
     items = select_items(cells(study)[0].parameters())
-    about = {key: study[key] for key in ("name", "title", "precisions")}
+    about = {key: study[key] for key in ("name", "title", "note", "precisions") if key in study}
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
     return write_study(base, about, items, tables, provenance)
 
@@ -59,7 +59,7 @@ def write_study(base, about, items, tables, provenance):
     base : Path
         Folder of the study's results.
     about : dict
-        The study's ``name``, ``title`` and ``precisions``.
+        The study's ``name``, ``title``, ``precisions`` and, if it has one, ``note``.
     items : DataFrame
     tables : dict of str to DataFrame
         ``answers``, ``samples`` and ``perplexity`` of all cells.
@@ -97,7 +97,7 @@ def load_study(study, results=RESULTS):
     dict of str to DataFrame
         ``items``, ``answers``, ``samples``, ``perplexity`` (each row labelled with model, family,
         replicate, depth and precision) and ``provenance`` (one row a cell). ``attrs["study"]`` of
-        each holds the study's name, title and precisions.
+        each holds the study's name, title, precisions and, if it has one, note.
 
     Raises
     ------
