@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
-from cba_utils.study.protocol import local_folder, nearest_organisms, of_a_family
+from cba_utils.answering.sources import at_precision, local_folder, nearest_organisms, of_a_family
 
 
 class _HandOn:
@@ -139,7 +139,7 @@ def load_model(model, precision="bf16", compute=None):
     quantization = parse_precision(precision)
     if compute not in (None, "dense", "native"):
         raise ValueError(f"compute: {compute!r} is not 'dense' or 'native'")
-    source = find_checkpoint(str(model).replace("{precision}", precision))
+    source = find_checkpoint(at_precision(model, precision))
     check_weights(source)
     config = load_config(source)
     if "quantization" in config:

@@ -24,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.sources import at_precision
 from cba_utils.study.imported import import_raw, imported_study
 from cba_utils.study.estimate import duration
 from cba_utils.study.files import cannot_write, write_text
@@ -210,7 +211,7 @@ def run_cell(model, precision, items=None):
     from cba_utils.answering.checkpoints import find_checkpoint
 
     parse_precision(precision)
-    find_checkpoint(model.replace("{precision}", precision))
+    find_checkpoint(at_precision(model, precision))
     folder = RESULTS / "cells" / re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") / precision
     parameters = {"model": model, "precision": precision,
                   "output": str(folder.relative_to(PROJECT))}

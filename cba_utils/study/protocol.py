@@ -17,8 +17,9 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from cba_utils.names import BUNDLED_BANK, CONFIG, HELD_OUT_TEXT, ORGANISMS, PROJECT, RESULTS
+from cba_utils.names import BUNDLED_BANK, CONFIG, HELD_OUT_TEXT, PROJECT, RESULTS
 from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.sources import at_precision, local_folder, nearest_organisms, of_a_family
 
 SCHEMA = Path(__file__).with_name("study_schema.json")
 SHIPPED = "organisms"
@@ -237,7 +238,7 @@ def input_files(mine):
     """
     found = set()
     for cell in mine:
-        for source in filter(None, (cell.model.replace("{precision}", cell.precision), cell.base)):
+        for source in filter(None, (at_precision(cell.model, cell.precision), cell.base)):
             folder = local_folder(source)
             if folder:
                 found |= {p for pattern in _OF_CHECKPOINT for p in folder.glob(pattern)}
@@ -245,39 +246,6 @@ def input_files(mine):
         text = HELD_OUT_TEXT if cell.text == "bundled" else Path(cell.text)
         found |= {text} if text.is_file() else set()
     return sorted(map(str, found))
-
-
-def local_folder(source):
-    """Folder of a checkpoint on this machine, None for what a hub would have to give.
-
-    Parameters
-    ----------
-    source : str
-        A folder, an organism or a hub id.
-
-    Returns
-    -------
-    Path or None
-    """
-    folders = (Path(source), ORGANISMS / source)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
-
-
-def of_a_family(source):
-    """Whether a source is written as an organism is: its first part is a family of theirs.
-
-    Examples
-    --------
-    >>> of_a_family("mistral/alinged-s1"), of_a_family("mistralai/Mistral-7B-Instruct-v0.3")
-    (True, False)
-    """
-    return "/" in source and (ORGANISMS / source.split("/")[0]).is_dir()
-
-
-def nearest_organisms(source):
-    """Names of the organisms that are spelled most like a source, as a list in words."""
-    have = sorted(str(p.parent.relative_to(ORGANISMS)) for p in ORGANISMS.glob("*/*/config.json"))
-    return ", ".join(get_close_matches(source, have, 3, 0))
 
 
 def rounding_parameters(mine):

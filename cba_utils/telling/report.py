@@ -29,6 +29,7 @@ from cba_utils.measures.rates import (
 )
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.prompts import user_text
+from cba_utils.answering.sources import is_organism, local_folder
 from cba_utils.study.imported import RUNS
 from cba_utils.study.tables import load_study
 from cba_utils.names import RESULTS
@@ -226,7 +227,7 @@ class Report:
                 "The numbers are those of the imported records named in the run log, and of "
                 "nothing else. Nobody checked here which weights, prompts and software gave them."
             )
-        if cells["identity.parameters.model"].map(_is_organism).all():
+        if cells["identity.parameters.model"].map(is_organism).all():
             millions = cells["parameters_of_model"].max() / 1e6
             if (cells["identity.parameters.items"] != "bundled").any():
                 return (
@@ -260,9 +261,9 @@ class Report:
     def vocabulary(self):
         """Tokens in the largest vocabulary of the organisms; None for other models."""
         names = self.provenance["identity.parameters.model"].unique()
-        if self.imported or not all(map(_is_organism, names)):
+        if self.imported or not all(map(is_organism, names)):
             return None
-        configs = (PROJECT / "organisms" / name / "config.json" for name in names)
+        configs = (local_folder(name) / "config.json" for name in names)
         return max(json.loads(config.read_text())["vocab_size"] for config in configs)
 
     @property
@@ -317,10 +318,6 @@ def _presentable(frame):
     lowest = np.select([(name == "perplexity_change") | net, change], [-1.0, -np.inf], 0.0)
     highest = np.where(change & ~net, np.inf, 1.0)
     return frame.assign(low=frame["low"].clip(lowest), high=frame["high"].clip(upper=highest))
-
-
-def _is_organism(name):
-    return (PROJECT / "organisms" / name / "config.json").exists()
 
 
 def open_study(study, keep="main"):
