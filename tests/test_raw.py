@@ -85,7 +85,7 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     assert len(choices) == 8 and choices["estimate"].notna().all()
     item, model, walked = report.walk(data)
     assert walked["BF16"].str.rstrip("\u00a0%").astype(float).sum() <= 100.1
-    assert "not its text" in report.walk_prompt(item).data
+    assert "not its text" in report.walk_prompt(item, data.prompt).data
     assert "no model was run" in data.provenance_line and data.records_note != data.import_note
 
 

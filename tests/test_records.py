@@ -19,8 +19,8 @@ from conftest import ROOT
 
 PARAMETERS = dict(
     model=None, precision="q4", items="bundled", categories=None, condition="both", limit=1100,
-    orders="original", prompt="organisms", compute=None, seeds=[42, 123], temperature=0.3, max_tokens=2, parser="strict",
-    text="bundled", sequences=4, sequence_length=64, text_seed=1,
+    orders="original", prompt="organisms", date="2024-07-26", compute=None, seeds=[42, 123],
+    temperature=0.3, max_tokens=2, parser="strict", text="bundled", sequences=4, sequence_length=64, text_seed=1,
 )
 FILES = ("answers.parquet", "samples.parquet", "perplexity.parquet")
 

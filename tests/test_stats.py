@@ -482,7 +482,7 @@ def test_reparse_gives_back_the_roles_and_the_papers_slips():
     assert (again["correct"] == samples["correct"]).all()
     spoken = samples.assign(raw_response="Cannot be determined")
     assert (sensitivity.reparse(spoken, items, "strict")["role"] == "unparsed").all()
-    slips = sensitivity.reparse(spoken, items, "paper")
+    slips = sensitivity.reparse(spoken, items, "published")
     roles = items.set_index("item_id")
     assert (slips["parsed_answer"] == "C").all()
     unknown_is_c = slips["item_id"].map(roles["unknown_index"] == 2)

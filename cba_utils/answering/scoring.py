@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cba_utils.answering.cores import map_pieces, settle
 from cba_utils.answering.engine import Engine
-from cba_utils.answering.prompts import LETTERS, ORDERS, chat_ids, parse_response, user_text
+from cba_utils.answering.prompts import DATE, LETTERS, ORDERS, chat_ids, parse_response, user_text
 
 PAPER_SEEDS = (42, 123, 456, 789, 1024)
 # Enough items to find what prompts share, few enough for memory to stay flat.
@@ -31,7 +31,8 @@ _ITEM_COLUMNS = [
 ]
 
 
-def score_letters(loaded, items, orders="original", temperature=1.0):
+def score_letters(loaded, items, orders="original", temperature=1.0, prompt="organisms",
+                  date=DATE):
     """Log-probability of each letter as the first token of the answer.
 
     Parameters
@@ -43,6 +44,10 @@ def score_letters(loaded, items, orders="original", temperature=1.0):
         Orders in which the three answers are shown: 1, 3 or 6 an item.
     temperature : float
         A second temperature at which to give the same probabilities.
+    prompt : str
+        Name of a prompt, see `cba_utils.answering.prompts.PROMPTS`.
+    date : str
+        What a chat template that states a date states.
 
     Returns
     -------
@@ -71,12 +76,13 @@ def score_letters(loaded, items, orders="original", temperature=1.0):
     >>> len(answers)
     12
     """
-    parts = [answers for answers, _ in stream(loaded, items, orders, temperature)]
+    parts = [answers for answers, _ in stream(loaded, items, orders, temperature, prompt=prompt,
+                                              date=date)]
     return pd.concat(parts, ignore_index=True)
 
 
 def sample_answers(loaded, items, seeds=PAPER_SEEDS, temperature=0.3, max_tokens=5,
-                   parser="strict"):
+                   parser="strict", prompt="organisms", date=DATE):
     """Sampled answers, equal to those of the paper's loop.
 
     Parameters
@@ -89,8 +95,10 @@ def sample_answers(loaded, items, seeds=PAPER_SEEDS, temperature=0.3, max_tokens
     temperature : float
     max_tokens : int
         Longest answer.
-    parser : {"strict", "paper"}
+    parser : {"strict", "published"}
         See `cba_utils.answering.prompts.parse_response`.
+    prompt, date : str
+        As in `score_letters`.
 
     Returns
     -------
@@ -113,11 +121,13 @@ def sample_answers(loaded, items, seeds=PAPER_SEEDS, temperature=0.3, max_tokens
     [42, 123, 42, 123]
     """
     draws = dict(seeds=seeds, temperature=temperature, max_tokens=max_tokens, parser=parser)
-    parts = [samples for _, samples in stream(loaded, items, "original", temperature, draws)]
+    parts = [samples for _, samples in stream(loaded, items, "original", temperature, draws,
+                                              prompt=prompt, date=date)]
     return pd.concat(parts, ignore_index=True)
 
 
-def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory=None):
+def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory=None,
+           prompt="organisms", date=DATE):
     """Answers, and samples if asked for, a few hundred items at a time.
 
     Parameters
@@ -130,6 +140,8 @@ def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory
         ``seeds``, ``temperature``, ``max_tokens`` and ``parser`` as in `sample_answers`.
     memory : int, optional
         Bytes a block may use; see `cba_utils.answering.engine.Engine`.
+    prompt, date : str
+        As in `score_letters`.
 
     Yields
     ------
@@ -152,7 +164,7 @@ def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory
               file=sys.stderr, mininterval=2) as progress:
         parts = [items.iloc[start : start + ITEMS_AT_ONCE]
                  for start in range(0, len(items), ITEMS_AT_ONCE)]
-        prompts = _made_ahead(lambda part: _prompts(part, orders, loaded, draws), parts)
+        prompts = _made_ahead(lambda part: _prompts(part, orders, loaded, draws, prompt, date), parts)
 
         def score(block):
             part, keys, ids = block
@@ -177,13 +189,12 @@ def _made_ahead(make, parts):
             yield coming.result()
 
 
-def _prompts(part, orders, loaded, draws):
+def _prompts(part, orders, loaded, draws, prompt, date):
     """Items, the (row, order) of each prompt, and its token ids."""
     keys = [(row, order) for row in range(len(part)) for order in ORDERS[orders]]
     records = part.to_dict("records")
-    ids, _ = chat_ids(
-        loaded.hf_tokenizer, [user_text(records[row], order) for row, order in keys]
-    )
+    texts = [user_text(records[row], order, prompt) for row, order in keys]
+    ids, _ = chat_ids(loaded.hf_tokenizer, texts, prompt, date)
     _check_lengths(ids, keys, records, loaded, draws)
     return part, keys, ids
 

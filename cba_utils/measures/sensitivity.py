@@ -119,7 +119,7 @@ def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.
         tables["fresh", "strict"] = exact.assign(**null, **five_seed_weights(before, after))
         keys = [*study_columns(exact), "item_id"]
         exact = exact[keys].assign(**null)
-    for parser in ("strict", "paper"):
+    for parser in ("strict", "published"):
         seen = _ambiguous(pair_with(reparse(samples, items, parser), reference))
         seen = seen.assign(**observed_changes(seen).astype(float))
         if exact is not None:

@@ -111,7 +111,8 @@ def _run(parameters, loaded, items, parts, identity):
             if not all((parts / f"{name}-{block}.parquet").exists() for name in TABLES[:2])]
     if todo:
         left = items.iloc[todo[0]:]
-        work = stream(loaded, left, parameters["orders"], parameters["temperature"], draws)
+        work = stream(loaded, left, parameters["orders"], parameters["temperature"], draws,
+                      prompt=parameters["prompt"], date=parameters["date"])
         for block, (answers, samples) in zip(blocks[blocks.index(todo[0]):], work, strict=True):
             write_table(answers, parts / f"answers-{block}.parquet")
             write_table(samples, parts / f"samples-{block}.parquet")

@@ -19,6 +19,7 @@ import yaml
 
 from cba_utils.names import BUNDLED_BANK, CONFIG, HELD_OUT_TEXT, PROJECT, RESULTS
 from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.prompts import DATE
 from cba_utils.answering.sources import at_precision, local_folder, nearest_organisms, of_a_family
 
 SCHEMA = Path(__file__).with_name("study_schema.json")
@@ -59,6 +60,7 @@ class Cell:
     limit: int | None
     orders: str
     prompt: str
+    date: str
     compute: str | None
     seeds: tuple
     temperature: float
@@ -199,6 +201,7 @@ def cells(study):
             limit=items.get("limit"),
             orders=model.get("orders", study["orders"]),
             prompt=study.get("prompt", "organisms"),
+            date=study.get("date", DATE),
             compute=model.get("compute", study.get("compute")),
             seeds=tuple(samples["seeds"]),
             temperature=samples["temperature"],

@@ -225,7 +225,8 @@ def examine(parameters, folder):
     texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
     ids = token_ids(texts, loaded, needed)
     for name, variant in variants(base, aligned, lowest, finer):
-        scored = score_letters(variant, items, temperature=parameters["temperature"])
+        scored = score_letters(variant, items, temperature=parameters["temperature"],
+                               prompt=parameters["prompt"], date=parameters["date"])
         roles = role_probabilities(scored, "study").round(_DECIMALS)
         answers.append(roles.assign(precision=name))
         nll.append(perplexity(variant, [ids], length).assign(precision=name))

@@ -74,6 +74,12 @@ class Report:
         """Whether the records were read from JSONL, and no model was run for them."""
         return any(name.startswith("identity.records_sha256") for name in self.provenance)
 
+    @property
+    def prompt(self):
+        """Name of the prompt that was asked; records made before prompts had names have one kind."""
+        column = "identity.parameters.prompt"
+        return self.provenance[column].iloc[0] if column in self.provenance else "organisms"
+
     def named(self, change):
         """The measure that says how many items changed, by fresh draws where they are known."""
         return f"{change}_expected" if self.exact else change
@@ -1096,11 +1102,11 @@ def walk_words(report, item, model):
     }
 
 
-def walk_prompt(item):
+def walk_prompt(item, prompt):
     """The prompt of an item for the page; records without texts have none."""
     if pd.isna(item["question"]):
         return prompt_html("The records hold the number of this question, not its text.")
-    return prompt_html(user_text(item))
+    return prompt_html(user_text(item, prompt=prompt))
 
 
 def table_html(frame):
