@@ -365,10 +365,10 @@ def matched_skill(frame: pd.DataFrame, reference: str = "bf16", **options) -> pd
         return np.clip((before(t) - after(t)) / (before(t) - 1 / 3), 0, 1)
 
     measures = {"guessed": Measure(guessed, (0, 1))}
-    for name, measure, chance in (("srs", srs, 1 / 3), ("s_amb", S_AMB, 0.0)):
-        now = Measure(seen(measure, "ambig"), measure.bounds)
-        old = seen(measure, "ambig", "_ref")
-        guess = Measure(_mixture(guessed, old, chance), measure.bounds)
+    for name, one, chance in (("srs", srs, 1 / 3), ("s_amb", S_AMB, 0.0)):
+        now = Measure(seen(one, "ambig"), one.bounds)
+        old = seen(one, "ambig", "_ref")
+        guess = Measure(_mixture(guessed, old, chance), one.bounds)
         measures.update({name: now, f"{name}_if_guessing": guess,
                          f"{name}_beyond_guessing": minus(now, guess)})
     return estimates(pairs, measures, columns, study_columns(pairs), **options)
