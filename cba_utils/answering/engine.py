@@ -25,15 +25,22 @@ FEWEST_TOKENS, MOST_TOKENS = 256, 1024
 MOST_PROMPTS = 128
 # A position beyond any prompt's.
 _NOWHERE = 2**40
-# Architectures whose attention in mlx-lm cannot give each row a mask of its own.
-_ONE_MASK_FOR_ALL = ("gemma2",)
+
+
+class CannotBeAsked(ValueError):
+    """Why a model's architecture cannot be run here."""
 
 
 class _PrefixCache:
-    """What an mlx-lm attention layer asks of a cache, for rows with prefixes of any length."""
+    """What an mlx-lm attention layer asks of a cache, for rows with prefixes of any length.
 
-    def __init__(self, keys, values, lengths, additive):
-        self._keys, self._values, self._additive = keys, values, additive
+    Masks are true where a position is seen, which is what mlx-lm's own are and what layers that test
+    one rely on. The kernels for a CPU take what is added to a score: it is made once, and kept in
+    `biases`, which the caches of all layers share, beside the mask that it stands for.
+    """
+
+    def __init__(self, keys, values, lengths, biases):
+        self._keys, self._values, self._biases = keys, values, biases
         self.added = None
         self.last_layer = False
         equal = len(lengths) == 0 or (lengths == lengths[0]).all()
@@ -61,9 +68,15 @@ class _PrefixCache:
         keys = np.concatenate([np.where(before < lengths, before, _NOWHERE), lengths + own], axis=1)
         keys, queries = keys[:, None], (lengths + own)[:, :, None]
         mask = (keys <= queries) & (queries < keys + (window_size or _NOWHERE))
-        # The kernels for a CPU take what is added to a score, and every layer takes it as it is.
-        shown = np.where(mask, np.float32(0), np.float32(MASKED)) if self._additive else mask
-        return mx.array(shown[:, None])
+        seen = mx.array(mask[:, None])
+        if self._biases is not None:
+            bias = np.where(mask, np.float32(0), np.float32(MASKED))[:, None]
+            self._biases[id(seen)] = seen, bias
+        return seen
+
+    def bias(self, mask):
+        """What to add to scores for a mask that `make_mask` gave; None for another one."""
+        return self._biases[id(mask)][1] if self._biases and id(mask) in self._biases else None
 
 
 @dataclass
@@ -104,16 +117,12 @@ class Engine:
 
     def __init__(self, loaded, memory=None):
         self.loaded = loaded
-        args = loaded.model.args
+        args = getattr(loaded.model, "args", None)
         needed = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size",
                   "intermediate_size", "vocab_size")
         known = hasattr(loaded.model, "model") and all(hasattr(args, name) for name in needed)
-        if not known or args.model_type in _ONE_MASK_FOR_ALL:
-            raise ValueError(
-                f"model: {loaded.name!r} has the architecture {args.model_type!r}, which cannot be asked "
-                f"here; use one with layers under 'model' and plain attention, such as llama, mistral, "
-                f"qwen2, phi3 or gemma3_text"
-            )
+        if not known:
+            raise CannotBeAsked("its layers are not where they are in llama, mistral, qwen2 or phi3")
         heads = args.num_key_value_heads or args.num_attention_heads
         head_width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
         itemsize = 4 if loaded.in_fp32 else 2
@@ -237,7 +246,8 @@ class Engine:
             gathered = [pool.gather(layer, mx.array(slots)) for layer in range(self.layers)]
         else:
             gathered = [(None, None)] * self.layers
-        caches = [_PrefixCache(k, v, before, self.loaded.in_fp32) for k, v in gathered]
+        biases = {} if self.loaded.in_fp32 else None
+        caches = [_PrefixCache(k, v, before, biases) for k, v in gathered]
         caches[-1].last_layer = True
         with read_only(lengths - 1):
             hidden = self.loaded.model.model(mx.array(ids), cache=caches)

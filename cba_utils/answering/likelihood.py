@@ -58,7 +58,7 @@ def perplexity(loaded, texts, sequence_length=512):
     batches, nll = [ids[start : start + rows] for start in range(0, len(ids), rows)], []
     with tqdm(total=len(ids), unit="sequence", desc=f"{loaded.name} {loaded.precision} perplexity",
               file=sys.stderr, mininterval=2) as progress:
-        for found in map_pieces(loaded, lambda batch: _batch_nll(loaded, batch), batches):
+        for found in map_pieces(loaded, lambda batch: batch_nll(loaded, batch), batches):
             nll.append(found)
             progress.update(len(found))
     return pd.DataFrame({"sequence": np.arange(len(ids)), "tokens": sequence_length - 1,
@@ -167,10 +167,21 @@ def _sequences(loaded, texts, length):
     return np.array(ids[: count * length], np.int32).reshape(count, length)
 
 
-def _batch_nll(loaded, batch):
-    """Summed negative log-likelihood of every row; logits exist for some positions at a time."""
+def batch_nll(loaded, batch):
+    """Summed negative log-likelihood of every row; logits exist for some positions at a time.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    batch : array of int, shape (sequences, tokens)
+
+    Returns
+    -------
+    numpy array, shape (sequences,)
+    """
     batch = mx.array(batch)
-    hidden = loaded.model.model(batch[:, :-1])
+    # Some architectures want to be told that there is no cache.
+    hidden = loaded.model.model(batch[:, :-1], cache=None)
     flat, target = hidden.reshape(-1, hidden.shape[-1]), batch[:, 1:].reshape(-1)
     vocabulary = loaded.model.args.vocab_size
     rows = max(128, int(psutil.virtual_memory().total // 64 // (4 * vocabulary)))

@@ -1,56 +1,99 @@
-"""Names of precisions: what MLX is asked for, the bits a weight takes, and their order."""
+"""What a precision's name stands for: how weights are rounded, the bits one takes, the order.
 
-import re
+A precision is known by its name in study files, folders and tables. Which names there are is said by
+the quantizers (``quantizers/``, one file each); ``bf16``, which rounds nothing, is said here.
+"""
 
-BITS = (8, 6, 5, 4, 3, 2)
-_GROUPS = (32, 64, 128)
-_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
-_PRECISION = re.compile(r"(?:q(?P<bits>\d)|(?P<mode>mxfp4|mxfp8|nvfp4))(?:-g(?P<group>\d+))?")
+from dataclasses import dataclass
+
+from cba_utils.answering.quantizers import quantizers
 
 
-def parse_precision(precision):
-    """Quantization parameters of a precision's name.
+@dataclass(frozen=True)
+class Precision:
+    """What a precision's name stands for.
+
+    Attributes
+    ----------
+    name : str
+        As study files, folders and tables have it.
+    bits : int
+        Bits in the name, by which the published analysis counts.
+    group : int or None
+        Weights that share a scale; None where nothing is rounded.
+    mode : str or None
+        MLX's name of the kind of rounding.
+    method : str or None
+        Name of the quantizer in ``quantizers/`` that makes it; None for ``bf16``.
+    calibration : str or None
+        What the rounding was fitted to; None for rounding to nearest, which looks at weights alone.
+
+    Examples
+    --------
+    >>> parse_precision("q2-g32").group, parse_precision("bf16").method
+    (32, None)
+    """
+
+    name: str
+    bits: int = 16
+    group: int | None = None
+    mode: str | None = None
+    method: str | None = None
+    calibration: str | None = None
+
+    @property
+    def stored_bits(self):
+        """Bits that a weight takes, its share of what its group stores included."""
+        return float(quantizers()[self.method].stored_bits(self)) if self.method else 16.0
+
+    @property
+    def rank(self):
+        """What precisions are sorted by: most bits first, then most in the name."""
+        return -self.stored_bits, -self.bits, self.name
+
+    def __str__(self):
+        if self.method is None:
+            return "not quantized"
+        return f"{self.bits} bits, group {self.group}, {self.mode}"
+
+
+def parse_precision(name):
+    """What a precision's name stands for.
 
     Parameters
     ----------
-    precision : str
+    name : str
         ``"bf16"``; ``"q8"`` to ``"q2"`` (affine, group 64); ``"q4-g32"`` for another group size;
         ``"mxfp4-g32"``, ``"mxfp8-g32"`` or ``"nvfp4-g16"``.
 
     Returns
     -------
-    dict or None
-        ``bits``, ``group_size`` and ``mode``; ``None`` for bf16.
+    Precision
 
     Raises
     ------
     ValueError
-        If MLX has no such precision.
+        If no quantizer has such a precision.
 
     Examples
     --------
-    >>> parse_precision("q3")
-    {'bits': 3, 'group_size': 64, 'mode': 'affine'}
-    >>> parse_precision("bf16") is None
-    True
+    >>> precision = parse_precision("q3")
+    >>> precision.bits, precision.group, precision.mode, str(precision)
+    (3, 64, 'affine', '3 bits, group 64, affine')
+    >>> str(parse_precision("bf16"))
+    'not quantized'
     """
-    if precision == "bf16":
-        return None
-    match = _PRECISION.fullmatch(str(precision))
-    if match and match["mode"]:
-        bits, group = _MODES[match["mode"]]
-        if int(match["group"] or group) == group:
-            return {"bits": bits, "group_size": group, "mode": match["mode"]}
-    elif match and int(match["bits"]) in BITS and int(match["group"] or 64) in _GROUPS:
-        group = int(match["group"] or 64)
-        return {"bits": int(match["bits"]), "group_size": group, "mode": "affine"}
-    raise ValueError(
-        f"precision: {precision!r} is unknown; use bf16, {', '.join(f'q{b}' for b in BITS)} "
-        f"(with -g32, -g64 or -g128 for the group size), mxfp4-g32, mxfp8-g32 or nvfp4-g16"
-    )
+    if name == "bf16":
+        return Precision("bf16")
+    for method, quantizer in quantizers().items():
+        facts = quantizer.parse(str(name))
+        if facts:
+            return Precision(name, method=method, **facts)
+    names = "; ".join(quantizer.NAMES for quantizer in quantizers().values())
+    raise ValueError(f"precision: {name!r} is unknown; use bf16, {names}")
 
 
-def nominal_bits(precision):
+def nominal_bits(name):
     """Bits in a precision's name, which the published analysis counts by.
 
     Examples
@@ -58,28 +101,21 @@ def nominal_bits(precision):
     >>> nominal_bits("bf16"), nominal_bits("q4"), nominal_bits("mxfp4-g32")
     (16, 4, 4)
     """
-    quantization = parse_precision(precision)
-    return quantization["bits"] if quantization else 16
+    return parse_precision(name).bits
 
 
-def stored_bits(precision):
+def stored_bits(name):
     """Bits that a rounded weight takes, its share of its group's scale and offset included.
-
-    An affine group stores both in 16 bits; the other modes store a scale of 8.
 
     Examples
     --------
     >>> stored_bits("q2"), stored_bits("q2-g32"), stored_bits("mxfp4-g32")
     (2.5, 3.0, 4.25)
     """
-    quantization = parse_precision(precision)
-    if quantization is None:
-        return 16.0
-    of_group = 32 if quantization["mode"] == "affine" else 8
-    return quantization["bits"] + of_group / quantization["group_size"]
+    return parse_precision(name).stored_bits
 
 
-def most_bits_first(precisions):
+def most_bits_first(names):
     """Each precision once, from most to fewest bits.
 
     Where two take the same, the one with more bits in its name comes first.
@@ -89,4 +125,4 @@ def most_bits_first(precisions):
     >>> most_bits_first(["q3", "bf16", "q2-g32", "mxfp4-g32", "q3"])
     ['bf16', 'mxfp4-g32', 'q3', 'q2-g32']
     """
-    return sorted(set(precisions), key=lambda p: (-stored_bits(p), -nominal_bits(p), p))
+    return sorted(set(names), key=lambda name: parse_precision(name).rank)

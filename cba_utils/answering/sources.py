@@ -4,10 +4,21 @@ A source is a text that somebody wrote. It is looked up in a list and never join
 decides what it is: `/a/folder` joined to `organisms/` is `/a/folder` again.
 """
 
+import json
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from pathlib import Path
 
 from cba_utils.names import ORGANISMS
+
+INDEX = "model.safetensors.index.json"
+# What is read of a checkpoint beside its weights: nothing else is fetched, linked or hashed.
+CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tiktoken.model",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)
 
 
 def organisms():
@@ -87,3 +98,100 @@ def local_folder(source):
     """
     folders = (Path(source), ORGANISMS / source)
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def find_checkpoint(source):
+    """Folder of a model's files; of a hub's, what is read and nothing else is downloaded.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither a folder, nor an organism, nor a hub id that can be reached.
+    """
+    folder = _folder_of(source)
+    if folder:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        few = [*CONFIG_FILES, *TOKENIZER_FILES, INDEX]
+        folder = Path(snapshot_download(source, allow_patterns=few))
+        return Path(snapshot_download(source, allow_patterns=[*few, *_weights_wanted(folder)]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _not_had(source, error) from error
+
+
+def hub_files(source):
+    """What `find_checkpoint` would have from a hub, and the bytes of each; nothing is downloaded.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    dict of str to int
+        Empty for a folder of this machine and for an organism.
+
+    Raises
+    ------
+    FileNotFoundError
+        As `find_checkpoint`.
+
+    Examples
+    --------
+    >>> hub_files("mistral/aligned-s1")
+    {}
+    """
+    if _folder_of(source):
+        return {}
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        entries = HfApi().model_info(source, files_metadata=True).siblings or []
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _not_had(source, error) from error
+    sizes = {entry.rfilename: entry.size or 0 for entry in entries}
+    few = [*CONFIG_FILES, *TOKENIZER_FILES, INDEX]
+    # The index itself is not read: its files are those named as parts, where there are any.
+    parts = [name for name in sizes if fnmatch(name, "model-*-of-*.safetensors")]
+    weights = parts if INDEX in sizes and parts else ["model*.safetensors"]
+    return {name: size for name, size in sizes.items()
+            if any(fnmatch(name, pattern) for pattern in [*few, *weights])}
+
+
+def _folder_of(source):
+    """Folder of a source on this machine; None for what is written as a hub id."""
+    folder = local_folder(source)
+    if folder:
+        return folder.resolve()
+    if source.count("/") != 1 or source.startswith((".", "/")) or of_a_family(source):
+        raise FileNotFoundError(
+            f"model: {source!r} is no folder with a config.json, no hub id, and no organism (nearest: "
+            f"{nearest_organisms(source)})"
+        )
+    return None
+
+
+def _weights_wanted(folder):
+    """Weight files by the index that was fetched, by pattern where there is none."""
+    try:
+        return sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # What is wrong with an index is told when its checkpoint is loaded.
+        return ["model*.safetensors"]
+
+
+def _not_had(source, error):
+    said = str(error).strip().splitlines()
+    return FileNotFoundError(f"model: {source!r} cannot be had from the hub: {said[0] if said else error!r}")

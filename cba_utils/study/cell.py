@@ -45,7 +45,6 @@ def evaluate(parameters, folder):
         If a file cannot be written; finished blocks stay and the next run goes on from them.
     """
     from cba_utils.answering.checkpoints import load_model
-    from cba_utils.answering.packages import source_note
 
     folder = Path(folder)
     items = select_items(parameters)
@@ -65,9 +64,9 @@ def evaluate(parameters, folder):
         "identity": identity,
         "counts": {name: len(table) for name, table in tables.items()},
         "undefined_targets": items.attrs["undefined_targets"],
-        "system_folded": _folded(loaded),
+        "system_folded": _folded(loaded, parameters),
+        "notes": list(loaded.notes),
         "parameters_of_model": loaded.parameters,
-        "source_note": source_note(loaded.source_path),
         **surroundings(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),

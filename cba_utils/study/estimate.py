@@ -68,7 +68,7 @@ def _parameters(model):
         return model["parameters"]
     from safetensors import safe_open
 
-    from cba_utils.answering.checkpoints import find_checkpoint
+    from cba_utils.answering.sources import find_checkpoint
 
     total = 0
     for file in find_checkpoint(model["source"]).glob("model*.safetensors"):

@@ -208,7 +208,7 @@ def run_cell(model, precision, items=None):
         The executed notebook, which lies beside the cell's records.
     """
     # Here, because it takes seconds that the other steps need not spend.
-    from cba_utils.answering.checkpoints import find_checkpoint
+    from cba_utils.answering.sources import find_checkpoint
 
     parse_precision(precision)
     find_checkpoint(at_precision(model, precision))

@@ -245,8 +245,6 @@ def input_files(mine):
             folder = local_folder(source)
             if folder:
                 found |= {p for pattern in _OF_CHECKPOINT for p in folder.glob(pattern)}
-            elif Path(source).is_file():  # a GGUF file
-                found.add(Path(source))
         found |= {BUNDLED_BANK} if cell.items == "bundled" else set(Path(cell.items).glob("*.jsonl"))
         text = HELD_OUT_TEXT if cell.text == "bundled" else Path(cell.text)
         found |= {text} if text.is_file() else set()
@@ -335,7 +333,7 @@ def narrow(study, name, models=None, precisions=None, items=None):
 
 
 def _model_entry(source, known):
-    from cba_utils.answering.checkpoints import find_checkpoint
+    from cba_utils.answering.sources import find_checkpoint
 
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")
     entry = {"name": slug, "source": source, "family": slug}

@@ -6,6 +6,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from cba_utils import answering
 from cba_utils.names import HELD_OUT_TEXT, PROJECT
 from cba_utils.study.files import read_json
@@ -27,9 +29,14 @@ def cell_identity(parameters, items, loaded):
     -------
     dict
     """
-    from cba_utils.answering.checkpoints import tokenizer_hash, weights_hash
+    from cba_utils.answering.checkpoint_files import (
+        generation_hash,
+        tokenizer_hash,
+        weights_hash,
+    )
 
-    template = loaded.hf_tokenizer.chat_template or ""
+    tokenizer = loaded.hf_tokenizer
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
     return {
         "parameters": parameters,
         "compute": loaded.compute,
@@ -38,9 +45,24 @@ def cell_identity(parameters, items, loaded):
         "weights_sha256": weights_hash(loaded.source_path),
         "tokenizer_sha256": tokenizer_hash(loaded.source_path),
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "prompts_sha256": _prompts_hash(tokenizer, items, parameters),
+        "generation_sha256": generation_hash(loaded.source_path),
+        "ends": sorted(loaded.tokenizer.eos_token_ids),
         "code_sha256": _code_hash(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _prompts_hash(tokenizer, items, parameters):
+    """Hash of what is asked, token for token, in the first order; other orders move the answers only."""
+    from cba_utils.answering.prompts import chat_ids, user_text
+
+    prompt = parameters["prompt"]
+    texts = [user_text(item, prompt=prompt) for item in items.to_dict("records")]
+    digest = hashlib.sha256()
+    for ids in chat_ids(tokenizer, texts, prompt, parameters["date"])[0]:
+        digest.update(np.array([len(ids), *ids], np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _text_hash(source):
@@ -57,10 +79,10 @@ def _code_hash():
     return digest.hexdigest()
 
 
-def _folded(loaded):
+def _folded(loaded, parameters):
     from cba_utils.answering.prompts import chat_ids
 
-    return chat_ids(loaded.hf_tokenizer, ["?"])[1]
+    return chat_ids(loaded.hf_tokenizer, ["?"], parameters["prompt"], parameters["date"])[1]
 
 
 def surroundings():

@@ -203,7 +203,7 @@ def examine(parameters, folder):
         each role for every item, as `cba_utils.measures.frames.role_probabilities` gives it) and
         ``variant_perplexity``, with the variant's name in the column ``precision``.
     """
-    from cba_utils.answering.checkpoints import weights_hash
+    from cba_utils.answering.checkpoint_files import weights_hash
 
     folder = Path(folder)
     items = select_items(parameters)

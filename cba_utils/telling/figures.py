@@ -21,8 +21,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from cba_utils.answering.precisions import most_bits_first
-from cba_utils.measures.measure import derived
-from cba_utils.measures.measure import measure as facts
 
 # At least 3:1 against white and against the dark theme's background, and told apart by readers
 # with any common colour vision (Okabe and Ito's set, less its two light colours).
@@ -46,6 +44,18 @@ SPARE = ["other", "qwen2", "mistral", "phi3"]
 # A colour that nothing else uses: ``show`` swaps it for the page's own text colour.
 INK = "#1b1f23"
 WIDTH = 4.5  # inches; on a phone the page scales it by about 0.85, so 10 pt stays readable
+
+MEASURES = {
+    "srs": "Stereotyped answers (SRS), % of answers",
+    "usr": "“Unknown” answers (USR), % of answers",
+    "anti_rate": "Anti-stereotyped answers, % of answers",
+    "unparsed_rate": "Unparsed responses, % of responses",
+    "became_biased": "Became biased, published seeds (% of unbiased)",
+    "became_biased_expected": "Became biased, fresh draws (% of unbiased)",
+    "lost_bias": "Lost bias, published seeds (% of biased)",
+    "lost_bias_expected": "Lost bias, fresh draws (% of biased)",
+    "perplexity_change": "Perplexity, % change from BF16",
+}
 
 
 def style():
@@ -256,7 +266,7 @@ def dose_response(estimates, measures=("srs", "usr"), by="family"):
         figure, panels = _panels(len(measures), 2.2)
         for axes, measure in zip(panels, measures, strict=True):
             _by_precision(axes, estimates, measure, by, places)
-            axes.set_title(facts(measure).title)
+            axes.set_title(MEASURES.get(measure, measure))
         return _finish(figure, panels, places)
 
 
@@ -278,10 +288,10 @@ def transitions(estimates, published=None, by="family"):
             _by_precision(axes, estimates, measure, by, places)
             if measure == "became_biased":
                 _published(axes, published, "items_became_biased", places)
-            elif facts(measure).kind == "expected":
-                placebo = derived(measure, "placebo").name
+            elif measure.endswith("_expected"):
+                placebo = measure.replace("_expected", "_placebo")
                 _placebo(axes, estimates, placebo, by, places)
-            axes.set_title(facts(measure).title)
+            axes.set_title(MEASURES[measure])
         return _finish(figure, panels, places)
 
 
@@ -305,7 +315,7 @@ def headline(estimates, published=None, by="family"):
         if seen:
             _by_precision(panels[1], estimates, "perplexity_change", by, places)
             _published(panels[1], published, "perplexity_change", places)
-            panels[1].set_title(facts("perplexity_change").title)
+            panels[1].set_title(MEASURES["perplexity_change"])
         return _finish(figure, panels, places)
 
 
@@ -368,7 +378,7 @@ def depth_curves(estimates, measure="became_biased_expected", by="depth"):
     A frame without the measure, from a study without probabilities, gives a figure that says so.
     """
     if measure not in set(estimates["measure"]):
-        return nothing(facts(measure).title)
+        return nothing(MEASURES.get(measure, measure))
     rows = _select(estimates, measure)
     places = {p: k for k, p in enumerate(_precisions(rows))}
     depths = list(dict.fromkeys(rows[by]))
@@ -377,8 +387,8 @@ def depth_curves(estimates, measure="became_biased_expected", by="depth"):
         for k, (depth, look) in enumerate(_look(depths).items()):
             offset = 0.14 * (k - (len(depths) - 1) / 2)
             _errorbars(axes, rows[rows[by] == depth], places, offset, label=str(depth), **look)
-        _placebo(axes, estimates, derived(measure, "placebo").name, by, places)
-        axes.set_title(facts(measure).title)
+        _placebo(axes, estimates, measure.replace("_expected", "_placebo"), by, places)
+        axes.set_title(MEASURES.get(measure, measure))
         return _finish(figure, [axes], places)
 
 

@@ -119,7 +119,7 @@ def points(report, found):
     frame, bits = found["changes"], found["bits"]
     frame = frame[(frame["measure"] == BIASED) & frame["precision"].isin(bits)]
     name = frame["precision"]
-    kinds = ["one part in BF16" if n in WHERE else f"groups of {parse_precision(n)['group_size']}"
+    kinds = ["one part in BF16" if n in WHERE else f"groups of {parse_precision(n).group}"
              for n in name]
     labels = name.str.replace("-g32", ", 32").str.removesuffix(" in BF16")
     labels = labels.where(name.isin(WHERE), labels.str.upper())

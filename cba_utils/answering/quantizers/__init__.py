@@ -1,0 +1,32 @@
+"""Ways to make a checkpoint smaller, one module each; a module put here is found by its name.
+
+A quantizer has
+
+- ``NAMES``: its precisions, in words, for messages;
+- ``parse(name)``: the facts of a `cba_utils.answering.precisions.Precision` (``bits``, ``group``,
+  ``mode``, ``calibration``) as a dict, None for a name that is not its own;
+- ``stored_bits(precision)``: bits a weight takes;
+- ``identity(precision)``: all that decides its result beside the source, as plain values;
+- ``make(source, precision, target)``: write the checkpoint of a folder to another folder;
+- ``expected(network, precision)``: what `make` gives each module of a network, by its path.
+"""
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+
+@cache
+def quantizers():
+    """Every quantizer by its name.
+
+    Returns
+    -------
+    dict of str to module
+
+    Examples
+    --------
+    >>> list(quantizers())
+    ['affine']
+    """
+    return {found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)}
