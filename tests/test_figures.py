@@ -47,13 +47,15 @@ def test_a_measure_that_is_not_there_is_named_with_those_that_are(estimates):
 
 def test_a_figure_needs_alt_text_and_carries_it_escaped(estimates, monkeypatch, tmp_path):
     shown = []
-    monkeypatch.setattr(figures, "display", lambda data, **_: shown.append(data["text/html"]))
+    monkeypatch.setattr(figures, "display", lambda data, **_: shown.append(data))
     figure = figures.transitions(estimates)
     with pytest.raises(ValueError, match="'moved' needs alt text"):
         figures.show(figure, "moved", " ")
     figures.show(figure, "moved", 'a "quoted" <b>', estimates, tmp_path)
-    assert 'aria-label="a &quot;quoted&quot; &lt;b&gt;"' in shown[0]
-    assert figures.INK not in shown[0] and "currentColor" in shown[0]
+    page = figures.figure_html(shown[0], "moved")
+    assert 'aria-label="a &quot;quoted&quot; &lt;b&gt;"' in page
+    assert figures.INK not in page and "currentColor" in page
+    assert f"(CSV, {len(estimates)} rows)" in page
     read = pd.read_csv(tmp_path / "moved.csv")
     assert len(read) == len(estimates) and np.allclose(read["high"], estimates["high"])
     assert (tmp_path / "moved.svg").read_text().startswith("<svg")
@@ -65,19 +67,6 @@ def test_text_from_data_is_never_markup():
     prompt = report.prompt_html(hostile).data
     for text in (table, prompt):
         assert "<script" not in text and "&lt;script&gt;" in text
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "reading"),
-    [(0.6, 0.8, "more than"), (0.2, 0.4, "less than"), (0.4, 0.6, "not to be told from")],
-)
-def test_direction_is_read_from_its_interval_not_its_estimate(low, high, reading):
-    class Study:
-        lowest = "q3"
-
-    share = pd.DataFrame({"measure": ["share_to_stereotyped"], "precision": "q3",
-                          "estimate": (low + high) / 2, "low": low, "high": high})  # fmt: skip
-    assert reading in report.direction_sentence(Study, share)
 
 
 def test_every_mark_of_the_gap_is_in_the_panel_of_its_precision():

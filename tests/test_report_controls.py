@@ -31,47 +31,6 @@ def report():
     return report_of()
 
 
-def noise_words(report):
-    return report_controls.noise_words(
-        report, metrics.placebo(report.answers, report.samples), controls.direction(report.answers),
-        report_controls.leans(report), controls.direction_tests(report.answers),
-        report_controls.seed_ranges(report))
-
-
-def test_noise_words_read_the_estimates(report):
-    words = noise_words(report)
-    moves = metrics.placebo(report.answers, report.samples)
-    tests = controls.direction_tests(report.answers)
-    assert words["lean_sentence"].endswith("(the lean grew).")
-    assert words["direction_holm"] == f"{(tests['p_holm'] < 0.05).sum()} of 2"
-    share = pick(controls.direction(report.answers), "left_unknown", "q3")["estimate"]
-    assert words["left_lowest"].startswith(f"{100 * share:.1f}")
-    one, other = (pick(moves, f"became_{x}_expected_excess", "q3") for x in ("biased", "anti"))
-    assert report_controls.interval(one) in words["excess_sentence"]
-    contrast = f"{100 * (one['estimate'] - other['estimate']):.1f} ("
-    assert contrast in words["mirror_sentence"]
-    assert "more became biased" in words["mirror_sentence"]
-
-
-@pytest.mark.parametrize("truth", ["noise", "leaning noise", "letter"])
-def test_noise_words_find_no_grown_lean_in_noise_and_letters(truth):
-    words = noise_words(report_of(truth))
-    assert words["lean_sentence"].endswith("(the lean is not shown to have grown).")
-    if truth != "leaning noise":
-        assert "not to be told" in words["mirror_sentence"]
-
-
-def test_categories_are_weighted_by_the_answers_that_left():
-    several = report_of("noise", replicates=3)
-    moved = controls.direction(several.answers, ["category"])
-    table = report_controls.direction_table(several, moved).set_index("category")
-    rows = moved.query("measure == 'share_to_stereotyped' and precision == 'q3'")
-    for category, part in rows.groupby("category"):
-        share = np.average(part["estimate"], weights=part["n"])
-        assert table.loc[category, "answers that left"] == f"{part['n'].sum():,}"
-        assert table.iloc[:, 1][category].startswith(f"{100 * share:.1f}")
-
-
 def test_unlike_families_of_one_checkpoint_speak_for_themselves():
     parts = [simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
              for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))]

@@ -1,5 +1,6 @@
 """What this book adds to Sphinx: model cards, executed notebooks, buttons, a preview image."""
 
+import json
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -7,6 +8,7 @@ import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
 from cba_utils.telling.figures import preview
+from cba_utils.telling.page import for_book
 from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.published import load_published
@@ -77,6 +79,12 @@ class ExecutedNotebooks(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+def read_notebook(app, docname, source):
+    """Give the parser a notebook whose displays are prose, numbered figures and tables."""
+    if app.env.doc2path(docname).endswith(".ipynb"):
+        source[0] = json.dumps(for_book(json.loads(source[0])))
+
+
 def show_buttons(app, config):
     """Turn on everything that needs a repository, if the book knows one."""
     options = config.html_theme_options
@@ -129,6 +137,7 @@ def setup(app):
     app.add_directive("model-cards", ModelCards)
     app.add_directive("executed-notebooks", ExecutedNotebooks)
     app.connect("config-inited", show_buttons)
+    app.connect("source-read", read_notebook)
     app.connect("html-page-context", complete_page)
     app.connect("build-finished", draw_preview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

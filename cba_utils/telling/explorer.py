@@ -12,7 +12,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from cba_utils.telling.figures import ROLE_COLOURS, percent
+from cba_utils.telling.figures import ROLE_COLOURS
+from cba_utils.telling.numbers import percent
 from cba_utils.measures.rates import TRANSITIONS, observed_changes
 from cba_utils.study.files import write_text
 from cba_utils.telling.report import table_html

@@ -2,8 +2,8 @@
 
 A figure function takes a tidy frame of estimates (columns ``precision``, ``measure``, ``estimate``,
 ``low``, ``high``, ``n`` and the columns that group them) and returns a matplotlib figure.
-:func:`show` puts it on the page: inline vector graphics that take the page's text colour (so they
-read in light and in dark), alt text, and the data behind the figure as a CSV download.
+:func:`show` displays it, and the book puts it on the page as inline vector graphics that take the page's
+text colour (so they read in light and in dark), with alt text and the data behind it as a CSV download.
 """
 
 import base64
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from cba_utils.answering.precisions import most_bits_first
+from cba_utils.telling.numbers import percent
 
 # At least 3:1 against white and against the dark theme's background, and told apart by readers
 # with any common colour vision (Okabe and Ito's set, less its two light colours).
@@ -43,6 +44,8 @@ LINES = {"qwen2": "-", "mistral": "--", "phi3": "-.", "other": ":"}
 SPARE = ["other", "qwen2", "mistral", "phi3"]
 # A colour that nothing else uses: ``show`` swaps it for the page's own text colour.
 INK = "#1b1f23"
+# What a drawing stands on where the page's own background is not known.
+CARD = '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
 WIDTH = 4.5  # inches; on a phone the page scales it by about 0.85, so 10 pt stays readable
 
 MEASURES = {
@@ -453,41 +456,6 @@ def cell_summary(shares, title=""):
         return figure
 
 
-def percent(value, digits=1):
-    """A fraction as a percentage for prose, with a proper minus sign.
-
-    Examples
-    --------
-    >>> percent(0.0312)
-    '3.1\xa0%'
-    >>> percent(-0.2), percent(-0.0001)
-    ('−20.0\xa0%', '0.0\xa0%')
-    """
-    text = f"{100 * value:.{digits}f}"
-    # what rounds to zero has no sign
-    text = text if float(text) else text.removeprefix("-")
-    return f"{text}\u00a0%".replace("-", "−")
-
-
-def interval(row, digits=1):
-    """An estimate with its interval for prose, from a row with estimate, low and high.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> interval(pd.Series({"estimate": 0.031, "low": 0.02, "high": 0.05}))
-    '3.1\xa0% (2.0 to 5.0)'
-    >>> interval({"estimate": 0.5, "low": np.nan, "high": np.nan})  # one unit shows no spread
-    '50.0\xa0% (no interval)'
-    """
-    if np.isnan(row["estimate"]):
-        return "not defined"
-    if np.isnan(row["low"]):
-        return f"{percent(row['estimate'], digits)} (no interval)"
-    low, high = (percent(row[k], digits).removesuffix("\u00a0%") for k in ("low", "high"))
-    return f"{percent(row['estimate'], digits)} ({low} to {high})"
-
-
 def alt_text(what, estimates, measure, by="family"):
     """A sentence that says what a figure by precision shows, numbers included.
 
@@ -506,6 +474,12 @@ def alt_text(what, estimates, measure, by="family"):
         values = [f"{p.upper()} {percent(group[p])}" for p in _precisions(rows) if p in group]
         parts.append(f"{name} {', '.join(values)}")
     return f"{what}: {'; '.join(parts)}."
+
+
+def told(what, frame, measure, by="family"):
+    """Alt text of one measure, without the cells in which it is not defined."""
+    rows = frame[(frame["measure"] == measure) & frame["estimate"].notna()]
+    return alt_text(what, rows, measure, by) if len(rows) else f"{what}: nothing to show."
 
 
 def alt_shares(shares):
@@ -553,8 +527,8 @@ def preview(estimates, title, note, published=None):
     return card
 
 
-def svg(figure, name, ink=INK):
-    """The figure as deterministic SVG whose ids start with ``name`` and whose ink is ``ink``."""
+def svg(figure, name):
+    """The figure as deterministic SVG whose ids start with ``name``."""
     with style():
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -563,14 +537,14 @@ def svg(figure, name, ink=INK):
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     # two decimals of a point are below a pixel, and the same on every machine
     text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), text)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return text.replace(INK, ink)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
 
 
-def show(figure, name, alt, data=None, folder=None):
-    """Display a figure with alt text and with the data behind it to download.
+def show(figure, name, alt, data=None, folder=None, metadata=None):
+    """Display a figure with alt text and the data behind it.
 
-    The display is also glued under ``name``, so that another page can show the same figure.
+    It is displayed as vector graphics, which the book takes (see :func:`figure_html`), and as an image:
+    viewers show no vector graphics of a notebook that they do not trust.
 
     Parameters
     ----------
@@ -582,33 +556,54 @@ def show(figure, name, alt, data=None, folder=None):
     data : pandas.DataFrame, optional
         The rows that the figure draws; none are offered where there are none.
     folder : path, optional
-        Also write ``name.svg`` (on a light card) and ``name.csv`` there.
+        Also write ``name.svg`` and ``name.csv`` there.
+    metadata : dict, optional
+        Of the display; by default, what lets any other page show the figure too.
     """
     alt = alt if isinstance(alt, str) else " ".join(alt)
     data = data if data is None or len(data) else None
     if not alt.strip():
         raise ValueError(f"figure {name!r} needs alt text")
-    drawing = svg(figure, name, "currentColor")
-    drawing = re.sub(r' width="[^"]*"| height="[^"]*"', "", drawing, count=2)
-    drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
-    parts = [f'<div class="cba-figure" id="{name}">{drawing}']
+    card = svg(figure, name).replace(">\n", f">\n{CARD}\n", 1)
+    card = card.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+    shown = {"image/svg+xml": card, "image/png": png(figure), "text/plain": alt}
     if data is not None:
-        table = data.to_csv(index=False, float_format="%.6g")
-        link = "data:text/csv;base64," + base64.b64encode(table.encode()).decode()
-        parts.append(
-            f'<p class="cba-data"><a download="{name}.csv" href="{link}">'
-            f"Data behind this figure (CSV, {len(data)} rows)</a></p>"
-        )
+        shown["text/csv"] = data.to_csv(index=False, float_format="%.6g")
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        card = svg(figure, name).replace(
-            ">\n", '>\n<rect width="100%" height="100%" rx="6" fill="#ffffff"/>\n', 1
-        )
         Path(folder, f"{name}.svg").write_text(card)
         if data is not None:
-            Path(folder, f"{name}.csv").write_text(table)
-    display(
-        {"text/html": "\n".join([*parts, "</div>"]), "text/plain": alt},
-        raw=True,
-        metadata={"scrapbook": {"name": name, "mime_prefix": ""}},
-    )
+            Path(folder, f"{name}.csv").write_text(shown["text/csv"])
+    metadata = metadata or {"cba": {"kind": "figure", "name": name},
+                            "scrapbook": {"name": name, "mime_prefix": ""}}
+    display(shown, raw=True, metadata={**metadata, "image/png": {"alt": alt}})
+
+
+def png(figure):
+    """The figure as a PNG on white, in base64."""
+    with style():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def figure_html(shown, name):
+    """What :func:`show` displayed, for a page of the book: in the page's ink, its data as a download.
+
+    Parameters
+    ----------
+    shown : dict of mime type to str
+    name : str
+    """
+    drawing = "".join(shown["image/svg+xml"]).replace(f"{CARD}\n", "", 1).replace(INK, "currentColor")
+    drawing = re.sub(r' width="[^"]*"| height="[^"]*"', "", drawing, count=2)
+    parts = [f'<div class="cba-figure" id="{name}">{drawing}']
+    if "text/csv" in shown:
+        table = "".join(shown["text/csv"])
+        link = "data:text/csv;base64," + base64.b64encode(table.encode()).decode()
+        rows = len(table.splitlines()) - 1
+        parts.append(
+            f'<p class="cba-data"><a download="{name}.csv" href="{link}">'
+            f"Data behind this figure (CSV, {rows} rows)</a></p>"
+        )
+    return "\n".join([*parts, "</div>"])

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from cba_utils.telling.figures import interval, percent
+from cba_utils.telling.numbers import ABSENT, interval, percent, spoken
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.names import PROJECT
 from cba_utils.measures.rates import (
@@ -34,8 +34,6 @@ from cba_utils.study.imported import RUNS
 from cba_utils.study.tables import load_study
 from cba_utils.names import RESULTS
 from cba_utils.measures.frames import ROLES, item_table, study_columns
-
-ABSENT = "not measured in this study"
 
 
 @dataclass
@@ -141,6 +139,26 @@ class Report:
             return _presentable(cells.assign(of=cells["n"]))
         return _presentable(
             over_replicates(cells, ["family"]) if self.several else over_models(cells))
+
+    def each(self, frame):
+        """Estimates to be told one after the other: pooled, or each model's where a family has only one.
+
+        A mean over a few unlike families with Student's interval says nothing about any of them.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Estimates of every checkpoint.
+
+        Returns
+        -------
+        list of (str, DataFrame)
+            A name, which is empty for what is pooled, and the estimates.
+        """
+        if self.several or frame["model"].nunique() == 1:
+            return [("", self.pooled(frame))]
+        by = "family" if frame.groupby("family")["model"].nunique().max() == 1 else "model"
+        return list(frame.groupby(by, observed=True))
 
     def by_depth(self, frame):
         """Estimates a depth, over the checkpoints of all families."""
@@ -388,23 +406,6 @@ def said(frame, measure, precision):
     """
     rows = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
     return interval(pick(frame, measure, precision)) if len(rows) else ABSENT
-
-
-def spoken(row, text=interval, end=percent):
-    """An estimate with its interval for prose; a mean over models names those at both ends.
-
-    Examples
-    --------
-    >>> row = {"estimate": 0.2, "low": 0.1, "high": 0.3, "least": 0.0, "least_model": "m",
-    ...        "most": 0.4, "most_model": "p"}
-    >>> spoken(row).replace("\\u00a0", " ")
-    '20.0 % (10.0 to 30.0), from 0.0 % (m) to 40.0 % (p)'
-    """
-    lone = pd.isna(row.get("most_model")) or row["least_model"] == row["most_model"]
-    if lone:
-        return text(row)
-    return (f"{text(row)}, from {end(row['least'])} ({row['least_model']}) to "
-            f"{end(row['most'])} ({row['most_model']})")
 
 
 def changes(report):

@@ -15,13 +15,15 @@ import pandas as pd
 
 from cba_utils.instrument import verdicts as instrument
 from cba_utils.measures import controls, dose_response, published_analysis, rates as metrics, sensitivity, tests as stats
-from cba_utils.telling.figures import alt_text, interval, percent
+from cba_utils.telling.figures import alt_text, told
+from cba_utils.telling.numbers import (
+    factor, in_points, interval, odds_text, p_text, percent, points, scores, spoken, times,
+)
 from cba_utils.names import PROJECT
-from cba_utils.telling.report import ABSENT, common_words, pick, spoken
+from cba_utils.telling.report import ABSENT, common_words, pick
 from cba_utils.measures.frames import item_table
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
-FEW = 20
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)
 LETTER_TITLES = {f"d_letter_{x}": f"Change of the share of letter {x} since BF16, points"
@@ -36,81 +38,6 @@ MATCHED_NAMES = {"s_amb": "as measured", "s_amb_if_guessing": "if it were guessi
 MATCHED_TITLE = "Bias score on ambiguous items, points"
 DISAMBIGUATED_NAMES = {"s_dis": "disambiguated items"}
 DISAMBIGUATED_TITLE = "Bias score on disambiguated items, points"
-
-
-def scores(row, digits=1):
-    """A bias score with its interval, in points.
-
-    Examples
-    --------
-    >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
-    '−1.0 (−2.0 to 3.2)'
-    """
-    return _with_ends(row, lambda value: in_points(value, digits))
-
-
-def _with_ends(row, text):
-    """An estimate with the ends of its interval, as far as it has them."""
-    if np.isnan(row["estimate"]):
-        return "not defined"
-    if np.isnan(row["low"]):
-        return f"{text(row['estimate'])} (no interval)"
-    if np.isinf(row["high"]):
-        return f"{text(row['estimate'])} ({text(row['low'])} or more)"
-    return f"{text(row['estimate'])} ({text(row['low'])} to {text(row['high'])})"
-
-
-def in_points(value, digits=1):
-    """A number of points for prose; what rounds to zero has no sign.
-
-    Examples
-    --------
-    >>> in_points(-1.25), in_points(-0.01)
-    ('−1.2', '0.0')
-    """
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
-def points(row, digits=1):
-    """A change of a rate with its interval, in points.
-
-    Examples
-    --------
-    >>> points({"estimate": -0.01, "low": -0.02, "high": 0.0325})
-    '−1.0 (−2.0 to 3.2)'
-    """
-    return scores({name: 100 * row[name] for name in ("estimate", "low", "high")}, digits)
-
-
-def factor(row, digits=2):
-    """A mean of logarithms with its interval, as the factor it stands for.
-
-    Examples
-    --------
-    >>> factor({"estimate": 0.0, "low": np.log(0.5), "high": np.log(2)})
-    '1.00 (0.50 to 2.00)'
-    """
-    low, high = np.exp(row["low"]), np.exp(row["high"])
-    return f"{np.exp(row['estimate']):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def odds_text(row, digits=2):
-    """An odds ratio with its interval.
-
-    Examples
-    --------
-    >>> odds_text({"estimate": 2.0, "low": 1.5, "high": 3.0})
-    '2.00 (1.50 to 3.00)'
-    """
-    if np.isnan(row["estimate"]):
-        return "not defined (too few stereotyped answers)"
-    return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-
-
-def told(what, frame, measure, by="family"):
-    """Alt text of one measure, without the cells in which it is not defined."""
-    rows = frame[(frame["measure"] == measure) & frame["estimate"].notna()]
-    return alt_text(what, rows, measure, by) if len(rows) else f"{what}: nothing to show."
 
 
 def many(report, frame, columns):
@@ -148,94 +75,6 @@ def significant(tests):
     return f"{(tested < 0.05).sum()} of {len(tested)}"
 
 
-def noise_words(report, checkpoints, directions, leans, tests, ranges):
-    """Sentences of *Is it noise?*.
-
-    Parameters
-    ----------
-    checkpoints, directions, leans : DataFrame
-        Estimates of every checkpoint: `report.changes`, `controls.direction`, and :func:`leans`.
-    tests : DataFrame
-        From `controls.direction_tests`.
-    ranges : DataFrame or None
-        From :func:`seed_ranges`.
-    """
-    low = report.lowest
-    net = report.pooled(metrics.transitions(report.drawn))
-    return {
-        **common_words(report),
-        "excess_sentence": excess_sentence(report, report.pooled(checkpoints)),
-        "mirror_sentence": mirror_sentence(report, checkpoints),
-        "left_lowest": interval(pick(report.pooled(directions), "left_unknown", low)),
-        "lean_sentence": lean_sentence(report, leans),
-        "lean_reading": lean_reading(report, leans),
-        "direction_holm": significant(tests), "few": str(FEW),
-        "direction_not_made": f"{tests['p'].isna().sum()} of {len(tests)}",
-        "net_lowest": interval(pick(net, "net_biased", low)),
-        "net_anti_lowest": interval(pick(net, "net_anti", low)),
-        "seeds_sentence": seeds_sentence(ranges),
-    }
-
-
-def direction_by_family(report, directions):
-    """Where answers went, by family; shares of a few answers are left out, they tell nothing."""
-    rows = report.summarise(directions)
-    few = (rows["measure"] == "share_to_stereotyped") & (rows["of"] < FEW)
-    return rows.assign(**{name: rows[name].mask(few) for name in ("estimate", "low", "high")})
-
-
-def direction_table(report, directions):
-    """Where answers went at the lowest precision, by category, for the page."""
-    rows = report.pooled(directions, ["category"])
-    rows = rows[(rows["measure"] == "share_to_stereotyped") & (rows["precision"] == report.lowest)]
-    return pd.DataFrame({
-        "category": rows["category"].astype(str), "answers that left": rows["of"].map("{:,.0f}".format),
-        "of these to the stereotyped person": [
-            "none left" if np.isnan(row["estimate"]) else interval(row) for _, row in rows.iterrows()]})
-
-
-def mirror_sentence(report, checkpoints):
-    """The decisive number: the excess minus the excess of its mirror image, in the same models."""
-    low = report.lowest
-
-    def say(frame):
-        row = pick(frame, "bias_beyond_mirror", low)
-        if row["low"] > 0:
-            reading = "more became biased than noise in a model without a lean would give"
-        elif row["high"] < 0:
-            reading = "fewer became biased than gained an anti-stereotyped answer"
-        else:
-            reading = "not to be told from what noise in a model without a lean would give"
-        return f"{points(row)} points, {reading}"
-
-    kind = "excess" if report.exact else "rate"
-    return (f"What decides is the first {kind} minus the second, in the same checkpoints: "
-            f"{each(report, checkpoints, say)}.")
-
-
-def excess_sentence(report, moves):
-    """Rate, placebo and excess at the lowest precision, and the mirror image's excess."""
-    low = report.lowest
-
-    def at(measure):
-        return interval(pick(moves, measure, low))
-
-    if not report.exact:
-        return (
-            f"The placebo needs BF16's probabilities, and these records hold none. At "
-            f"{low.upper()}, {at('became_biased')} of the items that were unbiased at BF16 became "
-            f"biased, and of those without an anti-stereotyped answer {at('became_anti')} gained "
-            f"one; how much of either is luck cannot be told from them. What can be told is the "
-            f"direction, below, and the net change."
-        )
-    return (
-        f"At {low.upper()}, {at('became_biased_expected')} of the items that were unbiased at "
-        f"BF16 became biased in fresh draws, and the placebo is {at('became_biased_placebo')}: an "
-        f"excess of {at('became_biased_expected_excess')}. The mirror image has an excess of "
-        f"{at('became_anti_expected_excess')}."
-    )
-
-
 def leans(report):
     """Estimates of `controls.lean`, or None without probabilities."""
     return controls.lean(report.answers) if report.exact else None
@@ -255,60 +94,6 @@ def lean_sentence(report, found):
                 f"(the lean {reading})")
 
     return f"The odds of the stereotyped person against the other: {each(report, found, say)}."
-
-
-def lean_reading(report, found):
-    """The same in one short sentence for the first page, over all checkpoints."""
-    if found is None:
-        return "Whether the model leaned that way before, these records cannot tell."
-    low = report.lowest
-    pooled = report.pooled(found)
-    before, change = pick(pooled, "log_gap", "bf16"), pick(pooled, "d_log_gap", low)
-    lean = ("leaned to that person already" if before["low"] > 0 else
-            "leaned to the other person" if before["high"] < 0 else "is not shown to have leaned")
-    grew = "grew" if controls.grew(before, change) else "is not shown to have grown"
-    return f"But BF16 {lean} ({factor(before)} to one), and that lean {grew} ({factor(change)} times it)."
-
-
-def lean_alt(found):
-    """Alt text of the figure of leans."""
-    if found is None:
-        return f"Odds of the stereotyped person against the other: {ABSENT}."
-    rows = found[found["measure"] == "log_gap"]
-    parts = [f"{r.family} {r.precision.upper()} {np.exp(r.estimate):.2f}" for r in rows.itertuples()]
-    return f"Odds of the stereotyped person against the other: {', '.join(parts)}."
-
-
-def seed_ranges(report):
-    """Where the study's seeds fall among fresh ones, or None without probabilities."""
-    return sensitivity.five_seed_range(report.answers, report.samples) if report.exact else None
-
-
-def seeds_sentence(ranges):
-    """In how many cells the study's seeds are unlike fresh ones."""
-    if ranges is None:
-        return ("What independent draws would have shown follows from probabilities, and these "
-                "records hold none.")
-    inside = ranges[ranges["measure"] == "became_biased"]
-    outside = inside[(inside["observed"] < inside["low"]) | (inside["observed"] > inside["high"])]
-    whose = outside["model"].nunique()
-    return (
-        f"From the probabilities we know what independent draws would have shown. In {len(outside)} of "
-        f"{len(inside)} comparisons with BF16 the study's seeds lie outside the range that holds "
-        f"95 % of fresh sets{f', all in {whose} checkpoint' + 's' * (whose > 1) if whose else ''}; in "
-        f"{(inside['observed'] == 0).sum()} no item became biased with them at all."
-    )
-
-
-def seeds_alt(ranges):
-    """Alt text of the figure of seeds."""
-    if ranges is None:
-        return f"Seeds of the study against fresh ones: {ABSENT}."
-    seen = ranges[ranges["measure"] == "became_biased"]
-    return (
-        f"Items that became biased with the study's seeds against fresh ones, {len(seen)} cells, "
-        f"from {percent(seen['observed'].min())} to {percent(seen['observed'].max())}."
-    )
 
 
 def balanced(report):
@@ -542,17 +327,6 @@ def flip_sentence(report):
     return f"{text}: whether answers that were uncertain at BF16 change more easily cannot be told."
 
 
-def times(row, digits=1):
-    """A ratio with its interval.
-
-    Examples
-    --------
-    >>> times({"estimate": 2.0, "low": 1.5, "high": 3.0})
-    '2.0 (1.5 to 3.0)'
-    """
-    return _with_ends(row, f"{{:.{digits}f}}".format)
-
-
 def steps_sentence(odds, samples, lowest):
     """The average factor of a step down, which step carries it, and the average without it."""
     trend = odds[odds["term"] == "trend"].iloc[0]
@@ -771,19 +545,6 @@ def tests_table(tests, precision):
         "p (Benjamini-Hochberg)": rows["p_bh"].map(p_text),
         "Cohen's h": [f"{h:.2f}".replace("-", "−") for h in rows["cohens_h"]],
         "draws": rows["n"].map("{:,}".format)})
-
-
-def p_text(p):
-    """A p-value for a table.
-
-    Examples
-    --------
-    >>> p_text(0.00002), p_text(0.0312)
-    ('< 0.001', '0.031')
-    """
-    if np.isnan(p):
-        return "none"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def odds_table(table):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures.dose_response import perplexity_change
-from cba_utils.telling.figures import interval, percent
+from cba_utils.telling.numbers import interval, percent
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.rates import bias_scores, over_replicates, placebo
 from cba_utils.answering.precisions import most_bits_first, parse_precision

@@ -1,0 +1,204 @@
+"""Numbers as they are printed: one function a kind of number, and what an interval lets one say.
+
+Templates of chapters use these as filters (``{{ row | interval }}``), tables as formats. Nothing here
+knows a measure's name: a function takes a number, or a row with ``estimate``, ``low`` and ``high``.
+"""
+
+import numpy as np
+import pandas as pd
+
+ABSENT = "not measured in this study"
+ABOVE, BELOW, NOT_TOLD_APART = "above", "below", "not told apart"
+
+
+def percent(value, digits=1):
+    """A fraction as a percentage, with a proper minus sign.
+
+    Examples
+    --------
+    >>> percent(0.0312)
+    '3.1\xa0%'
+    >>> percent(-0.2), percent(-0.0001)
+    ('−20.0\xa0%', '0.0\xa0%')
+    """
+    text = f"{100 * value:.{digits}f}"
+    # what rounds to zero has no sign
+    text = text if float(text) else text.removeprefix("-")
+    return f"{text}\u00a0%".replace("-", "−")
+
+
+def interval(row, digits=1):
+    """A rate with its interval, from a row with estimate, low and high.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> interval(pd.Series({"estimate": 0.031, "low": 0.02, "high": 0.05}))
+    '3.1\xa0% (2.0 to 5.0)'
+    >>> interval({"estimate": 0.5, "low": np.nan, "high": np.nan})  # one unit shows no spread
+    '50.0\xa0% (no interval)'
+    """
+    if np.isnan(row["estimate"]):
+        return "not defined"
+    if np.isnan(row["low"]):
+        return f"{percent(row['estimate'], digits)} (no interval)"
+    low, high = (percent(row[k], digits).removesuffix("\u00a0%") for k in ("low", "high"))
+    return f"{percent(row['estimate'], digits)} ({low} to {high})"
+
+
+def in_points(value, digits=1):
+    """A number of points; what rounds to zero has no sign.
+
+    Examples
+    --------
+    >>> in_points(-1.25), in_points(-0.01)
+    ('−1.2', '0.0')
+    """
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def scores(row, digits=1):
+    """A bias score with its interval, in points.
+
+    Examples
+    --------
+    >>> scores({"estimate": -1.0, "low": -2.0, "high": 3.25})
+    '−1.0 (−2.0 to 3.2)'
+    """
+    return _with_ends(row, lambda value: in_points(value, digits))
+
+
+def _with_ends(row, text):
+    """An estimate with the ends of its interval, as far as it has them."""
+    if np.isnan(row["estimate"]):
+        return "not defined"
+    if np.isnan(row["low"]):
+        return f"{text(row['estimate'])} (no interval)"
+    if np.isinf(row["high"]):
+        return f"{text(row['estimate'])} ({text(row['low'])} or more)"
+    return f"{text(row['estimate'])} ({text(row['low'])} to {text(row['high'])})"
+
+
+def points(row, digits=1):
+    """A change of a rate with its interval, in points.
+
+    Examples
+    --------
+    >>> points({"estimate": -0.01, "low": -0.02, "high": 0.0325})
+    '−1.0 (−2.0 to 3.2)'
+    """
+    return scores({name: 100 * row[name] for name in ("estimate", "low", "high")}, digits)
+
+
+def factor(row, digits=2):
+    """A mean of logarithms with its interval, as the factor it stands for.
+
+    Examples
+    --------
+    >>> factor({"estimate": 0.0, "low": np.log(0.5), "high": np.log(2)})
+    '1.00 (0.50 to 2.00)'
+    """
+    low, high = np.exp(row["low"]), np.exp(row["high"])
+    return f"{np.exp(row['estimate']):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def odds_text(row, digits=2):
+    """An odds ratio with its interval.
+
+    Examples
+    --------
+    >>> odds_text({"estimate": 2.0, "low": 1.5, "high": 3.0})
+    '2.00 (1.50 to 3.00)'
+    """
+    if np.isnan(row["estimate"]):
+        return "not defined (too few stereotyped answers)"
+    return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def times(row, digits=1):
+    """A ratio with its interval.
+
+    Examples
+    --------
+    >>> times({"estimate": 2.0, "low": 1.5, "high": 3.0})
+    '2.0 (1.5 to 3.0)'
+    """
+    return _with_ends(row, f"{{:.{digits}f}}".format)
+
+
+def p_text(p):
+    """A p-value.
+
+    Examples
+    --------
+    >>> p_text(0.00002), p_text(0.0312)
+    ('< 0.001', '0.031')
+    """
+    if np.isnan(p):
+        return "none"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(value):
+    """A whole number with commas.
+
+    Examples
+    --------
+    >>> count(12148.0)
+    '12,148'
+    """
+    return f"{value:,.0f}"
+
+
+def spoken(row, text=interval, end=percent):
+    """An estimate with its interval; a mean over models names those at both ends.
+
+    Examples
+    --------
+    >>> row = {"estimate": 0.2, "low": 0.1, "high": 0.3, "least": 0.0, "least_model": "m",
+    ...        "most": 0.4, "most_model": "p"}
+    >>> spoken(row).replace("\\u00a0", " ")
+    '20.0 % (10.0 to 30.0), from 0.0 % (m) to 40.0 % (p)'
+    """
+    lone = pd.isna(row.get("most_model")) or row["least_model"] == row["most_model"]
+    if lone:
+        return text(row)
+    return (f"{text(row)}, from {end(row['least'])} ({row['least_model']}) to "
+            f"{end(row['most'])} ({row['most_model']})")
+
+
+def reading(row, null=0.0, digits=None):
+    """What an interval lets one say about an estimate beside ``null``.
+
+    Parameters
+    ----------
+    row : mapping
+        With ``low`` and ``high``.
+    null : float
+        The value that stands for no effect.
+    digits : int, optional
+        Decimals that are printed: an effect that these would not show is none.
+
+    Returns
+    -------
+    {"above", "below", "not told apart"}
+        An estimate without an interval is told apart from nothing.
+
+    Examples
+    --------
+    >>> reading({"low": 0.01, "high": 0.2}), reading({"low": 0.1, "high": 0.4}, null=0.5)
+    ('above', 'below')
+    >>> reading({"low": 0.0001, "high": 0.0002}, digits=3), reading({"low": np.nan, "high": np.nan})
+    ('not told apart', 'not told apart')
+    """
+    low, high = row["low"], row["high"]
+    if digits is not None:
+        low, high = round(low, digits), round(high, digits)
+    if low > null:
+        return ABOVE
+    return BELOW if high < null else NOT_TOLD_APART
+
+
+# What templates can write behind a bar.
+FILTERS = {f.__name__: f for f in (percent, interval, in_points, scores, points, factor, odds_text,
+                                   p_text, count, spoken)}

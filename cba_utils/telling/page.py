@@ -1,0 +1,267 @@
+"""A chapter opened on a study: its figures, tables and sentences, displayed in its notebook.
+
+A chapter is a class in ``cba_utils/chapters/`` that computes, and a template beside it that says. The
+notebook opens it and displays its parts, so that a reader of the bare ``.ipynb`` sees them:
+
+>>> page = open_page("noise", "organisms")
+>>> page.text("lean_reading")[:46]
+'But BF16 leaned to that person already (1.96 ('
+
+The book shows the same displays: :func:`for_book` makes prose, numbered figures and tables of them
+when Sphinx reads the notebook.
+"""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import jinja2
+from IPython.display import display
+
+from cba_utils.telling import figures as drawing
+from cba_utils.telling.numbers import ABSENT, FILTERS
+from cba_utils.telling.report import Report, open_study
+from cba_utils.telling.tables import table_html
+
+CHAPTERS = Path(__file__).parents[1] / "chapters"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that the records of a study may lack.
+
+    ``name`` is also the block of ``common.md.j2`` that says so, after ``no_``.
+    """
+
+    name: str
+    met: callable
+
+
+PROBABILITIES = Need("probabilities", lambda study: study.exact)
+PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
+BOTH_CONTEXTS = Need("both_contexts", lambda study: study.exact and
+                     set(study.items["context_condition"]) == {"ambig", "disambig"})
+
+
+class Page:
+    """What every chapter can do. A chapter is a subclass with the facts below and its parts.
+
+    A figure ``name`` is a method ``figure_<name>`` that returns the drawing, its alt text and the data
+    behind it; a table a method ``table_<name>`` that returns a frame and the formats of its columns (see
+    `tables.table_html`). Sentences are blocks of the chapter's template, ``<module>.md.j2``: it sees the
+    chapter as ``page`` and its study as ``study``. Names are unique in the book, because other pages
+    refer to ``fig-<name>`` and ``tab-<name>``.
+
+    Attributes
+    ----------
+    keep : str
+        Which models the chapter is about, see `open_study`.
+    needs : dict of str to Need
+        What a figure, a table or a sentence needs from the records. Where they lack it, the page says
+        so in one sentence in its place, and the part is not asked. The empty name stands for all parts.
+    """
+
+    keep = "main"
+    needs: dict[str, Need] = {}
+
+    def __init__(self, study: Report):
+        self.study = study
+
+    def lacks(self, name):
+        """The need of a part that the records do not meet; None if they meet all."""
+        for need in (self.needs.get(""), self.needs.get(name)):
+            if need is not None and not need.met(self.study):
+                return need
+        return None
+
+    # What a notebook calls
+
+    def say(self, *names):
+        """Display sentences, a paragraph a name."""
+        text = "\n\n".join(map(self.text, names))
+        display({"text/markdown": text}, raw=True, metadata={"cba": {"kind": "text"}})
+
+    def figure(self, name, cited=False):
+        """Display a figure with its caption, and keep its drawing and data with the study's results.
+
+        ``cited`` is for a figure that another page shows too.
+        """
+        lacking = self.lacks(name)
+        if lacking:
+            figure, data = drawing.nothing(_title(self, name)), None
+            alt = f"{_title(self, name)}: {ABSENT}."
+        else:
+            figure, alt, data = self._part("figure", name)()
+        caption = self.text(f"{name}_caption")
+        metadata = {"cba": {"kind": "figure", "name": name, "caption": caption}}
+        if cited:
+            metadata["scrapbook"] = {"name": name, "mime_prefix": ""}
+        drawing.show(figure, name, alt, data, self.study.folder, metadata)
+        _display_caption("Figure", caption)
+
+    def table(self, name):
+        """Display a table under its caption; instead, a sentence where the records cannot fill it."""
+        if self.lacks(name):
+            return self.say(name)
+        frame, formats = self._part("table", name)()
+        caption = self.text(f"{name}_caption")
+        _display_caption("Table", caption)
+        metadata = {"cba": {"kind": "table", "name": name, "caption": caption}}
+        display({"text/html": table_html(frame, formats)}, raw=True, metadata=metadata)
+
+    def cite(self, *names):
+        """Glue sentences for other pages, as plain text and without displaying them here."""
+        for name in names:
+            display({f"{_GLUE}text/plain": plain(self.text(name))}, raw=True,
+                    metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}})
+
+    # What makes it
+
+    def text(self, name):
+        """A block of the chapter's template, or of the common one, as Markdown."""
+        lacking = self.lacks(name)
+        if lacking and not name.endswith("_caption"):
+            name = f"no_{lacking.name}"
+        for template in (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"):
+            found = _TEMPLATES.get_template(template)
+            if name in found.blocks:
+                context = found.new_context({"page": self, "study": self.study, "common": _Common(self)})
+                return _tidy("".join(found.blocks[name](context)))
+        raise ValueError(f"neither the template of {type(self).__name__} nor common.md.j2 has a block "
+                         f"{name!r}")
+
+    def _part(self, kind, name):
+        part = getattr(self, f"{kind}_{name}", None)
+        if part is None:
+            known = sorted(n.partition("_")[2] for n in dir(self) if n.startswith(f"{kind}_"))
+            raise ValueError(f"{type(self).__name__} has no {kind} {name!r}; it has {known}")
+        return part
+
+
+def open_page(chapter, study):
+    """Open a chapter on the records of a study.
+
+    Parameters
+    ----------
+    chapter : str
+        A module of ``cba_utils.chapters``.
+    study : str
+        A study's name, see ``config/``.
+
+    Returns
+    -------
+    Page
+    """
+    found = import_module(f"cba_utils.chapters.{chapter}").Chapter
+    return found(open_study(study, found.keep))
+
+
+# Words
+
+
+class Rendered(str):
+    """Text that is Markdown already."""
+
+
+class _Common:
+    """The blocks of ``common.md.j2`` as attributes, for phrases inside a sentence."""
+
+    def __init__(self, page):
+        self._page = page
+
+    def __getattr__(self, name):
+        return Rendered(self._page.text(name))
+
+
+_MARKS = re.compile(r"([\\`*_{}\[\]<>|~$])")
+_GLUE = "application/papermill.record/"
+
+
+def _printed(value):
+    """What a template prints: text from data is text, never markup; numbers come formatted."""
+    if isinstance(value, float):
+        raise TypeError(f"a template prints the number {value!r} as it is; give it a filter, such as "
+                        f"percent")
+    return value if isinstance(value, Rendered) else _MARKS.sub(r"\\\1", str(value))
+
+
+def _tidy(text):
+    """Paragraphs of a block, each on one line as far as it is not a list or code.
+
+    Examples
+    --------
+    >>> _tidy(" one\\n  two, three \\n\\n- four\\n- five ")
+    'one two, three\\n\\n- four\\n- five'
+    """
+    kept, fenced = [], False
+    for line in text.strip().splitlines():
+        line = line.rstrip() if fenced else re.sub(r" +", " ", line.strip())
+        opens = line.startswith("```")
+        new = fenced or opens or not line or not kept or not kept[-1] or line.startswith(("- ", "```"))
+        fenced ^= opens
+        if new:
+            kept.append(line)
+        else:
+            kept[-1] += f" {line}"
+    return "\n".join(kept)
+
+
+def plain(text):
+    """Markdown of a sentence as plain text."""
+    return re.sub(r"\\([\\`*_{}\[\]<>|~$])", r"\1", text)
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(CHAPTERS), undefined=jinja2.StrictUndefined, finalize=_printed,
+    trim_blocks=True, lstrip_blocks=True)
+_TEMPLATES.filters |= FILTERS
+
+
+def _title(page, name):
+    return page.text(f"{name}_caption").partition(".")[0]
+
+
+def _display_caption(kind, caption):
+    display({"text/markdown": f"*{kind}.* {caption}"}, raw=True, metadata={"cba": {"kind": "caption"}})
+
+
+# The book
+
+
+def for_book(notebook):
+    """What the book's parser is given of a notebook: its displays as prose, numbered figures and tables.
+
+    Parameters
+    ----------
+    notebook : dict
+        A notebook as it lies in its file; it is changed.
+
+    Returns
+    -------
+    dict
+    """
+    cells = []
+    for cell in notebook["cells"]:
+        kinds = [_fact(output, "kind") for output in cell.get("outputs", [])]
+        if kinds and set(kinds) == {"text"}:
+            text = "\n\n".join("".join(o["data"]["text/markdown"]) for o in cell["outputs"])
+            cells.append({"cell_type": "markdown", "id": cell["id"], "metadata": {}, "source": text})
+            continue
+        cells.append(cell)
+        for output in cell.get("outputs", []):
+            if _fact(output, "kind") in ("figure", "table"):
+                short = {"figure": "fig", "table": "tab"}[_fact(output, "kind")]
+                cell["metadata"]["mystnb"] = {"figure": {
+                    "caption": _fact(output, "caption"),
+                    "name": f"{short}-{_fact(output, 'name').replace('_', '-')}"}}
+            if _fact(output, "kind") == "figure":
+                output["data"] = {"text/html": drawing.figure_html(output["data"], _fact(output, "name"))}
+        if kinds:
+            cell["outputs"] = [o for o in cell["outputs"] if _fact(o, "kind") != "caption"]
+    notebook["cells"] = cells
+    return notebook
+
+
+def _fact(output, name):
+    return output.get("metadata", {}).get("cba", {}).get(name)

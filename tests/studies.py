@@ -1,0 +1,25 @@
+"""Simulated studies whose truth is known, for tests of what pages say."""
+
+import pandas as pd
+
+from cba_utils.instrument.respondents import simulate_study
+from cba_utils.telling.report import Report
+
+PROVENANCE = pd.DataFrame([{
+    "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
+    "git_dirty": False, "identity.items_sha256": "0" * 64, "identity.packages.mlx": "0",
+    "identity.parameters.items": "bundled", "started": "2026-01-01T00:00:00+00:00"}])
+
+
+def study_of(truth="bias", **options):
+    """A simulated study of a truth, as `open_study` would give it."""
+    study = simulate_study(truth, **{"templates": 15, "precisions": ["bf16", "q4", "q3"], **options})
+    cells = study["samples"][["model", "family", "replicate", "depth", "precision"]].drop_duplicates()
+    return Report("simulated", **study, provenance=cells.merge(PROVENANCE, how="cross"))
+
+
+def without_probabilities(study):
+    """The same study as records of sampled answers alone."""
+    study.answers = study.answers.iloc[:0]
+    study.perplexity = study.perplexity.iloc[:0]
+    return study
