@@ -4,7 +4,9 @@ import re
 import pandas as pd
 import pytest
 
-from cba_utils.answering.items import load_items, roles_of
+from cba_utils.answering import benchmarks as registry
+from cba_utils.answering.benchmarks.bbq import roles_of, roles_of_file
+from cba_utils.answering.items import load_items
 
 ROW = {
     "example_id": 0,
@@ -44,6 +46,105 @@ def test_roles_of_all_real_rows_agree_with_a_reading_of_the_raw_files(bbq):
         assert groups[item["unknown_index"]] == "unknown"
         assert {item["stereotyped_index"], item["anti_stereotyped_index"],
                 item["unknown_index"]} == {0, 1, 2}
+
+
+def authors_target(row):
+    """The target of the authors' metadata script, group by group, written apart from the package."""
+    known = row["additional_metadata"]["stereotyped_groups"]
+    same = {"man": "M", "boy": "M", "woman": "F", "girl": "F"}
+
+    def hit(text, group):
+        if row["category"] == "Nationality":
+            return any(country in text for country in known)
+        if row["category"] == "Gender_identity":
+            group = "trans" if group.startswith("trans") else same.get(group, group)
+        if row["category"] == "SES":
+            return group == "lowSES"
+        return re.sub("^[FM]-", "", group) in known
+
+    people = [k for k in range(3) if row["answer_info"][f"ans{k}"][1] != "unknown"]
+    hits = [hit(*row["answer_info"][f"ans{k}"]) for k in people]
+    if hits[0] == hits[1]:
+        return None
+    return people[hits.index(row["question_polarity"] == "neg")]
+
+
+@pytest.mark.parametrize("folder", ["bbq-paper", "bbq-other"])
+def test_roles_are_those_of_the_authors_in_every_row(bbq, folder):
+    folder = bbq.parent / folder
+    if not folder.is_dir():
+        pytest.skip(f"../shared/{folder} is not beside the project")
+    items = load_items(folder, condition="both")
+    found = items.set_index("item_id")["stereotyped_index"].to_dict()
+    rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.open()]
+    named = {f"{row['category']}/{row['example_id']}": authors_target(row) for row in rows}
+    assert {name: int(target) for name, target in found.items()} == {
+        name: target for name, target in named.items() if target is not None}
+    assert items.attrs["undefined_targets"] == [n for n, target in named.items() if target is None]
+    if folder.name == "bbq-paper":
+        asked = load_items(folder)
+        assert len(asked) + len(asked.attrs["undefined_targets"]) == 12_148
+        templates = items[items["category"] == "Gender_identity"]["question_index"]
+        assert templates.isin([35, 36]).sum() == 400
+
+
+def crossed(category, first, second, groups=("Black", "African American"), question_index="1"):
+    return {"category": category, "question_polarity": "neg", "question_index": question_index,
+            "answer_info": {"ans0": ["x", first], "ans1": ["y", second], "ans2": ["?", "unknown"]},
+            "additional_metadata": {"stereotyped_groups": list(groups)}}
+
+
+@pytest.mark.parametrize(("category", "target", "others"), [
+    ("Race_x_SES", "lowSES-Black", ("highSES-Black", "lowSES-White", "highSES-White")),
+    ("Race_x_SES", "lowSES-M-African American", ("highSES-F-African American", "highSES-M-White")),
+    ("Race_x_gender", "F-Black", ("M-Black", "F-White", "M-White")),
+])
+def test_persons_of_two_groups_are_told_apart_by_both(category, target, others):
+    for other in others:
+        assert roles_of(crossed(category, target, other)) == (0, 1, 2)
+        swapped = crossed(category, other, target)
+        assert roles_of(swapped) == (1, 0, 2)
+        assert roles_of({**swapped, "question_polarity": "nonneg"}) == (0, 1, 2)
+    assert roles_of(crossed(category, target, target)) == (None, None, 2)
+
+
+def test_the_gender_of_a_template_is_told_by_its_other_rows():
+    """A stereotype about men of a race, and one whose rows contradict each other."""
+    men = [crossed("Race_x_gender", "M-Black", "M-White"), crossed("Race_x_gender", "M-Black", "F-Black")]
+    assert roles_of_file(men) == [(0, 1, 2)] * 2
+    women = crossed("Race_x_gender", "F-Black", "M-Black", question_index="2")
+    assert roles_of_file([*men, women])[2] == (0, 1, 2)
+    mixed = [*men, crossed("Race_x_gender", "F-Black", "F-White")]
+    assert roles_of_file(mixed) == [(0, 1, 2), (None, None, 2), (0, 1, 2)]
+
+
+def test_another_benchmark_is_one_more_file(tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "another.py").write_text(
+        "from cba_utils.answering.benchmarks import Benchmark\n"
+        "from cba_utils.answering.benchmarks.bbq import roles_of_file\n"
+        "def adapt(raw):\n"
+        "    return {**raw, 'category': raw['categoria'], 'answer_info': raw['info']}\n"
+        "BENCHMARK = Benchmark('Another', lambda raw: 'categoria' in raw, adapt, roles_of_file,\n"
+        "                      {'Edad': 1})\n")
+    monkeypatch.setattr(registry, "__path__", [*registry.__path__, str(tmp_path / "code")])
+    registry.benchmarks.cache_clear()
+    row = {("categoria" if k == "category" else "info" if k == "answer_info" else k): v
+           for k, v in ROW.items()} | {"categoria": "Edad"}
+    (tmp_path / "Edad.jsonl").write_text(json.dumps(row) + "\n")
+    try:
+        items = load_items(tmp_path)
+        assert items["item_id"].tolist() == ["Edad/0"] and items["stereotyped_index"].tolist() == [0]
+        (tmp_path / "Edad.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+        with pytest.raises(ValueError, match=r"Edad\.jsonl:2: example_id is 0, 1 was due"):
+            load_items(tmp_path)
+        row["example_id"] = 1
+        with (tmp_path / "Edad.jsonl").open("w") as file:
+            file.writelines(json.dumps({**row, "example_id": n}) + "\n" for n in (0, 1))
+        with pytest.raises(ValueError, match=r"2 lines, and Another's release has 1 of Edad"):
+            load_items(tmp_path)
+    finally:
+        registry.benchmarks.cache_clear()
 
 
 def test_bias_scores_of_unifiedqa_on_religion(bbq):
@@ -133,6 +234,28 @@ def test_hub_data_set_brings_its_own_targets(tmp_path, monkeypatch):
     assert items.attrs["undefined_targets"] == ["Test/2"]
 
 
+def test_hub_splits_in_lower_case_are_the_categories_of_bbq(tmp_path, monkeypatch):
+    """The published study's data set: a parquet file a split, integer ids that start again in each."""
+    (tmp_path / "data").mkdir()
+    for split in ("age", "race_x_ses", "Religion"):
+        rows = [{**ROW, "category": split, "example_id": n, "question_index": 3, "answer_label": 2,
+                 "target_label": n, "additional_metadata": {"subcategory": "None", "version": "a"}}
+                for n in range(2)]
+        frame = pd.DataFrame(rows).drop(columns="label")
+        frame.to_parquet(tmp_path / "data" / f"{split.lower()}-00000-of-00001.parquet")
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download",
+                        lambda name, **more: asked.update(more) or str(tmp_path))
+    items = load_items("Someone/BBQ", ["Age", "Religion"])
+    assert items["item_id"].tolist() == ["Age/0", "Age/1", "Religion/0", "Religion/1"]
+    assert items["stereotyped_index"].tolist() == [0, 1] * 2
+    assert set(load_items("Someone/BBQ")["category"]) == {"Age", "Race_x_SES", "Religion"}
+    assert asked["allow_patterns"] == "*.parquet"
+    frame.assign(target_label=2).to_parquet(tmp_path / "data" / "age-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="age-00000-of-00001.parquet, row 1: target_label is 2"):
+        load_items("Someone/BBQ")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -144,6 +267,14 @@ def test_hub_data_set_brings_its_own_targets(tmp_path, monkeypatch):
         (({**ROW, "question_polarity": "bad"},), r"question_polarity is 'bad'"),
         (({**ROW, "question_index": "x"},), r"Test\.jsonl:1: question_index is 'x', not a number"),
         (({**ROW, "answer_info": {**ROW["answer_info"], "ans0": 3}},), r"Test\.jsonl:1: answer_info"),
+        (({**ROW, "answer_info": [1]},), r"Test\.jsonl:1: answer_info"),
+        (({**ROW, "answer_info": {**ROW["answer_info"], "ans0": ["X", 7]}},), r":1: answer_info"),
+        (({**ROW, "additional_metadata": ["old"]},), r"additional_metadata must give 'stereotyped_gr"),
+        (({**ROW, "additional_metadata": {"stereotyped_groups": "old"}},), r"a list of texts"),
+        (({**ROW, "label": 2.0},), r"Test\.jsonl:1: label is 2.0; it must be an integer"),
+        ((ROW, {**ROW, "category": 3},), r"Test\.jsonl:2: 'category' must be a text"),
+        (({**ROW, "context": "cut \ud83d"},), r"Test\.jsonl:1: 'context' holds half of a character"),
+        ((ROW, {"a": 1},), r"Test\.jsonl:2: field 'example_id' is missing: no row of a benchmark that is known here .BBQ."),
     ],
 )
 def test_bad_rows_are_named(tmp_path, rows, message):

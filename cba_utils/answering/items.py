@@ -1,18 +1,18 @@
-"""BBQ-schema items from three sources, and the role of every answer.
+"""Items of a benchmark from three sources, checked row by row.
 
-Rule and exceptions are those of the BBQ authors' analysis scripts (Parrish et al. 2022,
-doi:10.18653/v1/2022.findings-acl.165): the *stereotyped* answer of a negative question names a
-group the template marks as stereotyped; of a non-negative question it names the other person.
+What a row means, and the role of every answer, is its benchmark's to say: see
+`cba_utils.answering.benchmarks`.
 """
 
 import gzip
 import json
-import re
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from cba_utils.answering.benchmarks import benchmark_of, benchmarks
 from cba_utils.names import BUNDLED_BANK
 
 COLUMNS = [
@@ -34,14 +34,8 @@ COLUMNS = [
 CONDITIONS = ("ambig", "disambig", "both")
 ANSWERS = ("ans0", "ans1", "ans2")
 _TEXTS = ("context", "question", *ANSWERS)
-# BBQ's files, and how many questions those hold that the published study asked: twice the
-# ambiguous ones in published.csv. A file that was cut shows.
-_RELEASED = {
-    "Age": 3680, "Gender_identity": 5672, "Race_ethnicity": 6880, "Religion": 1200, "SES": 6864,
-    **dict.fromkeys(("Disability_status", "Nationality", "Physical_appearance", "Race_x_SES",
-                     "Race_x_gender", "Sexual_orientation")),
-}
-_GENDER = {"man": "m", "boy": "m", "male": "m", "woman": "f", "girl": "f", "female": "f"}
+_NEEDED = ("example_id", "category", "question_index", "question_polarity", "context_condition",
+           "answer_info", "additional_metadata", "label", *_TEXTS)
 
 
 def load_items(source, categories=None, condition="ambig"):
@@ -50,8 +44,8 @@ def load_items(source, categories=None, condition="ambig"):
     Parameters
     ----------
     source : str or Path
-        ``"bundled"`` (the project's own bank), a folder of BBQ JSONL files (one file a category,
-        named after it) or the id of a Hugging Face data set in BBQ's schema (``Elfsong/BBQ``).
+        ``"bundled"`` (the project's own bank), a folder of a benchmark's JSONL files (one file a
+        category, named after it) or the id of a Hugging Face data set (``Elfsong/BBQ``).
     categories : list of str, optional
         Categories to keep; all by default.
     condition : {"ambig", "disambig", "both"}
@@ -100,57 +94,6 @@ def load_items(source, categories=None, condition="ambig"):
     return items
 
 
-def roles_of(row):
-    """Index of the stereotyped, the anti-stereotyped and the unknown answer of one BBQ row.
-
-    Parameters
-    ----------
-    row : dict
-        One row in BBQ's schema.
-
-    Returns
-    -------
-    tuple of (int or None, int or None, int)
-        The first two are ``None`` where the rule leaves the target undefined.
-
-    Examples
-    --------
-    >>> roles_of({"category": "Age", "question_polarity": "nonneg",
-    ...     "answer_info": {"ans0": ["a grandson", "nonOld"], "ans1": ["unsure", "unknown"],
-    ...                     "ans2": ["a grandfather", "old"]},
-    ...     "additional_metadata": {"stereotyped_groups": ["old"]}})
-    (0, 2, 1)
-    """
-    info = [row["answer_info"][answer] for answer in ANSWERS]
-    unknown = [group for _, group in info].index("unknown")
-    people = [index for index in range(3) if index != unknown]
-    known = row["additional_metadata"]["stereotyped_groups"]
-    member = [_is_member(info[index], known, row["category"]) for index in people]
-    if member[0] == member[1]:
-        return None, None, unknown
-    in_group, other = people if member[0] else people[::-1]
-    if row["question_polarity"] == "nonneg":
-        in_group, other = other, in_group
-    return in_group, other, unknown
-
-
-def _is_member(answer, known_groups, category):
-    text, group = answer
-    if category == "Nationality":
-        # The groups are countries; the answer's group is its region, its text has the country.
-        return any(re.search(rf"\b{re.escape(k)}\w{{0,2}}\b", text, re.I) for k in known_groups)
-    return bool(_names(group) & set().union(*(_names(k) for k in known_groups)))
-
-
-def _names(group):
-    """Comparable names of a group: whole names only, never parts of words."""
-    name = group.lower().replace(" ", "")
-    _, dash, after_gender = name.partition("-")
-    if dash and name[0] in "fm" and name[1] == "-":
-        return {after_gender}
-    return {_GENDER.get(name, name)}
-
-
 def _read_rows(source):
     if source == "bundled":
         return _rows_of_file(BUNDLED_BANK)
@@ -167,10 +110,11 @@ def _read_rows(source):
 
 def _rows_of_folder(folder):
     rows = []
+    named = {category for known in benchmarks() for category in known.released}
     for path in sorted(folder.glob("*.jsonl")):
         # A folder may hold other JSONL (predictions): a file of items is named after its category.
         first = next((_parse(text, f"{path}:1") for _, text in lines(path)), {})
-        if path.stem in _RELEASED or first.get("category") == path.stem:
+        if path.stem in named or first.get("category") == path.stem:
             rows += _rows_of_file(path)
     if not rows:
         raise FileNotFoundError(f"{folder}: no file <Category>.jsonl with items of that category")
@@ -196,58 +140,94 @@ def lines(path):
 
 
 def _rows_of_file(path):
-    rows, expected = [], {}
+    raws, expected, released = [], {}, None
     for number, line in lines(path):
         where = f"{path}:{number}"
-        raw = _parse(line, where)
-        row = _checked(raw, where)
-        if path.suffix != ".gz" and row["category"] != path.stem:
-            raise ValueError(f"{where}: category {row['category']!r} in a file of {path.stem}")
-        due = expected.get(row["category"], 0)
+        raw, benchmark = _adapted(_parse(line, where), where)
+        _check(raw, where)
+        released = benchmark.released.get(path.stem)
+        if path.suffix != ".gz" and raw["category"] != path.stem:
+            raise ValueError(f"{where}: category {raw['category']!r} in a file of {path.stem}")
+        due = expected.get(raw["category"], 0)
         if raw["example_id"] != due:
             raise ValueError(
                 f"{where}: example_id is {raw['example_id']}, {due} was due: lines are "
                 f"missing, repeated or out of order; restore the file as released"
             )
-        expected[row["category"]] = due + 1
-        rows.append(row)
-    if not rows:
+        expected[raw["category"]] = due + 1
+        raws.append((where, raw, benchmark))
+    if not raws:
         raise ValueError(f"{path}: the file is empty")
-    if len(rows) != (_RELEASED.get(path.stem) or len(rows)):
-        raise ValueError(f"{path}: {len(rows)} lines, and BBQ's release has {_RELEASED[path.stem]} "
+    if len(raws) != (released or len(raws)):
+        raise ValueError(f"{path}: {len(raws)} lines, and {benchmark.name}'s release has {released} "
                          f"of {path.stem}; restore the file as released")
-    return rows
+    return _with_roles(raws)
 
 
 def _rows_of_hub(repository):
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    folder = Path(snapshot_download(repository, repo_type="dataset"))
+    try:
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"items: {repository!r} cannot be had from the hub: {error}") from error
     paths = sorted(folder.rglob("*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{repository}: the data set holds no parquet file")
     rows = []
     for path in paths:
+        raws = []
         for number, raw in enumerate(pd.read_parquet(path).to_dict("records"), 1):
             where = f"{repository}/{path.name}, row {number}"
-            raw["label"] = raw.pop("answer_label", raw.get("label"))
-            target = raw.get("target_label")
-            row = _checked(raw, where)
-            if target is not None:
-                _adopt_target(row, int(target), where)
-            rows.append(row)
+            raw, benchmark = _adapted(raw, where)
+            _check(raw, where)
+            raws.append((where, raw, benchmark))
+        rows += _with_roles(raws)
     return rows
 
 
-def _adopt_target(row, target, where):
-    """Take the data set's own target; -1 marks an undefined one (it is not the last answer)."""
+def _adapted(raw, where):
+    """A row in BBQ's fields, and its benchmark; a copy may write a category in lower case."""
+    benchmark = benchmark_of(raw)
+    if benchmark is None:
+        have = ", ".join(known.name for known in benchmarks())
+        lacks = next((f for f in _NEEDED if raw.get(f) is None), None)
+        raise ValueError(f"{where}: field {lacks!r} is missing: no row of a benchmark that is known "
+                         f"here ({have})")
+    raw = benchmark.adapt(raw)
+    if isinstance(raw.get("category"), str):
+        raw = {**raw, "category": benchmark.category(raw["category"])}
+    return raw, benchmark
+
+
+def _with_roles(raws):
+    """Checked rows of one file as items: the data's own target, or the one by the rule."""
+    rules = {}
+    for _, raw, benchmark in raws:
+        if raw.get("target_label") is None:
+            rules.setdefault(benchmark.name, (benchmark.roles, []))[1].append(raw)
+    ruled = {name: iter(roles(rows)) for name, (roles, rows) in rules.items()}
+    found = []
+    for where, raw, benchmark in raws:
+        if raw.get("target_label") is None:
+            roles = next(ruled[benchmark.name])
+        else:
+            roles = _own_target(raw, where)
+        found.append(_item(raw, roles, where))
+    return found
+
+
+def _own_target(raw, where):
+    """Roles by the data set's own target; -1 marks an undefined one (it is not the last answer)."""
+    groups = [raw["answer_info"][answer][1] for answer in ANSWERS]
+    unknown, target = groups.index("unknown"), raw["target_label"]
     if target == -1:
-        row["stereotyped_index"] = row["anti_stereotyped_index"] = None
-        return
-    if target not in range(3) or target == row["unknown_index"]:
-        raise ValueError(f"{where}: target_label is {target}; it must name one of the two persons")
-    row["stereotyped_index"] = target
-    row["anti_stereotyped_index"] = 3 - target - row["unknown_index"]
+        return None, None, unknown
+    if not _is_integer(target) or target not in range(3) or target == unknown:
+        raise ValueError(f"{where}: target_label is {target!r}; it must be the index of one of the two "
+                         f"persons, or -1 where there is no target")
+    return int(target), 3 - int(target) - unknown, unknown
 
 
 def _parse(line, where):
@@ -260,29 +240,42 @@ def _parse(line, where):
     return row
 
 
-def _checked(raw, where):
-    needed = ("example_id", "category", "question_index", "question_polarity",
-              "context_condition", "answer_info", "additional_metadata", "label", *_TEXTS)
-    for field in needed:
+def _check(raw, where):
+    """Refuse a row that is not whole, naming the field."""
+    for field in _NEEDED:
         if raw.get(field) is None:
             raise ValueError(f"{where}: field {field!r} is missing")
     _one_of(raw, "question_polarity", ("neg", "nonneg"), where)
     _one_of(raw, "context_condition", ("ambig", "disambig"), where)
+    for field in ("example_id", "label"):
+        if not _is_integer(raw[field]):
+            raise ValueError(f"{where}: {field} is {raw[field]!r}; it must be an integer")
     _one_of(raw, "label", (0, 1, 2), where)
-    for field in _TEXTS:
+    for field in (*_TEXTS, "category"):
         if not isinstance(raw[field], str) or not raw[field].strip():
             raise ValueError(f"{where}: {field!r} must be a text that is not empty")
+        if not raw[field].isprintable() and not _encodes(raw[field]):
+            raise ValueError(f"{where}: {field!r} holds half of a character (a lone surrogate); "
+                             f"restore the row as released")
     if not str(raw["question_index"]).isdecimal():
         raise ValueError(f"{where}: question_index is {raw['question_index']!r}, not a number")
     info = raw["answer_info"]
-    if not isinstance(info, dict) or set(info) != set(ANSWERS) or any(
-            np.shape(info[answer]) != (2,) for answer in ANSWERS):
+    if not isinstance(info, dict) or set(info) != set(ANSWERS) or not all(
+            np.shape(info[answer]) == (2,) and all(isinstance(part, str) for part in info[answer])
+            for answer in ANSWERS):
         raise ValueError(f"{where}: answer_info must give [text, group] for each of ans0 to ans2")
     if sum(info[answer][1] == "unknown" for answer in ANSWERS) != 1:
         raise ValueError(f"{where}: exactly one answer of answer_info must have group 'unknown'")
-    if "stereotyped_groups" not in raw["additional_metadata"]:
-        raise ValueError(f"{where}: additional_metadata lacks 'stereotyped_groups'")
-    stereotyped, anti, unknown = roles_of(raw)
+    about = raw["additional_metadata"]
+    groups = about.get("stereotyped_groups") if isinstance(about, dict) else None
+    named = isinstance(groups, (list, np.ndarray)) and all(isinstance(g, str) for g in groups)
+    if not named and raw.get("target_label") is None:
+        raise ValueError(f"{where}: additional_metadata must give 'stereotyped_groups', a list of "
+                         f"texts")
+
+
+def _item(raw, roles, where):
+    stereotyped, anti, unknown = roles
     label = int(raw["label"])
     if (raw["context_condition"] == "ambig") != (label == unknown):
         raise ValueError(
@@ -306,3 +299,15 @@ def _checked(raw, where):
 def _one_of(raw, field, allowed, where):
     if raw[field] not in allowed:
         raise ValueError(f"{where}: {field} is {raw[field]!r}, not one of {allowed}")
+
+
+def _is_integer(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _encodes(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
