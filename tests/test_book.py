@@ -99,6 +99,14 @@ def test_every_page_is_in_the_table_of_contents():
     assert {str(p.relative_to(PROJECT).with_suffix("")) for p in pages} == listed
 
 
+def test_every_work_that_is_cited_is_in_the_bibliography_and_the_other_way_round():
+    pages = [*PROJECT.glob("book/*.md"), *REPORTS]
+    lists = re.findall(r"\{cite:\w+\}`([^`]*)`", "\n".join(p.read_text() for p in pages))
+    cited = {key.strip() for keys in lists for key in keys.split(",")}
+    entries = re.findall(r"^@\w+\{([^,]+),", (PROJECT / "book/references.bib").read_text(), re.MULTILINE)
+    assert sorted(entries) == sorted(cited)
+
+
 def test_every_module_is_in_the_reference():
     text = (PROJECT / "book" / "api.md").read_text()
     listed = re.findall(r"automodule:: ([\w.]+)", text)
