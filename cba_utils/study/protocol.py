@@ -245,6 +245,8 @@ def input_files(mine):
             folder = local_folder(source)
             if folder:
                 found |= {p for pattern in _OF_CHECKPOINT for p in folder.glob(pattern)}
+            elif Path(source).is_file():  # a GGUF file
+                found.add(Path(source))
         found |= {BUNDLED_BANK} if cell.items == "bundled" else set(Path(cell.items).glob("*.jsonl"))
         text = HELD_OUT_TEXT if cell.text == "bundled" else Path(cell.text)
         found |= {text} if text.is_file() else set()
