@@ -107,6 +107,15 @@ def test_every_work_that_is_cited_is_in_the_bibliography_and_the_other_way_round
     assert sorted(entries) == sorted(cited)
 
 
+def test_every_text_that_a_page_cites_from_a_notebook_is_glued_there():
+    texts = "\n".join(page.read_text() for page in PROJECT.glob("book/*.md"))
+    cited = re.findall(r"\{glue:text\}`\.\./(notebooks/\w+\.ipynb)::(\w+):s`", texts)
+    glued = {(str(path.relative_to(PROJECT)), output.metadata.scrapbook.name)
+             for path in NOTEBOOKS for cell in code(path) for output in cell.outputs
+             if "scrapbook" in output.get("metadata", {})}
+    assert cited and set(cited) <= glued
+
+
 def test_every_module_is_in_the_reference():
     text = (PROJECT / "book" / "api.md").read_text()
     listed = re.findall(r"automodule:: ([\w.]+)", text)
