@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures.intervals import Measure, estimates, ratio
+from cba_utils.measures.measure import Measure as Facts
+from cba_utils.measures.measure import UNBOUNDED, measure, register
 from cba_utils.measures.rates import S_AMB, minus
 from cba_utils.measures.tests import adjust, change_tests, sign_flip
 from cba_utils.measures.frames import (
@@ -27,6 +29,37 @@ from cba_utils.measures.frames import (
 SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
 LEFT = {"left_unknown": ratio("to_person", "was_unknown")._replace(per="was_unknown")}
 LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
+register(
+    Facts("share_to_stereotyped", "Left “unknown” for the stereotyped person, %", pool="sums",
+          counts="answers that left “unknown” for a person"),
+    Facts("left_unknown", "Answers that left “unknown”, % of those at BF16",
+          counts="answers that were “unknown”"),
+    Facts("log_gap", "Odds, stereotyped against other person (log scale)", unit="log odds",
+          bounds=UNBOUNDED),
+    Facts("d_log_gap", "The same as a multiple of BF16's (log scale)", unit="log odds",
+          bounds=UNBOUNDED, kind="change", base="log_gap"),
+    *(Facts(f"letter_{x}") for x in LETTERS),
+    *(Facts(f"d_letter_{x}", f"Change of the share of letter {x} since BF16, points",
+            bounds=UNBOUNDED, kind="change", base=f"letter_{x}") for x in LETTERS),
+    Facts("d_stereotyped", "Stereotyped answer, change since BF16, points", bounds=UNBOUNDED,
+          kind="change", base="srs", mirror="d_anti_stereotyped"),
+    Facts("d_anti_stereotyped", "Anti-stereotyped answer, change since BF16, points",
+          bounds=UNBOUNDED, kind="change", base="anti_rate"),
+    Facts("d_lead", "The first minus the second, points", bounds=UNBOUNDED, kind="change",
+          base="d_stereotyped"),
+    Facts("order_dependent", "Items whose answer depends on the option order, %"),
+    Facts("accuracy_consistent", label="agrees with the stereotype"),
+    Facts("accuracy_inconsistent", label="contradicts it"),
+    Facts("alignment_gap", "Right where the stereotype agrees minus where it does not, points",
+          bounds=UNBOUNDED),
+    Facts("guessed"),
+    Facts("srs_if_guessing", kind="predicted", base="srs"),
+    Facts("srs_beyond_guessing", kind="excess", base="srs_if_guessing", bounds=UNBOUNDED),
+    Facts("s_amb_if_guessing", label="if it were guessing", unit="score", kind="predicted",
+          base="s_amb", bounds=UNBOUNDED),
+    Facts("s_amb_beyond_guessing", unit="score", kind="excess", base="s_amb_if_guessing",
+          bounds=UNBOUNDED),
+)
 
 
 def responses(frame: pd.DataFrame) -> pd.DataFrame:
@@ -160,8 +193,12 @@ def grew(before, change):
 
 def _without_reference(found, reference):
     """The estimates without changes of the reference since itself."""
-    is_change = found["measure"].str.startswith("d_")
-    return found[(found["precision"] != reference) | ~is_change].reset_index(drop=True)
+    return found[(found["precision"] != reference) | ~are_changes(found)].reset_index(drop=True)
+
+
+def are_changes(frame: pd.DataFrame) -> pd.Series:
+    """Say of each row of estimates whether it is a change since the reference."""
+    return frame["measure"].map(lambda name: measure(name).kind == "change").astype(bool)
 
 
 def is_balanced(answers: pd.DataFrame) -> bool:
@@ -328,10 +365,10 @@ def matched_skill(frame: pd.DataFrame, reference: str = "bf16", **options) -> pd
         return np.clip((before(t) - after(t)) / (before(t) - 1 / 3), 0, 1)
 
     measures = {"guessed": Measure(guessed, (0, 1))}
-    for name, measure, chance in (("srs", srs, 1 / 3), ("s_amb", S_AMB, 0.0)):
-        now = Measure(seen(measure, "ambig"), measure.bounds)
-        old = seen(measure, "ambig", "_ref")
-        guess = Measure(_mixture(guessed, old, chance), measure.bounds)
+    for name, one, chance in (("srs", srs, 1 / 3), ("s_amb", S_AMB, 0.0)):
+        now = Measure(seen(one, "ambig"), one.bounds)
+        old = seen(one, "ambig", "_ref")
+        guess = Measure(_mixture(guessed, old, chance), one.bounds)
         measures.update({name: now, f"{name}_if_guessing": guess,
                          f"{name}_beyond_guessing": minus(now, guess)})
     return estimates(pairs, measures, columns, study_columns(pairs), **options)

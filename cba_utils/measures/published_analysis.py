@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures.dose_response import perplexity_and_bias, published_logit
+from cba_utils.measures.measure import Measure as Facts
+from cba_utils.measures.measure import register
 from cba_utils.measures.rates import role_flow, transitions
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.tests import adjust, chi_squared, cohens_h
@@ -22,6 +24,7 @@ __all__ = ["main_table", "chi_squared_tests", "category_breakdown", "latent_bias
            "filtered_table", "one_way_transitions", "perplexity_table", "published_logit",
            "relative_decline", "amplification"]
 LATENT_SRS = 0.2
+register(Facts("amplification", "SRS as a multiple of BF16's", unit="ratio", bounds=(0.0, np.inf)))
 
 
 def _ambiguous(samples):

@@ -13,6 +13,8 @@ import pandas as pd
 
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS, Measure, estimates, ratio, stratified_interval
 from cba_utils.measures.frames import COUNTS, ROLES, item_table, pair_with, study_columns
+from cba_utils.measures.measure import UNBOUNDED, measure, register
+from cba_utils.measures.measure import Measure as Facts
 
 DRAWS = 5
 RATES = {
@@ -30,6 +32,18 @@ S_DIS = Measure(
     (-100, 100),
 )
 ACCURACY = ratio("correct", "parsed")
+register(
+    Facts("srs", "Stereotyped answers (SRS), % of answers"),
+    Facts("usr", "“Unknown” answers (USR), % of answers"),
+    Facts("anti_rate", "Anti-stereotyped answers, % of answers"),
+    Facts("unparsed_rate", "Unparsed responses, % of responses"),
+    Facts("s_amb", "Bias score on ambiguous items, points", "as measured", "score", UNBOUNDED),
+    Facts("s_dis", "Bias score on disambiguated items, points", "disambiguated items", "score",
+          UNBOUNDED),
+    Facts("accuracy", "Right answers on disambiguated items, %"),
+)
+register(*(Facts(f"d_{name}", unit=measure(name).unit, bounds=UNBOUNDED, kind="change", base=name)
+           for name in (*RATES, "s_amb", "s_dis", "accuracy")))
 
 
 def _within(table, by, context):
@@ -86,6 +100,46 @@ TRANSITIONS = {
     "became_anti": ("gained_anti", "could_gain_anti"),
     "lost_anti": ("lost_anti", "could_lose_anti"),
 }
+
+
+def _register_transitions():
+    titles = {
+        "became_biased": "Became biased, published seeds (% of unbiased)",
+        "became_biased_expected": "Became biased, fresh draws (% of unbiased)",
+        "became_biased_expected_excess": "Became biased minus placebo, % of unbiased items",
+        "lost_bias": "Lost bias, published seeds (% of biased)",
+        "lost_bias_expected": "Lost bias, fresh draws (% of biased)",
+        "became_anti_expected_excess": "Mirror image: anti-stereotyped, minus placebo, %",
+    }
+    mirrors = {"became_biased": "became_anti", "lost_bias": "lost_anti"}
+    for name in TRANSITIONS:
+        # Items biased at BF16 are few, and few in some cells.
+        facts = {"pool": "sums" if name.startswith("lost") else "mean",
+                 "counts": "items that could change"}
+
+        def add(suffix, kind="observed", base=None, name=name, facts=facts, **more):
+            name = f"{name}{suffix}"
+            register(Facts(name, titles.get(name, ""), kind=kind, base=base, **facts, **more))
+
+        add("", mirror=mirrors.get(name))
+        add("_expected", "expected", name)
+        add("_placebo", "placebo", name)
+        add("_excess", "excess", name, bounds=UNBOUNDED)
+        add("_expected_excess", "excess", f"{name}_expected", bounds=UNBOUNDED)
+    register(
+        Facts("net_biased", "Became biased minus lost it, % of all items", bounds=(-1.0, 1.0),
+              kind="net", base="became_biased", mirror="net_anti"),
+        Facts("net_anti", "The same for anti-stereotyped answers", bounds=(-1.0, 1.0),
+              kind="net", base="became_anti"),
+        Facts("bias_beyond_mirror", bounds=UNBOUNDED, kind="beyond", base="became_biased",
+              counts="items that could change"),
+        # of checkpoints aligned for less and for longer, or rounded in two ways
+        Facts("difference", bounds=UNBOUNDED, kind="change",
+              base="became_biased_expected_excess"),
+    )
+
+
+_register_transitions()
 
 
 def observed_changes(paired: pd.DataFrame) -> pd.DataFrame:
@@ -249,11 +303,6 @@ def role_flow(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
     return flow.assign(share=flow["items"] / whole.transform("sum"))
 
 
-# Shares of few items or answers, of very unlike numbers in the cells of a study. Their ``n`` is the
-# denominator, and they are pooled as sums over sums: a share of one answer weighs as one answer.
-SHARES = ("lost_", "share_")
-
-
 def _pool_keys(frame, over):
     return [c for c in frame if c not in ("model", "replicate", *over, *ESTIMATE_COLUMNS[1:])]
 
@@ -261,7 +310,7 @@ def _pool_keys(frame, over):
 def _pooled_groups(frame, keys):
     """Yield (key, rows with an estimate, whether they are shares) of what is pooled together."""
     for key, group in frame.groupby(keys, observed=True, dropna=False, sort=False):
-        share = key[keys.index("measure")].startswith(SHARES)
+        share = measure(key[keys.index("measure")]).pool == "sums"
         # A cell without any such item has no share of its own and adds nothing to the sums.
         yield key, group if share else group.dropna(subset="estimate"), share
 
@@ -281,7 +330,7 @@ def over_replicates(frame: pd.DataFrame, strata: Sequence[str] = (), level: floa
         Columns, such as ``["family"]``, to pool over and take as they are: rates become the mean
         of the strata's means, with the spread within strata alone.
 
-    Measures named in `SHARES` are sums over sums, with a jackknife over checkpoints.
+    Measures that are pooled as sums over sums get a jackknife over checkpoints.
 
     Examples
     --------
@@ -339,3 +388,24 @@ def over_models(frame: pd.DataFrame) -> pd.DataFrame:
         rows.append((*key, *means, len(group), group["n"].sum(), *ends))
     return pd.DataFrame(rows, columns=[*keys, *ESTIMATE_COLUMNS[1:], "of", "least",
                                        "least_model", "most", "most_model"])
+
+
+def presentable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cut pooled intervals where the scale of their measure ends, and drop shares of nothing.
+
+    Student's interval knows no bounds. And less than one expected item (column ``of``) is nothing
+    to have a share of.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"measure": ["srs", "lost_bias"], "estimate": 0.1, "low": -0.2,
+    ...                       "high": 0.3, "of": [9, 0.5]})
+    >>> presentable(frame)[["estimate", "low", "high"]].to_numpy().tolist()
+    [[0.1, 0.0, 0.3], [nan, nan, nan]]
+    """
+    facts = [measure(name) for name in frame["measure"]]
+    sums = np.array([one.pool == "sums" for one in facts], bool)
+    nothing = sums & (frame["of"] < 1)
+    frame = frame.assign(**{c: frame[c].mask(nothing) for c in ("estimate", "low", "high")})
+    lowest, highest = (np.array([one.bounds[end] for one in facts], float) for end in (0, 1))
+    return frame.assign(low=frame["low"].clip(lowest), high=frame["high"].clip(upper=highest))

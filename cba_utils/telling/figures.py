@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from cba_utils.answering.precisions import most_bits_first
+from cba_utils.measures.measure import derived
+from cba_utils.measures.measure import measure as facts
 from cba_utils.telling.numbers import percent
 
 # At least 3:1 against white and against the dark theme's background, and told apart by readers
@@ -47,18 +49,6 @@ INK = "#1b1f23"
 # What a drawing stands on where the page's own background is not known.
 CARD = '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
 WIDTH = 4.5  # inches; on a phone the page scales it by about 0.85, so 10 pt stays readable
-
-MEASURES = {
-    "srs": "Stereotyped answers (SRS), % of answers",
-    "usr": "“Unknown” answers (USR), % of answers",
-    "anti_rate": "Anti-stereotyped answers, % of answers",
-    "unparsed_rate": "Unparsed responses, % of responses",
-    "became_biased": "Became biased, published seeds (% of unbiased)",
-    "became_biased_expected": "Became biased, fresh draws (% of unbiased)",
-    "lost_bias": "Lost bias, published seeds (% of biased)",
-    "lost_bias_expected": "Lost bias, fresh draws (% of biased)",
-    "perplexity_change": "Perplexity, % change from BF16",
-}
 
 
 def style():
@@ -269,7 +259,7 @@ def dose_response(estimates, measures=("srs", "usr"), by="family"):
         figure, panels = _panels(len(measures), 2.2)
         for axes, measure in zip(panels, measures, strict=True):
             _by_precision(axes, estimates, measure, by, places)
-            axes.set_title(MEASURES.get(measure, measure))
+            axes.set_title(facts(measure).title)
         return _finish(figure, panels, places)
 
 
@@ -291,10 +281,10 @@ def transitions(estimates, published=None, by="family"):
             _by_precision(axes, estimates, measure, by, places)
             if measure == "became_biased":
                 _published(axes, published, "items_became_biased", places)
-            elif measure.endswith("_expected"):
-                placebo = measure.replace("_expected", "_placebo")
+            elif facts(measure).kind == "expected":
+                placebo = derived(measure, "placebo").name
                 _placebo(axes, estimates, placebo, by, places)
-            axes.set_title(MEASURES[measure])
+            axes.set_title(facts(measure).title)
         return _finish(figure, panels, places)
 
 
@@ -318,7 +308,7 @@ def headline(estimates, published=None, by="family"):
         if seen:
             _by_precision(panels[1], estimates, "perplexity_change", by, places)
             _published(panels[1], published, "perplexity_change", places)
-            panels[1].set_title(MEASURES["perplexity_change"])
+            panels[1].set_title(facts("perplexity_change").title)
         return _finish(figure, panels, places)
 
 
@@ -381,7 +371,7 @@ def depth_curves(estimates, measure="became_biased_expected", by="depth"):
     A frame without the measure, from a study without probabilities, gives a figure that says so.
     """
     if measure not in set(estimates["measure"]):
-        return nothing(MEASURES.get(measure, measure))
+        return nothing(facts(measure).title)
     rows = _select(estimates, measure)
     places = {p: k for k, p in enumerate(_precisions(rows))}
     depths = list(dict.fromkeys(rows[by]))
@@ -390,8 +380,8 @@ def depth_curves(estimates, measure="became_biased_expected", by="depth"):
         for k, (depth, look) in enumerate(_look(depths).items()):
             offset = 0.14 * (k - (len(depths) - 1) / 2)
             _errorbars(axes, rows[rows[by] == depth], places, offset, label=str(depth), **look)
-        _placebo(axes, estimates, measure.replace("_expected", "_placebo"), by, places)
-        axes.set_title(MEASURES.get(measure, measure))
+        _placebo(axes, estimates, derived(measure, "placebo").name, by, places)
+        axes.set_title(facts(measure).title)
         return _finish(figure, [axes], places)
 
 

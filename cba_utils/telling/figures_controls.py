@@ -22,27 +22,14 @@ from cba_utils.telling.figures import (
     style,
 )
 from cba_utils.answering.precisions import most_bits_first
+from cba_utils.measures.measure import SHARE
+from cba_utils.measures.measure import measure as facts
+from cba_utils.measures.measure import titles as known
 
-TITLES = {
-    "became_biased_expected_excess": "Became biased minus placebo, % of unbiased items",
-    "became_anti_expected_excess": "Mirror image: anti-stereotyped, minus placebo, %",
-    "net_biased": "Became biased minus lost it, % of all items",
-    "net_anti": "The same for anti-stereotyped answers",
-    "share_to_stereotyped": "Left “unknown” for the stereotyped person, %",
-    "left_unknown": "Answers that left “unknown”, % of those at BF16",
-    "order_dependent": "Items whose answer depends on the option order, %",
-    "accuracy": "Right answers on disambiguated items, %",
-    "alignment_gap": "Right where the stereotype agrees minus where it does not, points",
-    "flip_rate": "First choice changed, % of items",
-}
-LEAN_TITLES = {
-    "log_gap": "Odds, stereotyped against other person (log scale)",
-    "d_log_gap": "The same as a multiple of BF16's (log scale)",
-}
+LEANS = ("log_gap", "d_log_gap")
 # One colour a bar of a group, where there are more of them than families; each also has a hatch.
 BARS = [*PALETTE.values(), "#8a6d00", "#7a5fd0"]
 HATCHES = ["", "////", "....", "xx", "\\\\\\\\", "++", "oo"]
-SHARES = {"share_to_stereotyped", "left_unknown", "order_dependent", "accuracy"}
 
 
 def ladder(frame, measures, by="family", line=None, titles=None):
@@ -68,9 +55,9 @@ def ladder(frame, measures, by="family", line=None, titles=None):
     """
     shown = frame[frame["measure"].isin(measures)]
     places = {p: k for k, p in enumerate(_precisions(shown))}
-    titles = {**TITLES, **(titles or {})}
+    titles = titles or known(*measures)
     if shown.empty:
-        return nothing(titles.get(measures[0], measures[0]))
+        return nothing(titles[measures[0]])
     with style():
         figure, panels = _panels(len(measures), 2.2)
         for axes, measure in zip(panels, measures, strict=True):
@@ -78,10 +65,10 @@ def ladder(frame, measures, by="family", line=None, titles=None):
             if null is not None:
                 axes.axhline(null, color=INK, linestyle=(0, (4, 3)), linewidth=1)
             _by_precision(axes, shown, measure, by, places)
-            if measure in SHARES:
+            if facts(measure).bounds == SHARE:
                 # a t interval over few checkpoints may pass what a share can be
                 axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.03))
-            axes.set_title(titles.get(measure, measure))
+            axes.set_title(titles[measure])
         return _finish(figure, panels, places)
 
 
@@ -104,9 +91,9 @@ def lean_ladder(frame):
     A frame of None, from a study without probabilities, gives a figure that says so.
     """
     if frame is None:
-        return nothing(LEAN_TITLES["log_gap"])
+        return nothing(facts("log_gap").title)
     shown = ["estimate", "low", "high"]
-    figure = ladder(frame.assign(**np.exp(frame[shown])), [*LEAN_TITLES], line=1, titles=LEAN_TITLES)
+    figure = ladder(frame.assign(**np.exp(frame[shown])), LEANS, line=1)
     for axes in figure.axes:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
@@ -173,7 +160,7 @@ def flip_curve(frame, precisions):
     A frame of None, from a study without probabilities, gives a figure that says so.
     """
     if frame is None:
-        return nothing(TITLES["flip_rate"])
+        return nothing(facts("flip_rate").title)
     with style():
         figure, (axes,) = _panels(1, 3.2)
         for name, look in _look(list(precisions)).items():
@@ -190,7 +177,7 @@ def flip_curve(frame, precisions):
                   label="hollow: logistic curve on entropy")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.set_xlabel("entropy of the BF16 answer, bits")
-        axes.set_title(TITLES["flip_rate"])
+        axes.set_title(facts("flip_rate").title)
         figure.legend(loc="outside upper left", ncols=2)
         return figure
 
@@ -301,8 +288,7 @@ def amplification_curve(table):
     """SRS as a multiple of BF16's."""
     rows = table.assign(measure="amplification", estimate=table["amplification"], low=np.nan,
                         high=np.nan)
-    figure = ladder(rows, ["amplification"], by="model", line=1.0,
-                    titles={"amplification": "SRS as a multiple of BF16's"})
+    figure = ladder(rows, ["amplification"], by="model", line=1.0)
     figure.axes[0].yaxis.set_major_formatter(lambda x, _: f"{x:g}×")
     return figure
 

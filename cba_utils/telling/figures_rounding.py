@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from cba_utils.measures.measure import measure
 from cba_utils.telling.figures import INK, PALETTE, WIDTH, _look, _panels, _percent_axis, nothing, style
 from cba_utils.telling.figures_controls import ladder
 
@@ -19,11 +20,9 @@ def rounding(weights):
         Estimates of ``left`` and ``noise`` by family and precision; without rows, the figure says
         that there is nothing.
     """
-    titles = {"left": "Alignment left along its own direction, %",
-              "noise": "Noise across it, times the alignment (log scale)"}
     if weights.empty:
-        return nothing(titles["left"])
-    figure = ladder(weights, list(titles), line={"left": 1.0}, titles=titles)
+        return nothing(measure("left").title)
+    figure = ladder(weights, ["left", "noise"], line={"left": 1.0})
     noise = figure.axes[1]
     noise.set_yscale("log")
     noise.yaxis.set_major_formatter(lambda y, _: f"{y:g}")

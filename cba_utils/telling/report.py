@@ -17,13 +17,14 @@ from IPython.display import HTML
 
 from cba_utils.telling.numbers import ABSENT, interval, percent, spoken
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
+from cba_utils.measures.measure import derived
 from cba_utils.names import PROJECT
 from cba_utils.measures.rates import (
-    SHARES,
     bias_scores,
     over_models,
     over_replicates,
     placebo,
+    presentable,
     role_rates,
     transitions,
 )
@@ -80,7 +81,7 @@ class Report:
 
     def named(self, change):
         """The measure that says how many items changed, by fresh draws where they are known."""
-        return f"{change}_expected" if self.exact else change
+        return derived(change, "expected").name if self.exact else change
 
     @cached_property
     def drawn(self):
@@ -125,7 +126,7 @@ class Report:
     def summarise(self, frame):
         """Estimates a family: over its checkpoints, or its only checkpoint's own."""
         cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
-        return _presentable(over_replicates(cells) if self.several else cells.assign(of=cells["n"]))
+        return presentable(over_replicates(cells) if self.several else cells.assign(of=cells["n"]))
 
     def pooled(self, frame, by=()):
         """Estimates over all checkpoints of all families, which are taken as they are.
@@ -136,8 +137,8 @@ class Report:
         """
         cells = frame[[*study_columns(frame), *by, *ESTIMATE_COLUMNS]]
         if cells["model"].nunique() == 1:
-            return _presentable(cells.assign(of=cells["n"]))
-        return _presentable(
+            return presentable(cells.assign(of=cells["n"]))
+        return presentable(
             over_replicates(cells, ["family"]) if self.several else over_models(cells))
 
     def each(self, frame):
@@ -327,21 +328,6 @@ class Report:
             f"study {self.study}, {len(cells)} cells, {code}, MLX {mlx}, items {items}, "
             f"run {' to '.join(dict.fromkeys([days[0], days[-1]]))}"
         )
-
-
-def _presentable(frame):
-    """Cut Student's intervals where the measure itself ends, and drop shares of nothing.
-
-    A rate is never below zero, and less than one expected item is nothing to have a share of.
-    """
-    name = frame["measure"]
-    nothing = name.str.startswith(SHARES) & (frame["of"] < 1)
-    frame = frame.assign(**{c: frame[c].mask(nothing) for c in ("estimate", "low", "high")})
-    change = name.str.contains("excess|above|beyond|gap|change|entropy") | name.str.match("(d|s|net)_")
-    net = name.str.startswith("net_")
-    lowest = np.select([(name == "perplexity_change") | net, change], [-1.0, -np.inf], 0.0)
-    highest = np.where(change & ~net, np.inf, 1.0)
-    return frame.assign(low=frame["low"].clip(lowest), high=frame["high"].clip(upper=highest))
 
 
 def open_study(study, keep="main"):

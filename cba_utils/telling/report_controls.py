@@ -20,24 +20,21 @@ from cba_utils.telling.numbers import (
     factor, in_points, interval, odds_text, p_text, percent, points, scores, spoken, times,
 )
 from cba_utils.names import PROJECT
+from cba_utils.measures.frames import LETTERS, item_table
+from cba_utils.measures.measure import labels, measure, titles
 from cba_utils.telling.report import ABSENT, common_words, pick
-from cba_utils.measures.frames import item_table
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)
-LETTER_TITLES = {f"d_letter_{x}": f"Change of the share of letter {x} since BF16, points"
-                 for x in "ABC"}
-LEAD_TITLES = {"d_stereotyped": "Stereotyped answer, change since BF16, points",
-               "d_anti_stereotyped": "Anti-stereotyped answer, change since BF16, points",
-               "d_lead": "The first minus the second, points"}
-ACCURACY_NAMES = {"accuracy_consistent": "agrees with the stereotype",
-                  "accuracy_inconsistent": "contradicts it"}
-ACCURACY_TITLE = "Right answers on disambiguated items, %"
-MATCHED_NAMES = {"s_amb": "as measured", "s_amb_if_guessing": "if it were guessing"}
-MATCHED_TITLE = "Bias score on ambiguous items, points"
-DISAMBIGUATED_NAMES = {"s_dis": "disambiguated items"}
-DISAMBIGUATED_TITLE = "Bias score on disambiguated items, points"
+LETTER_TITLES = titles(*(f"d_letter_{x}" for x in LETTERS))
+LEAD_TITLES = titles("d_stereotyped", "d_anti_stereotyped", "d_lead")
+ACCURACY_NAMES = labels("accuracy_consistent", "accuracy_inconsistent")
+ACCURACY_TITLE = measure("accuracy").title
+MATCHED_NAMES = labels("s_amb", "s_amb_if_guessing")
+MATCHED_TITLE = measure("s_amb").title
+DISAMBIGUATED_NAMES = labels("s_dis")
+DISAMBIGUATED_TITLE = measure("s_dis").title
 
 
 def many(report, frame, columns):
@@ -136,7 +133,7 @@ def letter_words(report, found):
     low = report.lowest
 
     def most(frame):
-        rows = {x: pick(frame, f"d_letter_{x}", low) for x in "ABC"}
+        rows = {x: pick(frame, f"d_letter_{x}", low) for x in LETTERS}
         letter = max(rows, key=lambda x: abs(rows[x]["estimate"]))
         return f"{letter}, by {points(rows[letter])} points"
 
@@ -181,7 +178,7 @@ def skill_changes(report, found):
 
 
 def _changes(pooled):
-    return pooled[pooled["measure"].str.startswith("d_")].reset_index(drop=True)
+    return pooled[controls.are_changes(pooled)].reset_index(drop=True)
 
 
 def skills(report):
