@@ -13,7 +13,7 @@ import pandas as pd
 
 from cba_utils.measures.intervals import Measure, estimates, ratio
 from cba_utils.measures.measure import Measure as Facts
-from cba_utils.measures.measure import UNBOUNDED, measure, register
+from cba_utils.measures.measure import SCORE, SHARE, UNBOUNDED, difference, measure, register
 from cba_utils.measures.rates import S_AMB, minus
 from cba_utils.measures.tests import adjust, change_tests, sign_flip
 from cba_utils.measures.frames import (
@@ -26,7 +26,7 @@ from cba_utils.measures.frames import (
     study_columns,
 )
 
-SHARE = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
+TO_STEREOTYPED = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
 LEFT = {"left_unknown": ratio("to_person", "was_unknown")._replace(per="was_unknown")}
 LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
 register(
@@ -40,25 +40,25 @@ register(
           bounds=UNBOUNDED, kind="change", base="log_gap"),
     *(Facts(f"letter_{x}") for x in LETTERS),
     *(Facts(f"d_letter_{x}", f"Change of the share of letter {x} since BF16, points",
-            bounds=UNBOUNDED, kind="change", base=f"letter_{x}") for x in LETTERS),
-    Facts("d_stereotyped", "Stereotyped answer, change since BF16, points", bounds=UNBOUNDED,
+            bounds=difference(SHARE), kind="change", base=f"letter_{x}") for x in LETTERS),
+    Facts("d_stereotyped", "Stereotyped answer, change since BF16, points", bounds=difference(SHARE),
           kind="change", base="srs", mirror="d_anti_stereotyped"),
     Facts("d_anti_stereotyped", "Anti-stereotyped answer, change since BF16, points",
-          bounds=UNBOUNDED, kind="change", base="anti_rate"),
-    Facts("d_lead", "The first minus the second, points", bounds=UNBOUNDED, kind="change",
+          bounds=difference(SHARE), kind="change", base="anti_rate"),
+    Facts("d_lead", "The first minus the second, points", bounds=difference(SHARE), kind="change",
           base="d_stereotyped"),
     Facts("order_dependent", "Items whose answer depends on the option order, %"),
     Facts("accuracy_consistent", label="agrees with the stereotype"),
     Facts("accuracy_inconsistent", label="contradicts it"),
     Facts("alignment_gap", "Right where the stereotype agrees minus where it does not, points",
-          bounds=UNBOUNDED),
+          bounds=difference(SHARE)),
     Facts("guessed"),
     Facts("srs_if_guessing", kind="predicted", base="srs"),
-    Facts("srs_beyond_guessing", kind="excess", base="srs_if_guessing", bounds=UNBOUNDED),
+    Facts("srs_beyond_guessing", kind="excess", base="srs_if_guessing", bounds=difference(SHARE)),
     Facts("s_amb_if_guessing", label="if it were guessing", unit="score", kind="predicted",
-          base="s_amb", bounds=UNBOUNDED),
+          base="s_amb", bounds=SCORE),
     Facts("s_amb_beyond_guessing", unit="score", kind="excess", base="s_amb_if_guessing",
-          bounds=UNBOUNDED),
+          bounds=difference(SCORE)),
 )
 
 
@@ -115,9 +115,9 @@ def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
     table, keys = _left_unknown(frame, by, reference)
     moved = table[table["to_person"] > 0]
     left = estimates(table, LEFT, ["to_person", "was_unknown"], keys, **options)
-    shares = estimates(moved, SHARE, ["to_stereotyped", "to_person"], keys, **options)
+    shares = estimates(moved, TO_STEREOTYPED, ["to_stereotyped", "to_person"], keys, **options)
     # A cell in which no answer left has no share: it stays in the frame, with n of 0.
-    shares = left[keys].merge(shares, on=keys, how="left").assign(measure=[*SHARE][0])
+    shares = left[keys].merge(shares, on=keys, how="left").assign(measure=[*TO_STEREOTYPED][0])
     return pd.concat([left, shares.fillna({"n": 0})], ignore_index=True).astype({"n": int})
 
 

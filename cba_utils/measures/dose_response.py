@@ -19,14 +19,14 @@ from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from cba_utils.measures.intervals import Measure, estimates, jackknife, ratio, stratified_interval
 from cba_utils.measures.measure import Measure as Facts
-from cba_utils.measures.measure import UNBOUNDED, register
+from cba_utils.measures.measure import register
 from cba_utils.answering.precisions import most_bits_first, nominal_bits
 from cba_utils.measures.frames import LETTERS, item_columns, item_table, role_of_letters, study_columns
 
 register(
     Facts("flip_rate", "First choice changed, % of items"),
     Facts("predicted", kind="predicted", base="flip_rate"),
-    Facts("entropy", unit="bits", bounds=UNBOUNDED),
+    Facts("entropy", unit="bits", bounds=(0.0, np.log2(3))),
     Facts("flip_ratio", unit="ratio", bounds=(0.0, np.inf)),
     Facts("perplexity_change", "Perplexity, % change from BF16", unit="relative",
           bounds=(-1.0, np.inf), counts="sequences"),

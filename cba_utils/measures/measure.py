@@ -24,6 +24,7 @@ Kind = Literal[
 ]
 UNBOUNDED = (-np.inf, np.inf)
 SHARE = (0.0, 1.0)
+SCORE = (-100.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ class Measure:
             )
         if not self.title:
             object.__setattr__(self, "title", self.name)
+
+
+def difference(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return where the scale of a difference of two measures ends.
+
+    Examples
+    --------
+    >>> difference(SHARE)
+    (-1.0, 1.0)
+    """
+    return bounds[0] - bounds[1], bounds[1] - bounds[0]
 
 
 _KNOWN: dict[str, Measure] = {}

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS, Measure, estimates, ratio, stratified_interval
 from cba_utils.measures.frames import COUNTS, ROLES, item_table, pair_with, study_columns
-from cba_utils.measures.measure import UNBOUNDED, measure, register
+from cba_utils.measures.measure import SCORE, SHARE, difference, measure, register
 from cba_utils.measures.measure import Measure as Facts
 
 DRAWS = 5
@@ -37,12 +37,13 @@ register(
     Facts("usr", "“Unknown” answers (USR), % of answers"),
     Facts("anti_rate", "Anti-stereotyped answers, % of answers"),
     Facts("unparsed_rate", "Unparsed responses, % of responses"),
-    Facts("s_amb", "Bias score on ambiguous items, points", "as measured", "score", UNBOUNDED),
+    Facts("s_amb", "Bias score on ambiguous items, points", "as measured", "score", SCORE),
     Facts("s_dis", "Bias score on disambiguated items, points", "disambiguated items", "score",
-          UNBOUNDED),
+          SCORE),
     Facts("accuracy", "Right answers on disambiguated items, %"),
 )
-register(*(Facts(f"d_{name}", unit=measure(name).unit, bounds=UNBOUNDED, kind="change", base=name)
+register(*(Facts(f"d_{name}", unit=measure(name).unit, bounds=difference(measure(name).bounds),
+                 kind="change", base=name)
            for name in (*RATES, "s_amb", "s_dis", "accuracy")))
 
 
@@ -124,17 +125,19 @@ def _register_transitions():
         add("", mirror=mirrors.get(name))
         add("_expected", "expected", name)
         add("_placebo", "placebo", name)
-        add("_excess", "excess", name, bounds=UNBOUNDED)
-        add("_expected_excess", "excess", f"{name}_expected", bounds=UNBOUNDED)
+        add("_excess", "excess", name, bounds=difference(SHARE))
+        add("_expected_excess", "excess", f"{name}_expected", bounds=difference(SHARE))
     register(
+        Facts("became_biased_minus_lost", bounds=difference(SHARE), kind="net",
+              base="became_biased", counts="items that could change"),
         Facts("net_biased", "Became biased minus lost it, % of all items", bounds=(-1.0, 1.0),
               kind="net", base="became_biased", mirror="net_anti"),
         Facts("net_anti", "The same for anti-stereotyped answers", bounds=(-1.0, 1.0),
               kind="net", base="became_anti"),
-        Facts("bias_beyond_mirror", bounds=UNBOUNDED, kind="beyond", base="became_biased",
+        Facts("bias_beyond_mirror", bounds=(-2.0, 2.0), kind="beyond", base="became_biased",
               counts="items that could change"),
         # of checkpoints aligned for less and for longer, or rounded in two ways
-        Facts("difference", bounds=UNBOUNDED, kind="change",
+        Facts("difference", bounds=(-2.0, 2.0), kind="change",
               base="became_biased_expected_excess"),
     )
 

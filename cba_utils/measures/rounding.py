@@ -1,11 +1,11 @@
 """Measures of what rounding does to the weights of an alignment, and of models rounded otherwise."""
 
-from cba_utils.measures.measure import UNBOUNDED, Measure, register
+from cba_utils.measures.measure import SHARE, UNBOUNDED, Measure, difference, register
 
 register(
     Measure("left", "Alignment left along its own direction, %", bounds=UNBOUNDED,
             counts="weights"),
     Measure("noise", "Noise across it, times the alignment (log scale)", unit="ratio",
-            bounds=UNBOUNDED, counts="weights"),
-    Measure("change", bounds=UNBOUNDED, kind="change", base="became_biased_expected"),
+            bounds=(0.0, float("inf")), counts="weights"),
+    Measure("change", bounds=difference(SHARE), kind="change", base="became_biased_expected"),
 )

@@ -26,6 +26,12 @@ from cba_utils.measures.frames import (
     study_columns,
 )
 
+COUNTINGS = {
+    "one way": "became_biased",
+    "minus placebo": "became_biased_excess",
+    "minus lost": "became_biased_minus_lost",
+}
+
 
 def five_seed_range(answers: pd.DataFrame, samples: pd.DataFrame, reference: str = "bf16",
                     draws: int = DRAWS) -> pd.DataFrame:
@@ -132,7 +138,7 @@ def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.
             found = estimates(wide, measures, columns, study_columns(wide), **options)
             frames.append(found.assign(draws=draws, parser=parser, weights=weights))
     curve = pd.concat(frames, ignore_index=True).rename(columns={"measure": "counting"})
-    return curve.assign(measure="became_biased")
+    return curve.assign(measure=curve["counting"].map(COUNTINGS))
 
 
 def _ambiguous(table):
