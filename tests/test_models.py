@@ -99,3 +99,20 @@ def test_a_missing_chat_template_is_named_by_the_checkpoint_asked_for(tmp_path):
     folder = build_checkpoint(tmp_path, "mistral", template=None)
     with pytest.raises(ValueError, match=f"{folder}: the tokenizer has no chat template"):
         chat_ids(load_model(folder, "q4").hf_tokenizer, ["?"])
+
+
+def test_mixed_precisions_round_layers_and_embedding_apart(mistral, tmp_path):
+    tied = build_checkpoint(tmp_path / "tied", "qwen2", layers=1)
+    for source, ends in ((mistral, ["model.embed_tokens", "lm_head"]), (tied, ["model.embed_tokens"])):
+        plain = dict(load_model(source, "q4", compute="native").model.named_modules())
+        eight = dict(load_model(source, "q8", compute="native").model.named_modules())
+        whole = dict(load_model(source, "bf16", compute="native").model.named_modules())
+        for name, other in (("q4-e8", eight), ("q4-e16", whole)):
+            mixed = dict(load_model(source, name, compute="native").model.named_modules())
+            for path, module in mixed.items():
+                if "weight" in module:
+                    expected = (other if path in ends else plain)[path]
+                    assert mx.array_equal(module.weight, expected.weight), (name, path)
+    for wrong in ("q4-e4", "q8-e6", "q4-e7", "q4-e"):
+        with pytest.raises(ValueError, match="q4-e16"):
+            parse_precision(wrong)

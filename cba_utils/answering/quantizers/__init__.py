@@ -27,6 +27,6 @@ def quantizers():
     Examples
     --------
     >>> list(quantizers())
-    ['affine']
+    ['affine', 'mixed']
     """
     return {found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)}
