@@ -63,11 +63,11 @@ def generate(folder, items=ITEMS):
         truths.append(role_rates(item_table(answers, "study"), method="jackknife"))
         asked = answers.drop_duplicates("item_id")
         shown = asked[[f"role_{x}" for x in LETTERS]].to_numpy(str)
-        asked = asked[["item_id"]].assign(
+        asked = asked[["item_id", "category"]].assign(
             **{f"{role}_index": (shown == role).argmax(axis=1) for role in ROLES})
-        for precision, part in draw_samples(answers).groupby("precision"):
-            write_jsonl(part, asked, folder / f"{model}-{precision}.jsonl")
-            written += len(part)
+        samples = draw_samples(answers)
+        write_jsonl(samples, asked, folder)
+        written += len(samples)
     return written, stereotyped(pd.concat(truths))
 
 

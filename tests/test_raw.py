@@ -41,8 +41,7 @@ def study():
 def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_path):
     (tmp_path / "raw").mkdir()
     samples = study["samples"]
-    for precision, part in samples.groupby("precision"):
-        write_jsonl(part, study["items"], tmp_path / "raw" / f"{precision}.jsonl")
+    assert len(write_jsonl(samples, study["items"], tmp_path / "raw")) == 3
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     tables = load_study("theirs", tmp_path)
     ours = samples[samples["context_condition"] == "ambig"]
@@ -62,7 +61,7 @@ def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_pat
 
 def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     (tmp_path / "raw").mkdir()
-    write_jsonl(study["samples"], study["items"], tmp_path / "raw" / "all.jsonl")
+    write_jsonl(study["samples"], study["items"], tmp_path / "raw")
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = report.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
@@ -129,13 +128,14 @@ def test_undefined_targets_are_not_letter_c_and_are_counted(tmp_path):
 
 def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path):
     (tmp_path / "raw").mkdir()
-    path = tmp_path / "raw" / "all.jsonl"
-    write_jsonl(study["samples"], study["items"], path)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    some = sorted({row["item_id"] for row in rows})[::7]
-    written(path, [{**row, "stereotype_target_index": -1, "raw_response":
-                    "B" if row["quant"] == 16 else "C"} if row["item_id"] in some else row
-                   for row in rows])
+    paths = write_jsonl(study["samples"], study["items"], tmp_path / "raw")
+    name = lambda row: f"{row['category']}/{row['item_id']}"
+    some = sorted({name(json.loads(line)) for line in paths[0].read_text().splitlines()})[::7]
+    for path in paths:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        written(path, [{**row, "stereotype_target_index": -1, "raw_response":
+                        "B" if row["quant"] == 16 else "C"} if name(row) in some else row
+                       for row in rows])
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = report.open_study(tmp_path / "theirs")
     assert not set(some) & set(data.samples["item_id"])
@@ -153,6 +153,64 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
     assert "16 combinations of four" in say.choices_sentence(data, say.choices(data))
 
 
+def published_rows(number):
+    """What the published code writes: items are numbered anew in every category."""
+    return [{**RECORD, "quant": quant, "item_id": number(category, n), "category": category,
+             "seed": seed, "raw_response": "ABC"[(n + 1) % 3], "parsed_answer": "ABC"[(n + 1) % 3],
+             "stereotype_target_index": (n + 1) % 3, "anti_stereotype_target_index": (n + 2) % 3,
+             "unknown_index": n % 3}
+            for category in ("Age", "Religion") for n in range(12)
+            for quant in (16, 3) for seed in (42, 123)]
+
+
+@pytest.mark.parametrize("number", [lambda c, n: n, lambda c, n: str(n), lambda c, n: f"{c}/{n}"],
+                         ids=["integer", "text", "with category"])
+@pytest.mark.parametrize("style", ["plain", "crlf", "bom", "many files"])
+def test_records_as_the_published_code_writes_them_are_imported(number, style, tmp_path):
+    (tmp_path / "raw").mkdir()
+    rows = published_rows(number)
+    text = [json.dumps(row) for row in rows]
+    if style == "many files":
+        for n in range(4):
+            written(tmp_path / "raw" / f"mödel {{x}} #{n}.jsonl", text[n::4])
+    else:
+        end = "\r\n" if style == "crlf" else "\n"
+        data = "".join(line + end for line in text).encode()
+        (tmp_path / "raw" / "q.jsonl").write_bytes((b"\xef\xbb\xbf" if style == "bom" else b"") + data)
+    raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
+    tables = load_study("theirs", tmp_path)
+    assert set(tables["items"]["item_id"]) == {f"{c}/{n}" for c in ("Age", "Religion")
+                                               for n in range(12)}
+    assert len(tables["samples"]) == len(rows) and set(tables["samples"]["role"]) == {"stereotyped"}
+
+
+def test_either_side_reads_what_the_other_wrote(tmp_path):
+    """Byte for byte the same records, but for what an answer took: fields, types, order, file names."""
+    rows = published_rows(lambda c, n: n)
+    (tmp_path / "raw").mkdir()
+    for quant in (16, 3):
+        mine = sorted((row for row in rows if row["quant"] == quant), key=lambda r: r["category"])
+        written(tmp_path / "raw" / f"m_q{quant}.jsonl", mine)
+    samples, items = read_jsonl(sorted((tmp_path / "raw").glob("*.jsonl")))
+    found = write_jsonl(samples, items, tmp_path / "back")
+    assert sorted(path.name for path in found) == ["m_q16.jsonl", "m_q3.jsonl"]
+    for path in found:
+        ours = [json.loads(line) for line in path.read_text().splitlines()]
+        theirs = [json.loads(line) for line in (tmp_path / "raw" / path.name).read_text().splitlines()]
+        assert ours == [{**row, "elapsed_s": None} for row in theirs]
+        assert [list(row) for row in ours] == [list(row) for row in theirs]
+
+
+def test_a_response_cut_inside_a_character_is_kept_and_counted(tmp_path):
+    rows = published_rows(lambda c, n: n)
+    rows[3]["raw_response"], rows[5]["raw_response"] = "A \ud83d", "whole \U0001f600"
+    written(tmp_path / "a.jsonl", rows)
+    raw.import_raw("theirs", tmp_path, results=tmp_path)
+    tables = load_study("theirs", tmp_path)
+    assert {"A \ufffd", "whole \U0001f600"} <= set(tables["samples"]["raw_response"])
+    assert set(tables["provenance"]["responses_mended"]) == {1}
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda rows: [*rows, "{broken"], r"a.jsonl:5: not a JSON object"),
     (lambda rows: [*rows, "[1]"], r"a.jsonl:5: a JSON object was due, not list"),
@@ -164,7 +222,15 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
      r"a.jsonl:1: unknown_index is '0'; it must be an index from 0 to 2"),
     (lambda rows: [{**rows[0], "parsed_answer": "E"}, *rows[1:]],
      r"a.jsonl:1: parsed_answer is 'E'; it must be A, B or C, an index from 0 to 2, or null"),
-    (lambda rows: [{**rows[0], "item_id": 2}, *rows[1:]], r"item_id is 2; it must be a text"),
+    (lambda rows: [{**rows[0], "item_id": -2}, *rows[1:]],
+     r"a.jsonl:1: item_id is -2; it must be the item's number in its category, or a text"),
+    (lambda rows: [{**rows[0], "item_id": 2.0}, *rows[1:]], r"a.jsonl:1: item_id is 2.0"),
+    (lambda rows: [{**rows[0], "item_id": 2**64}, *rows[1:]], r"a.jsonl:1: item_id is 184"),
+    (lambda rows: [{**rows[0], "item_id": "Age/" + "9" * 20}, *rows[1:]], r"a.jsonl:1: item_id"),
+    (lambda rows: [{**rows[0], "seed": 2**63}, *rows[1:]], r"seed is .*; it must be a whole number"),
+    (lambda rows: [rows[0], {**rows[1], "category": "\ud83d"}, *rows[2:]], r"a.jsonl:2: category is"),
+    (lambda rows: [*rows, '{"seed": ' + "9" * 5000 + "}"], r"a.jsonl:5: not a record"),
+    (lambda rows: [*rows, "[" * 200_000], r"a.jsonl:5: not "),
     (lambda rows: [{**row, "anti_stereotype_target_index": 0} for row in rows],
      r"a.jsonl:1: the three indices of item 'Age/2' are \[2, 0, 0\]"),
     (lambda rows: [*rows[:3], {**rows[3], "category": "SES"}],

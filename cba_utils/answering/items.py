@@ -4,6 +4,7 @@ What a row means, and the role of every answer, is its benchmark's to say: see
 `cba_utils.answering.benchmarks`.
 """
 
+import codecs
 import gzip
 import json
 from numbers import Integral
@@ -132,6 +133,8 @@ def lines(path):
     opener = gzip.open if Path(path).suffix == ".gz" else open
     with opener(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            # Some editors mark UTF-8 by a first character that is none of the text's.
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:

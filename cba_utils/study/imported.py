@@ -5,7 +5,6 @@ from cells, and with them the same reports. No model is run.
 """
 
 import hashlib
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.study.provenance import SCHEMA_VERSION, code_version
-from cba_utils.study.published_jsonl import read_jsonl
+from cba_utils.study.published_jsonl import item_number, read_records, with_roles
 from cba_utils.study.tables import write_study
 from cba_utils.names import RESULTS
 
@@ -65,7 +64,8 @@ def import_raw(name, folder, source=None, results=RESULTS):
     paths = sorted(Path(folder).glob("*.jsonl"))
     if not paths:
         raise FileNotFoundError(f"{folder}: no *.jsonl in it; RAW is the folder of the records")
-    samples, items = read_jsonl(paths)
+    rows, told = read_records(paths)
+    samples, items = with_roles(rows, told)
     for model, precisions in samples.groupby("model")["precision"].unique().items():
         if "bf16" not in precisions or len(precisions) < 2:
             raise ValueError(f"{folder}: model {model!r} has records at {', '.join(precisions)} "
@@ -74,7 +74,7 @@ def import_raw(name, folder, source=None, results=RESULTS):
         items["template_id"] = template_runs(items)
     else:
         items = _with_source(items, source)
-    undefined = as_published(paths, items)
+    undefined = as_published(rows, told, items)
     # The right answer of an ambiguous question is the unknown one.
     items = items.assign(context_condition="ambig", label=items["unknown_index"])
     items = items.reindex(columns=[*COLUMNS, "template_id"])
@@ -93,7 +93,7 @@ def import_raw(name, folder, source=None, results=RESULTS):
     about = {"name": name, "title": "Imported records",
              "precisions": most_bits_first(samples["precision"].unique())}
     return write_study(Path(results) / name, about, items[COLUMNS], tables,
-                       _provenance(samples, items, paths, source))
+                       _provenance(samples, items, paths, source, rows.attrs["mended"]))
 
 
 def imported_study(name):
@@ -149,18 +149,13 @@ def template_runs(items):
     >>> runs.nunique(), runs.tolist()[3:5]
     (10, ['Age/run 1', 'Age/run 2'])
     """
-    rank = items.assign(number=_number(items)).groupby("category")["number"].rank("first") - 1
+    rank = items.assign(number=item_number(items["item_id"])).groupby("category")["number"].rank("first") - 1
     size = items.groupby("category")["item_id"].transform("size")
     run = (rank * np.minimum(RUNS, size) // size).astype(int) + 1
     return items["category"] + "/run " + run.astype(str)
 
 
-def _number(items):
-    """BBQ's own number of an item, with which its id ends."""
-    return items["item_id"].astype(str).str.extract(r"(\d+)$", expand=False).astype(int)
-
-
-def as_published(paths, items):
+def as_published(rows, told, items):
     """Answers to the items without a defined target, with the roles that the published code gave.
 
     It used the index -1 of an undefined target to count from the end: the last answer, letter C.
@@ -168,8 +163,8 @@ def as_published(paths, items):
 
     Parameters
     ----------
-    paths : list of Path
-        Records that `cba_utils.study.published_jsonl.read_jsonl` has checked.
+    rows, told : DataFrame
+        From `cba_utils.study.published_jsonl.read_records`.
     items : DataFrame
         The other items with ``template_id``; ``attrs["undefined_targets"]`` names these.
 
@@ -179,41 +174,32 @@ def as_published(paths, items):
         One row an answer, with its response and the three indices of its item, each answer in one
         role. The template is that of the nearest item of the category.
     """
-    names = set(items.attrs["undefined_targets"])
+    names = items.attrs["undefined_targets"]
     indices = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
     columns = [*_LABELS, *_ITEM, "seed", "raw_response", *indices]
     if not names:
         return _no_rows(columns, [])
-    # Reading all lines again as JSON would take longer than all the rest.
-    spelt = {json.dumps(name, ensure_ascii=ascii)[1:-1] for name in names for ascii in (True, False)}
-    named = re.compile("|".join(map(re.escape, spelt))).search
-    rows = []
-    for path in paths:
-        with path.open(encoding="utf-8") as file:
-            rows += [json.loads(line) for line in file if named(line)]
-    rows = pd.DataFrame([row for row in rows if row["item_id"] in names])
-    given = ["stereotype_target_index", "unknown_index", "anti_stereotype_target_index"]
-    roles = rows[given].fillna(-1).astype(int).set_axis(indices, axis=1) % 3
+    left = told[told["item_id"].isin(names)].drop(columns="place").reset_index(drop=True)
+    left[indices] %= 3
     # What was counted as stereotyped was so before it was anything else.
     for k, name in enumerate(indices[1:], 1):
-        taken = roles[indices[:k]].eq(roles[name], axis=0).any(axis=1)
-        roles[name] = roles[name].mask(taken, -1)
-    rows = rows.drop(columns=given).assign(
-        **roles, family=rows["model"], replicate=1, depth="full", context_condition="ambig",
-        precision=rows["quant"].map(lambda bits: "bf16" if bits == 16 else f"q{bits}"),
-        template_id=rows["item_id"].map(_nearest_template(rows, items)))
+        taken = left[indices[:k]].eq(left[name], axis=0).any(axis=1)
+        left[name] = left[name].mask(taken, -1)
+    left = left.assign(context_condition="ambig",
+                       template_id=left["item_id"].map(_nearest_template(left, items)))
+    rows = rows.drop(columns="answer").merge(left, on="item_id")
+    rows = rows.assign(family=rows["model"], replicate=1, depth="full")
     return rows.reindex(columns=columns)
 
 
 def _nearest_template(rows, items):
     """Template of the item that is nearest by number in the category, for each item of ``rows``."""
     found = {}
-    for name, category in rows.drop_duplicates("item_id")[["item_id", "category"]].itertuples(
-            index=False):
-        near = items[items["category"] == category]
-        own = _number(pd.DataFrame({"item_id": [name]})).iloc[0]
-        found[name] = (f"{category}/undefined" if near.empty else
-                       near["template_id"].iloc[(_number(near) - own).abs().to_numpy().argmin()])
+    numbers = item_number(items["item_id"])
+    for name, category, own in zip(rows["item_id"], rows["category"], item_number(rows["item_id"])):
+        near = items["category"] == category
+        found[name] = (items["template_id"][(numbers[near] - own).abs().idxmin()] if near.any() else
+                       f"{category}/undefined")
     return found
 
 
@@ -224,7 +210,8 @@ def _with_source(items, source):
     # load_items makes the ids of a category's name and the number.
     undefined["category"] = [name.rpartition("/")[0] for name in undefined["item_id"]]
     ours, theirs, left = (
-        pd.MultiIndex.from_arrays([frame["category"].astype(str).str.lower(), _number(frame)])
+        pd.MultiIndex.from_arrays([frame["category"].astype(str).str.lower(),
+                                   item_number(frame["item_id"])])
         for frame in (items, known, undefined))
     # A target that the source leaves undefined is no more defined for being in the records.
     dropped = ours.isin(left)
@@ -232,14 +219,15 @@ def _with_source(items, source):
     items, ours = items[~dropped].reset_index(drop=True), ours[~dropped]
     at = theirs.get_indexer(ours)
     if (at < 0).any():
-        lost = items["item_id"][at < 0]
-        raise ValueError(f"item {lost.iloc[0]!r} of the records is no ambiguous item of {source} "
-                         f"({len(lost)} in all); an id must end in the number that BBQ gives")
+        lost = items[at < 0]
+        raise ValueError(f"{lost['place'].iloc[0]}: item {lost['item_id'].iloc[0]!r} of the records "
+                         f"is no ambiguous item of {source} ({len(lost)} in all); an id must end in "
+                         f"the number that BBQ gives")
     known = known.iloc[at].reset_index(drop=True)
     other = (known["unknown_index"] != items["unknown_index"]).to_numpy(bool)
     if other.any():
         first = items[other].iloc[0]
-        raise ValueError(f"item {first['item_id']!r}: its unknown answer has index "
+        raise ValueError(f"{first['place']}: item {first['item_id']!r}: its unknown answer has index "
                          f"{first['unknown_index']} in the records and "
                          f"{known['unknown_index'][other].iloc[0]} in {source} ({other.sum()} "
                          f"items in all); the numbers must be those of the same data")
@@ -255,7 +243,7 @@ def _no_rows(texts, numbers):
                          **{name: pd.Series(dtype=float) for name in numbers}})
 
 
-def _provenance(samples, items, paths, source):
+def _provenance(samples, items, paths, source, mended):
     """One entry a cell: what was read, with the hash of every file."""
     shared = {
         "schema_version": SCHEMA_VERSION,
@@ -278,6 +266,7 @@ def _provenance(samples, items, paths, source):
             "model": model, "family": model, "replicate": 1, "depth": "full",
             "precision": precision, **shared, "identity": {"parameters": parameters, **identity},
             "counts": {"answers": 0, "samples": len(part), "perplexity": 0},
+            "responses_mended": mended,
         })
     return cells
 
