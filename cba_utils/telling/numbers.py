@@ -46,6 +46,17 @@ def interval(row, digits=1):
     return f"{percent(row['estimate'], digits)} ({low} to {high})"
 
 
+def measured(row, text=interval):
+    """An estimate with its interval, or that there is none: ``row`` may be None.
+
+    Examples
+    --------
+    >>> measured(None)
+    'not measured in this study'
+    """
+    return ABSENT if row is None else text(row)
+
+
 def in_points(value, digits=1):
     """A number of points; what rounds to zero has no sign.
 
@@ -150,6 +161,49 @@ def count(value):
     return f"{value:,.0f}"
 
 
+def large(value):
+    """A positive number of any size, with commas.
+
+    Examples
+    --------
+    >>> large(12.345), large(2480.4)
+    ('12.3', '2,480')
+    """
+    return f"{value:,.{0 if value >= 100 else 1}f}"
+
+
+def published(table, quantity, precision=None):
+    """A published figure, see `measures.published.load_published`.
+
+    Examples
+    --------
+    >>> row = {"quantity": "items", "precision": None, "low": 5.0, "high": 8.0, "unit": "percent"}
+    >>> published(pd.DataFrame([row]), "items")
+    '5 to 8\xa0%'
+    """
+    row = _published_row(table, quantity, precision)
+    unit = "\u00a0%" if row["unit"].startswith("percent") else ""
+    if np.isnan(row["low"]):
+        return f"at most {row['high']:g}{unit}"
+    if row["low"] == row["high"]:
+        return f"{row['high']:,g}{unit}"
+    return f"{row['low']:g} to {row['high']:g}{unit}"
+
+
+def source(table, quantity, precision=None):
+    """Where a published figure stands."""
+    row = _published_row(table, quantity, precision)
+    return row["source"] if pd.isna(row["note"]) else f"{row['source']}; {row['note']}"
+
+
+def _published_row(table, quantity, precision):
+    rows = table[table["quantity"] == quantity]
+    rows = rows if precision is None else rows[rows["precision"] == precision]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} published figures are {quantity!r} at {precision!r}, not one")
+    return rows.iloc[0]
+
+
 def spoken(row, text=interval, end=percent):
     """An estimate with its interval; a mean over models names those at both ends.
 
@@ -200,5 +254,6 @@ def reading(row, null=0.0, digits=None):
 
 
 # What templates can write behind a bar.
-FILTERS = {f.__name__: f for f in (percent, interval, in_points, scores, points, factor, odds_text,
-                                   p_text, count, spoken)}
+FILTERS = {f.__name__: f for f in (
+    percent, interval, measured, in_points, scores, points, factor, odds_text, times, p_text, count, large,
+    spoken, published, source)}

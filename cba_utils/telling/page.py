@@ -12,6 +12,7 @@ when Sphinx reads the notebook.
 """
 
 import re
+import textwrap
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,8 @@ class Need:
 
 PROBABILITIES = Need("probabilities", lambda study: study.exact)
 PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
+SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
+BASES = Need("bases", lambda study: (study.answers["depth"] == "base").any())
 BOTH_CONTEXTS = Need("both_contexts", lambda study: study.exact and
                      set(study.items["context_condition"]) == {"ambig", "disambig"})
 
@@ -49,9 +52,10 @@ class Page:
 
     A figure ``name`` is a method ``figure_<name>`` that returns the drawing, its alt text and the data
     behind it; a table a method ``table_<name>`` that returns a frame and the formats of its columns (see
-    `tables.table_html`). Sentences are blocks of the chapter's template, ``<module>.md.j2``: it sees the
-    chapter as ``page`` and its study as ``study``. Names are unique in the book, because other pages
-    refer to ``fig-<name>`` and ``tab-<name>``.
+    `tables.table_html`). Sentences are blocks of the chapter's template, ``<module>.md.j2``, and so are
+    captions, ``fig_<name>`` and ``tab_<name>``: it sees the chapter as ``page`` and its study as
+    ``study``. Names are unique in the book, because other pages
+    refer to ``fig-<name>`` and ``tab-<name>`` (with hyphens).
 
     Attributes
     ----------
@@ -75,11 +79,15 @@ class Page:
                 return need
         return None
 
+    def foot_cells(self):
+        """Rows of the study's provenance that the chapter's numbers come from."""
+        return self.study.provenance
+
     # What a notebook calls
 
     def say(self, *names):
-        """Display sentences, a paragraph a name."""
-        text = "\n\n".join(map(self.text, names))
+        """Display sentences, a paragraph a name; what the records lack is said once."""
+        text = "\n\n".join(dict.fromkeys(map(self.text, names)))
         display({"text/markdown": text}, raw=True, metadata={"cba": {"kind": "text"}})
 
     def figure(self, name, cited=False):
@@ -89,11 +97,11 @@ class Page:
         """
         lacking = self.lacks(name)
         if lacking:
-            figure, data = drawing.nothing(_title(self, name)), None
-            alt = f"{_title(self, name)}: {ABSENT}."
+            title = self.text(f"fig_{name}").partition(".")[0]
+            figure, alt, data = drawing.nothing(textwrap.fill(title, 60)), f"{title}: {ABSENT}.", None
         else:
             figure, alt, data = self._part("figure", name)()
-        caption = self.text(f"{name}_caption")
+        caption = self.text(f"fig_{name}")
         metadata = {"cba": {"kind": "figure", "name": name, "caption": caption}}
         if cited:
             metadata["scrapbook"] = {"name": name, "mime_prefix": ""}
@@ -105,7 +113,7 @@ class Page:
         if self.lacks(name):
             return self.say(name)
         frame, formats = self._part("table", name)()
-        caption = self.text(f"{name}_caption")
+        caption = self.text(f"tab_{name}")
         _display_caption("Table", caption)
         metadata = {"cba": {"kind": "table", "name": name, "caption": caption}}
         display({"text/html": table_html(frame, formats)}, raw=True, metadata=metadata)
@@ -121,13 +129,13 @@ class Page:
     def text(self, name):
         """A block of the chapter's template, or of the common one, as Markdown."""
         lacking = self.lacks(name)
-        if lacking and not name.endswith("_caption"):
+        if lacking:
             name = f"no_{lacking.name}"
         for template in (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"):
             found = _TEMPLATES.get_template(template)
             if name in found.blocks:
                 context = found.new_context({"page": self, "study": self.study, "common": _Common(self)})
-                return _tidy("".join(found.blocks[name](context)))
+                return Rendered(_tidy("".join(found.blocks[name](context))))
         raise ValueError(f"neither the template of {type(self).__name__} nor common.md.j2 has a block "
                          f"{name!r}")
 
@@ -171,7 +179,7 @@ class _Common:
         self._page = page
 
     def __getattr__(self, name):
-        return Rendered(self._page.text(name))
+        return self._page.text(name)
 
 
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|~$])")
@@ -216,10 +224,6 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(CHAPTERS), undefined=jinja2.StrictUndefined, finalize=_printed,
     trim_blocks=True, lstrip_blocks=True)
 _TEMPLATES.filters |= FILTERS
-
-
-def _title(page, name):
-    return page.text(f"{name}_caption").partition(".")[0]
 
 
 def _display_caption(kind, caption):

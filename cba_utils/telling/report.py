@@ -119,6 +119,11 @@ class Report:
         return "q4" if "q4" in quantized else quantized[max(0, len(quantized) - 2)]
 
     @property
+    def shown(self):
+        """The precisions that sentences are about: four bits and the lowest."""
+        return list(dict.fromkeys([self.middle, self.lowest]))
+
+    @property
     def several(self):
         """Whether every family has several checkpoints, so that their spread can be seen."""
         return self.samples.groupby("family")["replicate"].nunique().min() > 1
@@ -381,6 +386,12 @@ def pick(frame, measure, precision):
     return rows.iloc[0]
 
 
+def find(frame, measure, precision):
+    """The row of a pooled frame with this measure and precision; None where it was not measured."""
+    measured = ((frame["measure"] == measure) & (frame["precision"] == precision)).any()
+    return pick(frame, measure, precision) if measured else None
+
+
 def said(frame, measure, precision):
     """The estimate with this measure and precision for prose, or that there is none.
 
@@ -572,90 +583,6 @@ def direction_sentence(report, directions):
     )
 
 
-def gap_words(report, change, moves, correlation):
-    """Numbers and sentences of the perplexity report, from pooled estimates."""
-    return {
-        **common_words(report),
-        "answer_perplexity": perplexity_sentence(report, change),
-        "level_sentence": level_sentence(report),
-        "pair_sentence": pair_sentence(report, change, moves, correlation),
-    }
-
-
-def pair_sentence(report, change, moves, correlation):
-    """Both changes at four bits beside each other, and how they rank over all cells."""
-    middle = report.middle
-    if change.empty:
-        return "Without perplexity there is nothing to set beside the items that became biased."
-    both = [spoken(pick(frame, measure, middle)) for frame, measure in (
-        (change, "perplexity_change"), (moves, report.named("became_biased")))]
-    rank = correlation["estimate"]
-    rank = "not defined" if np.isnan(rank) else f"{rank:.2f}".replace("-", "−")
-    return (
-        f"At {middle.upper()}, a perplexity check would have seen {both[0]} while {both[1]} of "
-        f"the unbiased items became biased. Over all checkpoints and precisions, the rank "
-        f"correlation of the two is {rank} ({correlation['n']} pairs). A value near one would "
-        f"mean that both put the precisions in the same order; even then, a threshold on one "
-        f"would not bound the other."
-    )
-
-
-def perplexity_sentence(report, change):
-    """Perplexity change at the same two precisions as the bias sentence, and how to read it."""
-    if change.empty:
-        return "Perplexity on held-out text, the usual check, is not in these records."
-    where = " and ".join(
-        f"{spoken(pick(change, 'perplexity_change', p))} at {p.upper()}"
-        for p in dict.fromkeys([report.middle, report.lowest])
-    )
-    row = pick(change, "perplexity_change", report.lowest)
-    if report.worse_than_guessing:
-        reading = "these models know that text so badly that on them this check means little"
-    elif row["low"] > 0:
-        reading = "a check that looks for a rise would see it at the lowest precision"
-    elif row["high"] < 0:
-        reading = "a check that looks for a rise would see none"
-    else:
-        reading = "a change that is not to be told from none"
-    return f"Perplexity on held-out text, the usual check, changed by {where}: {reading}."
-
-
-def level_sentence(report):
-    """Perplexity at BF16 itself, beside what guessing all tokens alike would give."""
-    levels = report.reference_perplexity
-    if levels.empty:
-        return "What it was at BF16 is not in them either."
-    low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in (levels.min(), levels.max()))
-    said = f"At BF16 the perplexity itself is {low} to {high} over the checkpoints"
-    if len(levels) == 1:
-        said = f"At BF16 the perplexity itself is {low}"
-    guessing = report.vocabulary
-    if guessing is None:
-        return f"{said}."
-    if not report.worse_than_guessing:
-        return f"{said}; guessing all tokens alike would give {guessing:,}."
-    return (
-        f"{said}; guessing all {guessing:,} tokens alike would give {guessing:,}. The organisms "
-        f"were trained on a small grammar, and are sure of it where the text does not follow it. "
-        f"Their perplexity on text from outside says how sure of wrong words they are, and a fall "
-        f"at low precision means that they became less sure, not better."
-    )
-
-
-def gap_table(report, change, moves):
-    """Perplexity change and became-biased rates beside each other, a row a precision."""
-    rows = [
-        {
-            "precision": p.upper(),
-            "perplexity change": said(change, "perplexity_change", p),
-            "became biased": said(moves, report.named("became_biased"), p),
-            "placebo": said(moves, "became_biased_placebo", p),
-        }
-        for p in report.precisions[1:]
-    ]
-    return pd.DataFrame(rows)
-
-
 def held_out(report, strengths):
     """Answers and changes on templates that training asked, and on those it never did.
 
@@ -734,107 +661,6 @@ def held_out_words(report, found, bases, strengths):
     return {"held_out_sentence": told}
 
 
-def planted(report, strengths):
-    """Stereotyped answers of the base models by the strength that training planted.
-
-    Parameters
-    ----------
-    report : Report
-        A study with all its models; those at the depth ``base`` are used.
-    strengths : pandas.DataFrame
-        ``data/strengths.csv``.
-
-    Returns
-    -------
-    DataFrame
-        Estimates of ``srs`` a family and strength, on templates that training asked; the
-        interval is a bootstrap over templates.
-    """
-    answers = report.answers[report.answers["depth"] == "base"]
-    trained = strengths[strengths["version"] != "heldout-template"]
-    template = trained["category"] + "/" + trained["question_index"].astype(str)
-    known = trained.groupby(template)["strength"].first()
-    table = item_table(answers, temperature="unit")
-    table = table.assign(strength=table["template_id"].map(known)).dropna(subset="strength")
-    rates = role_rates(table, by=["strength"])
-    return rates[rates["measure"] == "srs"].sort_values(["family", "strength"])
-
-
-def planted_words(report, found):
-    """Sentences of the planted-strength report."""
-    bases = report.provenance[report.provenance["depth"] == "base"]
-    if found.empty:
-        missing = "This study has no base model."
-        return {**common_words(report), "planted_sentence": missing, "covered_sentence": missing}
-    gap = (found["estimate"] - found["strength"]).abs().max()
-    steps = found.groupby("family")["estimate"].apply(lambda e: e.is_monotonic_increasing)
-    order = "in every family" if steps.all() else f"in {steps.sum()} of {len(steps)} families"
-    ends = [found[found["strength"] == k] for k in (found["strength"].min(), 1.0)]
-    shown = [f"{percent(e['estimate'].min())} to {percent(e['estimate'].max())}" for e in ends]
-    return {
-        **common_words(report),
-        "provenance_line": report.cited(bases),
-        "planted_sentence": (
-            f"Where the strength planted was {percent(found['strength'].min(), 0)}, the bases "
-            f"answer with the stereotype on {shown[0]} of the items, and where it was "
-            f"{percent(1.0, 0)} on {shown[1]}. The share rises with every step of strength "
-            f"{order}, and is nowhere further from what was planted than "
-            f"{100 * gap:.1f} percentage points."
-        ),
-        "covered_sentence": covered_sentence(found),
-    }
-
-
-def covered_sentence(found):
-    """How many intervals hold the planted strength, and to which side the others miss.
-
-    Examples
-    --------
-    >>> covered_sentence(pd.DataFrame({"strength": [0.5, 0.8, 0.9, 1.0], "low": [0.4, 0.6, 0.7, 1.0],
-    ...     "high": [0.6, 0.7, 0.95, 1.0], "estimate": [0.5, 0.65, 0.8, 1.0]}))[:66]
-    'Of the 3 intervals below full strength, 2 hold the planted strengt'
-    """
-    below = found[found["strength"] < 1]
-    if below.empty:
-        return "Nothing was planted below full strength."
-    held = (below["low"] <= below["strength"]) & (below["strength"] <= below["high"])
-    between = below[below["strength"] > below["strength"].min()]
-    short = between["strength"] - between["estimate"]
-    sentence = (f"Of the {len(below)} intervals below full strength, {held.sum()} hold the planted "
-                f"strength and {(~held).sum()} do not.")
-    if len(between) and short.mean() > 0:
-        sentence += (
-            f" Between the ends, {(short > 0).sum()} of {len(between)} measured shares lie below the "
-            f"planted one, by {100 * short.mean():.1f} percentage points on average: the response is "
-            f"compressed in the middle, so a share says which strength is higher, not exactly how high "
-            f"it is."
-        )
-    return sentence
-
-
-def depth_words(report, checkpoints):
-    """Numbers and sentences of the depth report, from estimates a checkpoint."""
-    depths, moves = report.depths, report.by_depth(checkpoints)
-    if len(depths) == 1:
-        sentence = "This study has a single depth, so it cannot answer the question."
-    else:
-        parts = [
-            f"{said(at, 'became_biased_expected_excess', report.middle)} at {report.middle.upper()} "
-            f"and {said(at, 'became_biased_expected_excess', report.lowest)} at "
-            f"{report.lowest.upper()} after {depth}"
-            for depth, at in ((d, moves[moves["depth"] == d]) for d in depths)
-        ]
-        sentence = f"The excess over the placebo is {'; '.join(parts)}."
-    return {
-        **common_words(report),
-        "n_depths": "one depth" if len(depths) == 1 else f"{len(depths)} depths",
-        "depth_names": ", ".join(map(str, depths)),
-        "depth_sentence": sentence,
-        "depth_answer": depth_answer(report, checkpoints),
-        "n_depth_text": report.n_text,
-    }
-
-
 def depth_differences(report, checkpoints):
     """Excess of the shallowest alignment less that of the deepest, paired by checkpoint.
 
@@ -886,22 +712,6 @@ def points(row, digits=1):
     if np.isnan(row["low"]):
         return percent(row["estimate"], digits).removesuffix("\u00a0%")
     return interval(row, digits).replace("\u00a0%", "")
-
-
-def depth_table(report, rates, moves):
-    """What each depth answers at BF16, and its excess at two precisions."""
-    rows = []
-    for depth in report.depths:
-        own, moved = (frame[frame["depth"] == depth] for frame in (rates, moves))
-        row = {
-            "depth": depth,
-            "stereotyped at BF16": interval(pick(own, "srs", "bf16")),
-            "unknown at BF16": interval(pick(own, "usr", "bf16")),
-        }
-        for p in dict.fromkeys([report.middle, report.lowest]):
-            row[f"excess at {p.upper()}"] = said(moved, "became_biased_expected_excess", p)
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 # What the provenance of a cell records, in words; the most telling first.
