@@ -92,15 +92,6 @@ def test_estimates_without_intervals_are_drawn_and_listed_without_bars(estimates
     assert not axes.containers and len(axes.lines) == 2
 
 
-def test_a_page_cites_the_cells_that_it_uses_and_no_others():
-    study = report.open_study("organisms", keep="all")
-    bases = study.provenance["depth"] == "base"
-    words = report.planted_words(study, pd.DataFrame({
-        "family": ["a"], "strength": [1.0], "estimate": [1.0], "low": [1.0], "high": [1.0]}))
-    assert f" {bases.sum()} cells," in words["provenance_line"]
-    assert f" {len(bases)} cells," in study.provenance_line
-
-
 def test_the_walked_item_changes_its_likeliest_role_where_one_does():
     study = report.open_study("organisms")
     item, model, table = report.walk(study)

@@ -83,7 +83,8 @@ class Chapter(Page):
 
     def foot_cells(self):
         """Only the bases are used."""
-        return self.study.provenance[self.study.provenance["depth"] == "base"]
+        cells = self.study.provenance
+        return cells if self.lacks("planted") else cells[cells["depth"] == "base"]
 
     def figure_planted(self):
         """Measured share against the planted one."""

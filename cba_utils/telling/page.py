@@ -12,7 +12,6 @@ when Sphinx reads the notebook.
 """
 
 import re
-import textwrap
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +20,7 @@ import jinja2
 from IPython.display import display
 
 from cba_utils.telling import figures as drawing
-from cba_utils.telling.numbers import ABSENT, FILTERS
+from cba_utils.telling.numbers import FILTERS
 from cba_utils.telling.report import Report, open_study
 from cba_utils.telling.tables import table_html
 
@@ -95,13 +94,12 @@ class Page:
 
         ``cited`` is for a figure that another page shows too.
         """
-        lacking = self.lacks(name)
-        if lacking:
-            title = self.text(f"fig_{name}").partition(".")[0]
-            figure, alt, data = drawing.nothing(textwrap.fill(title, 60)), f"{title}: {ABSENT}.", None
+        if self.lacks(name):
+            caption = self.text(name)
+            figure, alt, data = drawing.nothing(""), caption, None
         else:
+            caption = self.text(f"fig_{name}")
             figure, alt, data = self._part("figure", name)()
-        caption = self.text(f"fig_{name}")
         metadata = {"cba": {"kind": "figure", "name": name, "caption": caption}}
         if cited:
             metadata["scrapbook"] = {"name": name, "mime_prefix": ""}

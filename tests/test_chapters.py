@@ -1,0 +1,78 @@
+"""Every chapter, whole, on studies of every kind: nothing is left out, nothing speaks of what is not there."""
+
+import re
+
+import matplotlib
+import pytest
+
+from cba_utils.telling import page as pages
+from cba_utils.telling.page import CHAPTERS
+from studies import study_of, without_probabilities
+
+NAMES = sorted(p.stem for p in CHAPTERS.glob("*.py") if p.stem != "__init__")
+
+
+def parts(kind, chapter):
+    return [n.partition("_")[2] for n in dir(chapter) if n.startswith(f"{kind}_")]
+
+
+def whole(chapter):
+    """All texts of a chapter, after its figures and tables were made where they can be."""
+    texts = []
+    for kind in ("figure", "table"):
+        for name in parts(kind, chapter):
+            if chapter.lacks(name):
+                continue
+            texts.append(chapter.text(f"{kind[:3]}_{name}"))
+            made = chapter._part(kind, name)()
+            if kind == "figure":
+                figure, alt, _ = made
+                assert isinstance(figure, matplotlib.figure.Figure) and alt
+                texts.append(" ".join([alt] if isinstance(alt, str) else alt))
+            else:
+                texts.append(pages.table_html(*made))
+    template = pages._TEMPLATES.get_template(f"{type(chapter).__module__.rpartition('.')[2]}.md.j2")
+    common = ["records", "scope", "foot", "bars", "answers_from", "rates_from", "draws_from", "hollow"]
+    said = [name for name in template.blocks if not name.startswith(("fig_", "tab_"))]
+    return texts + [chapter.text(name) for name in [*said, *common]]
+
+
+def of_kind(kind):
+    """A small study: with all that can be recorded, of drawn answers alone, or of one foreign model."""
+    if kind == "draws":
+        return without_probabilities(study_of())
+    study = study_of(replicates=2 if kind == "several" else 1, orders="all")
+    if kind in FOREIGN:
+        study.provenance = study.provenance.assign(**{"identity.parameters.model": FOREIGN[kind]})
+    return study
+
+
+FOREIGN = {"absolute": "/models/My_model *1*", "local": "models/mine", "hub": "Qwen/Qwen2.5-7B-Instruct"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["several", "draws", *FOREIGN])
+def test_a_chapter_tells_every_kind_of_study_all_it_can(name, kind, monkeypatch):
+    chapter = pages.import_module(f"cba_utils.chapters.{name}").Chapter(of_kind(kind))
+    study = chapter.study
+    monkeypatch.setattr("cba_utils.telling.page.open_study", lambda *_, **__: study)
+    texts = whole(chapter)
+    assert not [t for t in texts if re.search(r"\bnan\b|None\b|Undefined|\{\{|\{%", t)]
+    if kind in FOREIGN:
+        told = [t for t in texts if re.search("organism|planted", t)]
+        assert not told
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_is_in_the_notebook_and_every_block_is_said(name):
+    """A figure that no notebook shows, or a sentence that nothing says, is dead."""
+    used = "".join(p.read_text() for p in (CHAPTERS.parents[1] / "notebooks").glob("*.ipynb"))
+    mine = [*CHAPTERS.glob("*.j2"), *CHAPTERS.glob("*.py")]
+    used += "".join(p.read_text() for p in mine)
+    chapter = pages.import_module(f"cba_utils.chapters.{name}").Chapter
+    for kind in ("figure", "table"):
+        for part in parts(kind, chapter):
+            assert f'page.{kind}(\\"{part}\\"' in used, f"{kind} {part} is in no notebook"
+    for block in pages._TEMPLATES.get_template(f"{name}.md.j2").blocks:
+        if not block.startswith(("fig_", "tab_")):
+            assert re.search(rf'\\?"{block}\\?"|common\.{block}\b', used), f"{block} is never said"
