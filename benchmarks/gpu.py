@@ -23,7 +23,7 @@ from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 
 from cba_utils.answering.items import load_items
-from cba_utils.answering.checkpoints import LoadedModel, _dense
+from cba_utils.answering.checkpoints import LoadedModel, to_dense
 from cba_utils.answering.sources import find_checkpoint
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import chat_ids, user_text
@@ -56,7 +56,7 @@ def random_model(precision, compute):
         nn.quantize(network, asked.group, asked.bits, mode=asked.mode)
         mx.eval(network.parameters())
     if compute == "dense":
-        network = _dense(network, mx.bfloat16)
+        network = to_dense(network)
     return LoadedModel("random-7b", precision, network, tokenizer, compute, path, path, 32768)
 
 

@@ -187,6 +187,21 @@ def check_weights(folder):
                                  f"or make it again")
 
 
+def check_layers(folder, config, types):
+    """Raise a `ValueError` if there are fewer tensors than layers: building the rest could take for ever.
+
+    Parameters
+    ----------
+    folder, config, types
+        As in `foreign_format`.
+    """
+    for settings in (config, config.get("text_config")):
+        layers = settings.get("num_hidden_layers") if isinstance(settings, dict) else None
+        if isinstance(layers, int) and layers > len(types):
+            raise ValueError(f"{folder / 'config.json'}: num_hidden_layers is {layers:,}, and the weight "
+                             f"files hold {len(types):,} tensors in all")
+
+
 def foreign_format(folder, config, types):
     """How weights were made smaller by other tools than ``mlx_lm.convert``, in words.
 
@@ -204,6 +219,8 @@ def foreign_format(folder, config, types):
     """
     if (folder / "hf_quant_config.json").exists():
         return "hf_quant_config.json says that they were quantized by ModelOpt"
+    if config.get("quantize_activations"):
+        return "config.json asks for activations that are quantized as well"
     for settings in (config, config.get("text_config")):
         for key in ("quantization_config", "compression_config"):
             found = settings.get(key) if isinstance(settings, dict) else None

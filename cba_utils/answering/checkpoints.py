@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from mlx_lm.utils import dequantize_model
 from cba_utils.names import PROJECT
 from cba_utils.answering.checkpoint_files import (
     FLOATS,
+    check_layers,
     check_weights,
     foreign_format,
     only_what_is_read,
@@ -182,11 +184,9 @@ def load_model(model, precision="bf16", compute=None):
             f"{source}: the weights are not those of {precision!r}: {foreign}. Use the checkpoint that "
             f"they were made from, or one that mlx_lm.convert made"
         )
-    if config.get("num_hidden_layers", 0) > len(types):
-        raise ValueError(f"{source / 'config.json'}: num_hidden_layers is "
-                         f"{config['num_hidden_layers']}, and the weight files hold {len(types)} tensors")
+    check_layers(source, config, types)
     check_weights(source)
-    there = "quantization" in config
+    there = bool(config.get("quantization"))
     notes = [*filter(None, [source_note(source)]), *_notes(config, types, there)]
 
     def load(path, kind):
@@ -196,7 +196,7 @@ def load_model(model, precision="bf16", compute=None):
         if not rounded:
             network.update(_rounded_to_bf16(network))
         if kind == "dense":
-            network = _dense(network, mx.float32 if _on_cpu() else mx.bfloat16)
+            network = to_dense(network)
         return LoadedModel(
             name=str(model), precision=precision, model=network, tokenizer=tokenizer, compute=kind,
             path=path, source_path=source,
@@ -312,13 +312,11 @@ def _check_modules(network, precision, name, source):
     wanted = _expected(network, precision)
     held = {path: _held(modules[path]) for path in wanted}
     if held != wanted:
-        kinds = Counter(held.values())
-        some = "; ".join(f"{_in_words(kind)}: {count} modules" for kind, count in kinds.most_common())
-        one = next(path for path in wanted if held[path] != wanted[path])
-        what = _in_words(held[one]) if len(kinds) == 1 else some
+        kinds = Counter(held.values()).most_common()
+        what = " and ".join(f"{_in_words(kind)}{f' ({count} modules)' if len(kinds) > 1 else ''}"
+                            for kind, count in kinds)
         what = what if what.startswith("not") else f"quantized to {what}"
-        raise ValueError(f"{source}: the checkpoint is {what}; {name!r} was asked for, and {one} would "
-                         f"be {_in_words(wanted[one])}")
+        raise ValueError(f"{source}: the checkpoint is {what}; {name!r} was asked for")
     for path, kind in held.items():
         weight = modules[path].weight
         if kind is None and not mx.issubdtype(weight.dtype, mx.floating):
@@ -399,8 +397,8 @@ def _try(loaded, load):
             try:
                 try_out(load(loaded.path, "native"))
                 other = "; with compute: native it can be asked"
-            except CannotBeAsked:
-                other = "; nor can it with compute: native"
+            except CannotBeAsked as again:
+                other = f"; nor can it with compute: native ({again})"
         kind = getattr(loaded.model, "model_type", None) or type(loaded.model).__name__
         raise ValueError(f"model: {loaded.name!r} has the architecture {kind!r}, which cannot be asked "
                          f"here: {error}{other}") from error
@@ -420,11 +418,20 @@ def _on_cpu():
     return mx.default_device() == mx.Device(mx.cpu)
 
 
-def _dense(network, kind):
-    """The same weights, dequantized once, for matrix products of floats of a kind.
+def to_dense(network):
+    """The same weights, dequantized once, for products in fp32 on a CPU and in bf16 on a GPU.
 
-    Scales go to fp32 first: dequantizing in bf16 would round the weights a second time.
+    Parameters
+    ----------
+    network : mlx.nn.Module
+        It is changed.
+
+    Returns
+    -------
+    mlx.nn.Module
     """
+    kind = mx.float32 if _on_cpu() else mx.bfloat16
+    # Scales go to fp32 first: dequantizing in bf16 would round the weights a second time.
     network.update(_cast(network.parameters(), mx.float32))
     network = dequantize_model(network)
     network.update(_cast(network.parameters(), kind))

@@ -1,0 +1,210 @@
+"""Which architectures of the installed mlx-lm can be asked: ``python -m benchmarks.architectures``.
+
+Each one is built with a tiny random configuration and goes through the trial that every checkpoint
+goes through when it is loaded (`cba_utils.answering.trial.try_out`), dense and natively. The result is
+``benchmarks/architectures.csv``. "Not judged" says that the tiny configuration or MLX on this machine
+failed, not that the architecture cannot be asked.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+import cba_utils  # noqa: F401  (binds the fast BLAS before MLX is imported)
+
+import mlx.core as mx
+import mlx_lm.models
+from mlx.utils import tree_map
+from mlx_lm.tokenizer_utils import load as load_tokenizer
+
+from cba_utils.answering.checkpoints import LoadedModel, to_dense
+from cba_utils.answering.engine import CannotBeAsked
+from cba_utils.answering.sources import find_checkpoint
+from cba_utils.answering.trial import try_out
+
+TABLE = Path(__file__).with_suffix(".csv")
+# A tiny value for each setting that some architecture has no default for, or a default of full size.
+TINY = dict(
+    hidden_size=128, d_model=128, n_embd=128, hidden_dim=128, dim=128, block_dim=128, model_dim=128,
+    num_hidden_layers=2, n_layers=2, n_layer=2, num_layers=2,
+    intermediate_size=256, n_inner=256, ffn_hidden_size=256, intermediate_size_mlp=256,
+    shared_intermediate_size=128, moe_intermediate_size=64, expert_ffn_hidden_size=64,
+    num_attention_heads=4, n_heads=4, n_head=4, num_heads=4,
+    num_key_value_heads=2, num_kv_heads=2, n_kv_heads=2, multi_query_group_num=2,
+    head_dim=32, global_head_dim=32, swa_head_dim=32, v_head_dim=32, swa_v_head_dim=32,
+    qk_nope_head_dim=32, qk_rope_head_dim=32, kv_lora_rank=64, q_lora_rank=64,
+    swa_num_attention_heads=4, swa_num_key_value_heads=2, index_head_dim=32, index_n_heads=2,
+    index_topk=2048,
+    vocab_size=640, vocab_size_per_layer_input=640, max_position_embeddings=512, n_ctx=512,
+    n_positions=512, block_size=512, model_max_length=512,
+    rms_norm_eps=1e-5, layer_norm_eps=1e-5, layer_norm_epsilon=1e-5, layernorm_epsilon=1e-5,
+    norm_eps=1e-5, rope_theta=1e4, swa_rope_theta=1e4, rotary_emb_base=1e4, rotary_pct=1.0,
+    partial_rotary_factor=0.5, rotary_dim=16,
+    attention_bias=False, mlp_bias=False, use_bias=False, use_qkv_bias=False, qk_norm=True,
+    use_qk_norm=True, post_norm=False, tie_word_embeddings=False, norm_topk_prob=True,
+    num_experts=4, num_local_experts=4, n_routed_experts=4, moe_num_experts=4, num_experts_per_tok=2,
+    moe_topk=2, moe_k=2, n_shared_experts=1, num_shared_experts=1, num_shared_expert=1, n_group=1,
+    topk_group=1, topk_method="noaux_tc", scoring_func="sigmoid", routed_scaling_factor=1.0,
+    first_k_dense_replace=0, moe_layer_freq=1, decoder_sparse_step=1, mlp_only_layers=[],
+    zero_expert_num=1, zero_expert_type="identity", attention_method="MLA", mla_scale_q_lora=True,
+    mla_scale_kv_lora=True, shared_expert_intermediate_size=64, num_dense_layers=1,
+    logits_scaling=2.0, attention_multiplier=0.2, embedding_multiplier=2.0, residual_multiplier=0.5,
+    scale_depth=1.4, scale_emb=2.0, dim_model_base=64, hidden_act="relu2", sliding_window=1024,
+    sliding_window_size=1024, sliding_window_pattern=2, num_kv_reuse_layers=1, use_cla=False,
+    cla_share_factor=2, use_mixed_mlp_moe=True, rope_scaling=None, rope_parameters=None,
+    conv_L_cache=3, conv_bias=False, block_multiple_of=32, block_ffn_dim_multiplier=1.0,
+    block_auto_adjust_ff_dim=True, use_expert_bias=True, conv_kernel=4, conv_window=2, state_size=16,
+    ssm_state_size=16, n_groups=1, time_step_rank=8, time_step_limit=[0.0, 1e9], use_conv_bias=True,
+    mamba_num_heads=4, mamba_head_dim=32, mamba_proj_bias=False, mamba_d_conv=4, mamba_d_state=16,
+    mamba_expand=2, attn_layer_offset=1, attn_layer_period=2, expert_layer_offset=1,
+    expert_layer_period=2, layer_group_size=2, group_norm_size=1, num_nextn_predict_layers=0,
+    query_pre_attn_scalar=32, logit_scale=0.1, eos_token_id=1, bos_token_id=0,
+    linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=32, linear_value_head_dim=32,
+    linear_conv_kernel_dim=4, full_attention_interval=2, no_rope_layers=[1, 1],
+)
+# What the names alone do not give.
+PARTICULAR = {
+    "afmoe": dict(layer_types=["sliding_attention", "full_attention"]),
+    "baichuan_m1": dict(sliding_window_layers=[0], sliding_window=64),
+    "dbrx": dict(ffn_config=dict(ffn_hidden_size=128, moe_num_experts=4, moe_top_k=2, moe_jitter_eps=0),
+                 attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4)),
+    "exaone_moe": dict(layer_types=["sliding_attention", "full_attention"], is_moe_layer=[False, True]),
+    "gear": dict(layer_types=["full_attention", "full_attention"]),
+    "granitemoehybrid": dict(layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=64,
+                             mamba_n_groups=1, mamba_chunk_size=16, mamba_conv_bias=True),
+    "mellum": dict(layer_types=["sliding_attention", "full_attention"]),
+    "mimo_v2_flash": dict(hybrid_layer_pattern=[0, 1], moe_layer_freq=[0, 1],
+                          add_swa_attention_sink_bias=False, add_full_attention_sink_bias=False),
+    "nemotron_h": dict(hybrid_override_pattern="M*"),
+    "kimi_linear": dict(linear_attn_config=dict(kda_layers=[1], full_attn_layers=[2], num_heads=4,
+                                                head_dim=32, short_conv_kernel_size=4)),
+    "lfm2": dict(full_attn_idxs=[1], layer_types=["conv", "full_attention"]),
+    "lfm2_moe": dict(full_attn_idxs=[1], layer_types=["conv", "full_attention"]),
+}
+# Wrappers of a language model with pictures or sound: whose settings their `text_config` has.
+INSIDE = {
+    "gemma3": "gemma3_text", "gemma3n": "gemma3n", "gemma4": "gemma4_text", "kimi_k25": "deepseek_v3",
+    "kimi_vl": "deepseek_v3", "lfm2-vl": "lfm2", "llama4": "llama4_text", "mistral3": "ministral3",
+    "qwen2_vl": "qwen2", "qwen3_vl": "qwen3", "qwen3_vl_moe": "qwen3_moe", "pixtral": "llama",
+}
+# Twice: what a setting decides beyond its size.
+VARIANTS = {
+    "deepseek_v3, one head": ("deepseek_v3", dict(num_attention_heads=1, num_key_value_heads=1)),
+    "llama, dynamic rope": ("llama", dict(rope_scaling=dict(type="dynamic", factor=2.0))),
+    "internlm2, dynamic rope": ("internlm2", dict(rope_scaling=dict(type="dynamic", factor=2.0))),
+    "phi3, long rope": ("phi3", dict(
+        max_position_embeddings=4096, original_max_position_embeddings=512,
+        rope_scaling=dict(type="longrope", short_factor=[1.0] * 16, long_factor=[4.0] * 16))),
+    "mimo_v2_flash, sinks": ("mimo_v2_flash", dict(add_swa_attention_sink_bias=True,
+                                                   add_full_attention_sink_bias=True)),
+}
+
+
+def names():
+    """Every architecture of mlx-lm, and variants of some."""
+    found = [module.name for module in pkgutil.iter_modules(mlx_lm.models.__path__)]
+    return [*found, *VARIANTS]
+
+
+def configuration(name):
+    """Tiny settings of an architecture."""
+    base, more = VARIANTS.get(name, (name, {}))
+    module = importlib.import_module(f"mlx_lm.models.{base}")
+    asked = inspect.signature(module.ModelArgs).parameters
+    settings = {key: value for key, value in TINY.items() if key in asked}
+    if base in INSIDE:
+        settings["text_config"] = configuration(INSIDE[base])
+    return {"model_type": base, **settings, **PARTICULAR.get(base, {}), **more}
+
+
+def build(name):
+    """A random network of an architecture, None for a module that is none."""
+    base, _ = VARIANTS.get(name, (name, {}))
+    module = importlib.import_module(f"mlx_lm.models.{base}")
+    if not hasattr(module, "ModelArgs"):
+        return None
+    mx.random.seed(0)
+    network = module.Model(module.ModelArgs.from_dict(configuration(name)))
+    network.eval()
+    network.update(tree_map(
+        # Wide weights: an error should show in what the network says.
+        lambda v: (2 * v).astype(mx.bfloat16) if mx.issubdtype(v.dtype, mx.floating) else v,
+        network.parameters()))
+    mx.eval(network.parameters())
+    return network
+
+
+def judge(name):
+    """What happens to an architecture, as a row of the table."""
+    row = {"architecture": name}
+    path = find_checkpoint("mistral/aligned-s1")
+    for compute in ("dense", "native"):
+        started = time.perf_counter()
+        try:
+            network = build(name)
+            if network is None:
+                return None
+            if compute == "dense":
+                network = to_dense(network)
+        # Over a hundred architectures, each with errors of its own.
+        except (Exception, SystemExit) as error:
+            said = " ".join(f"{type(error).__name__} {error}".split())[:120]
+            return {**row, "result": "not judged", "reason": f"the tiny configuration: {said}"}
+        loaded = LoadedModel(name, "bf16", network, load_tokenizer(path), compute, path, path, 512)
+        try:
+            found = try_out(loaded)
+            row |= {compute: "asked", f"{compute}_logits": found["logits"],
+                    f"{compute}_perplexity": found["perplexity"]}
+        except CannotBeAsked as error:
+            cause = f" [{' '.join(str(error.__cause__).split())[:100]}]" if error.__cause__ else ""
+            row |= {compute: f"{error}{cause}"}
+        row[f"{compute}_seconds"] = round(time.perf_counter() - started, 2)
+    failed = "mlx_lm's own call"
+    if row["dense"] == "asked":
+        row["result"], row["reason"] = "asked", ""
+    elif row["native"] == "asked":
+        row["result"], row["reason"] = "native only", row["dense"]
+    else:
+        row["result"] = "not judged" if row["dense"].startswith(failed) else "refused"
+        row["reason"] = row["dense"]
+    if row["native"] != "asked" and row["native"].startswith(failed):
+        row["native"] = "not on this machine"
+    return row
+
+
+def main(arguments):
+    """Judge the architectures named, or all of them, and write the table."""
+    rows = []
+    for name in arguments or names():
+        # Some end the process, some take long: each has one of its own.
+        code = f"import json, benchmarks.architectures as a; print(json.dumps(a.judge({name!r})))"
+        try:
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                  timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            row = json.loads(done.stdout.strip().splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            row = {"architecture": name, "result": "not judged", "reason": "no end within 120 seconds"}
+        except (IndexError, ValueError):
+            said = done.stderr.strip().splitlines()[-1:] or ["no word"]
+            row = {"architecture": name, "result": "not judged", "reason": said[0][:120]}
+        if row:
+            rows.append(row)
+            print(f"{name:28} {row['result']:12} {row['reason'][:200]}", flush=True)
+    table = pd.DataFrame(rows)
+    if not arguments:
+        keep = ["architecture", "result", "reason", "native", "dense_logits", "dense_perplexity",
+                "native_logits", "native_perplexity"]
+        table[keep].round(7).to_csv(TABLE, index=False)
+    print(table["result"].value_counts().to_string())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
