@@ -281,6 +281,7 @@ def _read(path, source):
         # Whatever a configuration that fits no model makes mlx-lm's many architectures raise.
         except Exception as error:
             said = " ".join(str(error).replace(str(view), str(path)).split())
+            said = re.sub(r"\b\w*(?:Error|Exception): ", "", said)
             said = said if len(said) <= 300 else f"{said[:300]} ..."
             raise ValueError(f"{path}: mlx_lm {mlx_lm.__version__} cannot load this checkpoint: "
                              f"{said}") from error
