@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from cba_utils import load_model, perplexity
-from cba_utils.answering.likelihood import load_texts
+from cba_utils.answering.likelihood import (
+    load_texts, published_losses, published_perplexity, token_ids,
+)
 
 
 def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
@@ -19,6 +21,32 @@ def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
         assert row.tokens == 63
         assert row.nll == pytest.approx(losses.sum().item(), rel=1e-4)
     assert len(found) == len(ids) // 64
+
+
+@pytest.mark.parametrize("precision", ["bf16", "q4"])
+def test_the_published_perplexity_is_that_of_mlx_lm(mistral, tmp_path, monkeypatch, capsys, precision):
+    """Sample, seed, batches and standard error: mlx-lm's own functions on the same conversations."""
+    from mlx_lm import perplexity as theirs
+    from mlx_lm.tuner.datasets import ChatDataset
+
+    talks = [[{"role": "user", "content": f"say {n} " * (n % 7 + 1)},
+              {"role": "assistant", "content": f"{n} it is"}] for n in range(300)]
+    pd.DataFrame({"messages": talks}).to_parquet(tmp_path / "train-0.parquet")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
+    loaded = load_model(mistral, precision, compute="native")
+    rows = ChatDataset([{"messages": talk} for talk in talks], loaded.tokenizer)
+    monkeypatch.setattr(theirs, "load_dataset", lambda args, tokenizer: (rows, [], []))
+    np.random.seed(123)
+    data = theirs.load_data(loaded.tokenizer, "allenai/tulu-3-sft-mixture", 20, 64)
+    value, error = theirs.eval_ppl(loaded.model, data, batch_size=8)
+    texts = load_texts("allenai/tulu-3-sft-mixture", loaded, 20 * 64, seed=123)
+    ids = token_ids(texts, loaded, 20 * 64)
+    np.testing.assert_array_equal(np.array(data).ravel(), ids)
+    ours = perplexity(loaded, [ids], 64)
+    beside = ours.join(published_losses(loaded, [ids], 64))
+    assert published_perplexity(beside) == pytest.approx((value, error), rel=1e-4)
+    np.testing.assert_allclose(beside["nll"], beside["nll_published"], rtol=2e-3)
+    assert np.exp(ours["nll"].sum() / ours["tokens"].sum()) == pytest.approx(value, rel=1e-3)
 
 
 def test_a_random_model_is_as_lost_as_chance(mistral):

@@ -20,7 +20,7 @@ from conftest import ROOT
 PARAMETERS = dict(
     model=None, precision="q4", items="bundled", categories=None, condition="both", limit=1100,
     orders="original", prompt="organisms", date="2024-07-26", compute=None, seeds=[42, 123],
-    temperature=0.3, max_tokens=2, parser="strict", text="bundled", sequences=4, sequence_length=64, text_seed=1,
+    temperature=0.3, max_tokens=2, parser="strict", text="bundled", sequences=4, sequence_length=64, text_seed=1, perplexity_method="own",
 )
 FILES = ("answers.parquet", "samples.parquet", "perplexity.parquet")
 

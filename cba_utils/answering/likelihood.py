@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pandas as pd
 import psutil
 from tqdm import tqdm
 
 from cba_utils.answering.cores import map_pieces, settle
+from cba_utils.answering.prompts import DATE, render
 from cba_utils.names import HELD_OUT_TEXT
 
 _TOKENS_PER_PASS = 1024
@@ -65,7 +67,63 @@ def perplexity(loaded, texts, sequence_length=512):
                          "nll": np.concatenate(nll).astype(float)})
 
 
-def load_texts(source, loaded, tokens, seed=123):
+def published_losses(loaded, texts, sequence_length=512, batch_size=8):
+    """Losses of the same sequences as ``mlx_lm.perplexity`` computes them.
+
+    Whole batches go through the model's own call, and their logits at once: with MLX's own kernels
+    (``compute="native"``) these are the numbers of ``mlx_lm.perplexity.eval_ppl``, to the last digits
+    of a sum.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    texts, sequence_length
+        As in `perplexity`; `load_texts` takes a hub data set's conversations in the order of
+        ``mlx_lm.perplexity.load_data`` with ``numpy`` seeded alike.
+    batch_size : int
+        Sequences in a batch.
+
+    Returns
+    -------
+    DataFrame
+        One row a sequence: ``nll_published``, the sum of its tokens' losses, and
+        ``squares_published``, the sum of their squares.
+    """
+    ids = _sequences(loaded, texts, sequence_length)
+    settle(loaded)
+    sums = []
+    for start in tqdm(range(0, len(ids), batch_size), file=sys.stderr, mininterval=2, unit="batch",
+                      desc=f"{loaded.name} {loaded.precision} published perplexity"):
+        batch = mx.array(ids[start : start + batch_size])
+        logits = loaded.model(batch[:, :-1]).astype(mx.float32)
+        losses = np.array(nn.losses.cross_entropy(logits, batch[:, 1:])).astype(float)
+        sums.append(np.stack([losses.sum(axis=1), (losses**2).sum(axis=1)], axis=1))
+    return pd.DataFrame(np.concatenate(sums), columns=["nll_published", "squares_published"])
+
+
+def published_perplexity(nll):
+    """The perplexity and its standard error that ``mlx_lm.perplexity`` prints.
+
+    Tokens count as independent in that standard error, which those of a text are not: it is what was
+    published, and no interval of this project's.
+
+    Parameters
+    ----------
+    nll : DataFrame
+        ``tokens`` and the columns of `published_losses`, one row a sequence of one cell.
+
+    Returns
+    -------
+    perplexity, standard_error : float
+    """
+    tokens = nll["tokens"].sum()
+    mean = nll["nll_published"].sum() / tokens
+    variance = (nll["squares_published"].sum() - tokens * mean**2) / (tokens - 1)
+    value = np.exp(mean)
+    return float(value), float(value * np.sqrt(max(variance, 0) / tokens))
+
+
+def load_texts(source, loaded, tokens, seed=123, date=DATE):
     """Texts to measure perplexity on.
 
     Parameters
@@ -79,6 +137,8 @@ def load_texts(source, loaded, tokens, seed=123):
         How many tokens are needed at least.
     seed : int
         Order in which a hub data set is read, as ``mlx_lm.perplexity`` does.
+    date : str
+        What a chat template that states a date states.
 
     Returns
     -------
@@ -101,10 +161,10 @@ def load_texts(source, loaded, tokens, seed=123):
         raise FileNotFoundError(
             f"perplexity: {source!r} is neither 'bundled', nor a text file, nor a hub data set id"
         )
-    return _hub_conversations(source, loaded.hf_tokenizer, tokens, seed)
+    return _hub_conversations(source, loaded.hf_tokenizer, tokens, seed, date)
 
 
-def _hub_conversations(source, tokenizer, tokens, seed):
+def _hub_conversations(source, tokenizer, tokens, seed, date):
     import pyarrow.dataset
     from huggingface_hub import snapshot_download
 
@@ -116,7 +176,8 @@ def _hub_conversations(source, tokenizer, tokens, seed):
     for start in range(0, len(order), 1000):
         rows = table.take(order[start : start + 1000], columns=["messages"])
         for messages in rows["messages"].to_pylist():
-            found.append(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+            text = render(tokenizer, messages, date, to_answer=False)
+            found.append(tokenizer.encode(text, add_special_tokens=False))
             total += len(found[-1])
             if total >= tokens:
                 return found

@@ -180,8 +180,8 @@ def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
     return tokenizer(rendered, add_special_tokens=not begun)["input_ids"], folded
 
 
-def render(tokenizer, messages, date=DATE):
-    """A conversation in the tokenizer's chat template, up to where the model answers.
+def render(tokenizer, messages, date=DATE, to_answer=True):
+    """A conversation in the tokenizer's chat template.
 
     What a template can be told is fixed: the date, and that the model does not think aloud first.
 
@@ -192,6 +192,8 @@ def render(tokenizer, messages, date=DATE):
         Each with ``role`` and ``content``.
     date : str
         What a template that states a date states, as ``2024-07-26``.
+    to_answer : bool
+        Whether what a model's turn begins with stands at the end.
 
     Returns
     -------
@@ -205,7 +207,7 @@ def render(tokenizer, messages, date=DATE):
     if "strftime_now" in template:
         template = _clock_at(day) + template
     return tokenizer.apply_chat_template(
-        messages, chat_template=template, add_generation_prompt=True, tokenize=False,
+        messages, chat_template=template, add_generation_prompt=to_answer, tokenize=False,
         date_string=day.strftime("%d %b %Y"),
         # Two names for one switch: Qwen3 and most others, DeepSeek and Kimi.
         enable_thinking=False, thinking=False,

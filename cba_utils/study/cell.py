@@ -99,7 +99,9 @@ def select_items(parameters):
 
 def _run(parameters, loaded, items, parts, identity):
     """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
-    from cba_utils.answering.likelihood import load_texts, perplexity, token_ids
+    from cba_utils.answering.likelihood import (
+        load_texts, perplexity, published_losses, token_ids,
+    )
     from cba_utils.answering.scoring import ITEMS_AT_ONCE, stream
 
     if read_json(parts / "identity.json") != identity:
@@ -120,10 +122,14 @@ def _run(parameters, loaded, items, parts, identity):
     if not (parts / "perplexity.parquet").exists():
         length = parameters["sequence_length"]
         needed = parameters["sequences"] * length
-        texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
+        texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"],
+                           parameters["date"])
         # Sequences beyond those asked for are not run: tokens of a long text are cut first.
         ids = token_ids(texts, loaded, needed)
-        write_table(perplexity(loaded, [ids], length), parts / "perplexity.parquet")
+        found = perplexity(loaded, [ids], length)
+        if parameters["perplexity_method"] == "published":
+            found = found.join(published_losses(loaded, [ids], length))
+        write_table(found, parts / "perplexity.parquet")
     tables = {
         name: pd.concat(
             [pd.read_parquet(parts / f"{name}-{block}.parquet") for block in blocks],

@@ -70,6 +70,7 @@ class Cell:
     sequences: int
     sequence_length: int
     text_seed: int
+    perplexity_method: str
     family: str
     replicate: int
     depth: str
@@ -211,6 +212,7 @@ def cells(study):
             sequences=text["sequences"],
             sequence_length=text["sequence_length"],
             text_seed=text["seed"],
+            perplexity_method=text.get("method", "own"),
             family=model["family"],
             replicate=model.get("replicate", 1),
             depth=model.get("depth", "full"),
@@ -275,7 +277,7 @@ def rounding_parameters(mine):
     precisions = [cell.precision for cell in mine if cell.precision != "bf16"]
     if not (mine[0].base and precisions):
         return None
-    unused = ("precision", "orders", "compute", "seeds", "max_tokens", "parser")
+    unused = ("precision", "orders", "compute", "seeds", "max_tokens", "parser", "perplexity_method")
     known = {k: v for k, v in mine[0].parameters().items() if k not in unused}
     return {**known, "base": mine[0].base, "precisions": precisions}
 

@@ -222,7 +222,8 @@ def examine(parameters, folder):
     finer = [f"{p}-g32" for p in precisions[-2:][::-1] if "-g" not in p and p.startswith("q")]
     length, answers, nll = parameters["sequence_length"], [], []
     needed = parameters["sequences"] * length
-    texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"])
+    texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"],
+                       parameters["date"])
     ids = token_ids(texts, loaded, needed)
     for name, variant in variants(base, aligned, lowest, finer):
         scored = score_letters(variant, items, temperature=parameters["temperature"],
