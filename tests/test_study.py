@@ -32,9 +32,12 @@ def test_shipped_studies_pass_their_own_schema(path, monkeypatch):
     assert study["name"] == path.stem and len(set(folders)) == len(folders)
 
 
-def test_the_paper_study_is_the_published_grid():
-    study = read_study(ROOT / "config" / "paper.yml")
+@pytest.mark.parametrize("name", ["paper", "paper-converted"])
+def test_the_paper_study_is_the_published_grid(name):
+    study = read_study(ROOT / "config" / f"{name}.yml")
     assert len(cells(study)) == 15
+    asked = {(c.prompt, c.parser, c.perplexity_method, c.seeds, c.max_tokens) for c in cells(study)}
+    assert asked == {("published", "published", "published", (42, 123, 456, 789, 1024), 5)}
     # 12,148 items, five seeds each, in fifteen cells: the 911,100 records of the abstract.
     assert study["items"]["expected"] * 5 * 15 == 911_100
     expected = estimate(study)
