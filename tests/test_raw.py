@@ -70,8 +70,7 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     assert "cannot be told" in report.words(data, data.pooled(metrics.role_rates(data.best)), moves,
                                             directions)["answer_bias"]
     said = [
-        say.lean_sentence(data, say.leans(data)), say.flip_sentence(data),
-        say.letter_words(data, say.positions(say.balanced(data)))["letter_drift_sentence"],
+        say.flip_sentence(data),
         say.skill_words(data, say.skills(data))["skill_accuracy_sentence"],
     ]
     assert all(re.search("hold no|not hold|hold one|Without perplexity", text) for text in said)

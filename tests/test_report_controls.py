@@ -31,55 +31,13 @@ def report():
     return report_of()
 
 
-def test_unlike_families_of_one_checkpoint_speak_for_themselves():
-    parts = [simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
-             for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))]
-    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True)
-              for name in ("answers", "samples", "perplexity")}
-    few = Report("few", items=parts[0]["items"], provenance=PROVENANCE, **tables)
-    words = report_controls.letter_words(few, report_controls.positions(few))
-    own = controls.position(parts[1]["answers"])
-    lead = report_controls.points(pick(own, "d_lead", "q3"))
-    assert f"difference of {lead} (the stereotyped person gained" in words["letter_lead_sentence"]
-    assert words["letter_lead_sentence"].count("neither person is shown") == 2
-    assert words["letter_drift_sentence"].count(" points; ") == 2
-    assert "one C, by" in words["letter_drift_sentence"]
-
-
 def test_chapters_say_what_a_study_cannot_answer():
     one_order = report_of(orders="original")
-    assert report_controls.positions(one_order) is None
-    assert "one option order" in report_controls.letter_words(one_order, None)["letter_drift_sentence"]
     one_order.items = one_order.items.query("context_condition == 'ambig'")
     assert report_controls.skills(one_order) is None
     words = report_controls.skill_words(one_order, None)
     assert "skill was not measured" in words["skill_accuracy_sentence"]
     assert figures_controls.together(None, {}, "nothing").axes[0].texts
-
-
-def test_the_letter_page_keeps_the_models_asked_in_balanced_orders():
-    mixed = report_of(replicates=2, orders="cyclic")
-    mixed.provenance = mixed.provenance.assign(model="simulated-s1")
-    lone = mixed.answers["model"] == "simulated-s2"
-    mixed.answers = mixed.answers[~lone | (mixed.answers["order"] == "012")]
-    kept = report_controls.balanced(mixed)
-    for table in (kept.answers, kept.samples, kept.perplexity):
-        assert set(table["model"]) == {"simulated-s1"}
-    assert report_controls.positions(kept) is not None
-    alone = report_of(orders="original")
-    assert report_controls.balanced(alone) is alone
-
-
-@pytest.mark.parametrize(("truth", "lead", "drift"), [
-    ("letter", False, True), ("noise", False, False), ("bias", True, False), ("mixed", True, True)])
-def test_letter_words_tell_truths_apart(truth, lead, drift):
-    study = report_of(truth, orders="all")
-    said = report_controls.letter_words(study, report_controls.positions(study))
-    reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
-    assert reading in said["letter_lead_sentence"]
-    assert ("found in 2 of 2" in said["letter_drift_sentence"]) == drift
-    assert (": C, by" in said["letter_drift_sentence"]) or not drift
-    assert ("the lean grew" in said["letter_lean_sentence"]) == lead
 
 
 def test_skill_words_read_bias_beyond_guessing(report):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures import controls, rates, sensitivity
+from cba_utils.measures.tests import significant
 from cba_utils.telling import figures_controls as draw
 from cba_utils.telling.figures import told
 from cba_utils.telling.numbers import count, interval, percent, reading
@@ -25,6 +26,13 @@ class Seeds:
     outside: int
     checkpoints: int
     none: int
+
+
+def lean_at(frame, precision):
+    """The lean at BF16, its change at a precision, and whether that is a growth."""
+    before, change = pick(frame, "log_gap", "bf16"), pick(frame, "d_log_gap", precision)
+    return {"before": before, "reading": reading(before), "change": change,
+            "grew": bool(controls.grew(before, change))}
 
 
 class Chapter(Page):
@@ -90,8 +98,7 @@ class Chapter(Page):
     @property
     def significant(self):
         """How many of the tests of directions hold after Holm's correction, and of how many."""
-        tested = self.tests["p_holm"].dropna()
-        return int((tested < 0.05).sum()), len(tested)
+        return significant(self.tests)
 
     @property
     def not_made(self):
@@ -102,18 +109,12 @@ class Chapter(Page):
     def lean(self):
         """The lean at BF16 and its change, a family or pooled."""
         for name, frame in self.study.each(self.leans):
-            yield {"name": name, **self._lean(frame)}
+            yield {"name": name, **lean_at(frame, self.study.lowest)}
 
     @property
     def lean_overall(self):
         """The same over all checkpoints."""
-        return self._lean(self.study.pooled(self.leans))
-
-    def _lean(self, frame):
-        before = pick(frame, "log_gap", "bf16")
-        change = pick(frame, "d_log_gap", self.study.lowest)
-        return {"before": before, "reading": reading(before), "change": change,
-                "grew": bool(controls.grew(before, change))}
+        return lean_at(self.study.pooled(self.leans), self.study.lowest)
 
     @property
     def net(self):

@@ -92,6 +92,18 @@ def adjust(frame: pd.DataFrame, p: str = "p") -> pd.DataFrame:
     return result
 
 
+def significant(tests: pd.DataFrame, p: str = "p_holm", level: float = 0.05) -> tuple[int, int]:
+    """Count the tests whose p-value is below the level, and all that are defined.
+
+    Examples
+    --------
+    >>> significant(pd.DataFrame({"p_holm": [0.01, 0.2, np.nan]}))
+    (1, 2)
+    """
+    made = tests[p].dropna()
+    return int((made < level).sum()), len(made)
+
+
 def cohens_h(p, p_reference):
     """Cohen's h, the difference of two arcsine-transformed proportions.
 

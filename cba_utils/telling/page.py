@@ -19,6 +19,7 @@ from pathlib import Path
 import jinja2
 from IPython.display import display
 
+from cba_utils.measures.controls import is_balanced
 from cba_utils.telling import figures as drawing
 from cba_utils.telling.numbers import FILTERS
 from cba_utils.telling.report import Report, open_study
@@ -42,6 +43,7 @@ PROBABILITIES = Need("probabilities", lambda study: study.exact)
 PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
 SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
 BASES = Need("bases", lambda study: (study.answers["depth"] == "base").any())
+BALANCED_ORDERS = Need("balanced_orders", lambda study: is_balanced(study.answers))
 BOTH_CONTEXTS = Need("both_contexts", lambda study: study.exact and
                      set(study.items["context_condition"]) == {"ambig", "disambig"})
 

@@ -7,7 +7,6 @@ order or no disambiguated items, the text says so.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +16,16 @@ from cba_utils.instrument import verdicts as instrument
 from cba_utils.measures import controls, dose_response, published_analysis, rates as metrics, sensitivity, tests as stats
 from cba_utils.telling.figures import alt_text, told
 from cba_utils.telling.numbers import (
-    factor, in_points, interval, odds_text, p_text, percent, points, scores, spoken, times,
+    in_points, interval, odds_text, p_text, percent, scores, spoken, times,
 )
 from cba_utils.names import PROJECT
-from cba_utils.measures.frames import LETTERS, item_table
-from cba_utils.measures.measure import labels, measure, titles
+from cba_utils.measures.frames import item_table
+from cba_utils.measures.measure import labels, measure
 from cba_utils.telling.report import ABSENT, common_words, pick
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)
-LETTER_TITLES = titles(*(f"d_letter_{x}" for x in LETTERS))
-LEAD_TITLES = titles("d_stereotyped", "d_anti_stereotyped", "d_lead")
 ACCURACY_NAMES = labels("accuracy_consistent", "accuracy_inconsistent")
 ACCURACY_TITLE = measure("accuracy").title
 MATCHED_NAMES = labels("s_amb", "s_amb_if_guessing")
@@ -70,104 +67,6 @@ def significant(tests):
     """
     tested = tests["p_holm"].dropna()
     return f"{(tested < 0.05).sum()} of {len(tested)}"
-
-
-def leans(report):
-    """Estimates of `controls.lean`, or None without probabilities."""
-    return controls.lean(report.answers) if report.exact else None
-
-
-def lean_sentence(report, found):
-    """Whether the lean towards the stereotyped person grew."""
-    if found is None:
-        return ("How BF16 leaned, and whether that grew, is in the probabilities, which these "
-                "records do not hold.")
-    low = report.lowest
-
-    def say(frame):
-        before, change = pick(frame, "log_gap", "bf16"), pick(frame, "d_log_gap", low)
-        reading = "grew" if controls.grew(before, change) else "is not shown to have grown"
-        return (f"{factor(before)} to one at BF16 and {factor(change)} times that at {low.upper()} "
-                f"(the lean {reading})")
-
-    return f"The odds of the stereotyped person against the other: {each(report, found, say)}."
-
-
-def balanced(report):
-    """The report of the quantized models whose options were shown in balanced orders.
-
-    Where several depths of alignment were, the one with most models is kept; where no model was,
-    the report comes back as it is and :func:`positions` has nothing to say.
-    """
-    answers = report.answers
-    chosen = [model for model, part in answers.groupby("model")
-              if part["precision"].nunique() > 1 and controls.is_balanced(part)]
-    if not chosen:
-        return report
-    depths = answers[answers["model"].isin(chosen)].groupby("depth")["model"].nunique()
-    kept = set(chosen) & set(answers.loc[answers["depth"] == depths.idxmax(), "model"])
-    return replace(report, **{
-        name: table[table["model"].isin(kept)].reset_index(drop=True)
-        for name, table in vars(report).items() if name not in ("study", "items")})
-
-
-def positions(report):
-    """Estimates of the letter chapter, or None where the orders are not balanced."""
-    if not controls.is_balanced(report.answers):
-        return None
-    return {"position": controls.position(report.answers),
-            "tests": controls.position_tests(report.answers),
-            "leans": controls.lean(report.answers),
-            "depends": controls.order_dependence(report.answers)}
-
-
-def letter_words(report, found):
-    """Sentences of *Is it the letter?*."""
-    names = ("letter_drift_sentence", "letter_lead_sentence", "letter_lean_sentence",
-             "letter_depends_sentence")
-    if found is None:
-        lacking = dict.fromkeys(names, f"This is {ABSENT}.")
-        return {**common_words(report), **lacking,
-                "letter_drift_sentence": "These records hold one option order, so that a drift to a letter "
-                "cannot be told from a change of opinion here: nothing below was measured."}
-    low = report.lowest
-
-    def most(frame):
-        rows = {x: pick(frame, f"d_letter_{x}", low) for x in LETTERS}
-        letter = max(rows, key=lambda x: abs(rows[x]["estimate"]))
-        return f"{letter}, by {points(rows[letter])} points"
-
-    def lead(frame):
-        one, other, row = (pick(frame, name, low) for name in LEAD_TITLES)
-        if row["low"] > 0:
-            reading = "the stereotyped person gained on the other"
-        elif row["high"] < 0:
-            reading = "the stereotyped person lost to the other"
-        else:
-            reading = "neither person is shown to have gained on the other"
-        return f"{points(one)} and {points(other)}, a difference of {points(row)} ({reading})"
-
-    def depends(frame):
-        before, after = (interval(pick(frame, "order_dependent", p)) for p in ("bf16", low))
-        return f"{before} and {after}"
-
-    return {
-        **common_words(report),
-        "letter_drift_sentence": f"The letter that changed most at {low.upper()}: "
-        f"{each(report, found['position'], most)}. A drift is found in {significant(found['tests'])} "
-        f"checkpoint and precision cells (t test over templates, three letters, Holm's correction "
-        f"over all cells).",
-        "letter_lead_sentence": f"Points by which the stereotyped and the anti-stereotyped answer "
-        f"changed at {low.upper()}: {each(report, found['position'], lead)}.",
-        "letter_lean_sentence": lean_sentence(report, found["leans"]),
-        "letter_depends_sentence": f"Their share of the ambiguous items at BF16 and at {low.upper()}: "
-        f"{each(report, found['depends'], depends)}.",
-    }
-
-
-def letter_changes(report, found):
-    """Changes of the letter chapter by family; None where there are none."""
-    return None if found is None else _changes(report.summarise(found["position"]))
 
 
 def skill_changes(report, found):
@@ -551,13 +450,6 @@ def odds_table(table):
         "term": term, "odds ratio (95 % interval)": [odds_text(row, 3)
                                                      for _, row in table.iterrows()],
         "p": table["p"].map(p_text), "answers": table["n"].map("{:,}".format)})
-
-
-def changes_alt(what, frame, titles):
-    """Alt text of a figure drawn by ``figures_controls.changes``."""
-    if frame is None:
-        return f"{what}: {ABSENT}."
-    return [told(title, frame, measure) for measure, title in titles.items()]
 
 
 def series_alt(what, frame, labels, scale=1.0):

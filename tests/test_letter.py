@@ -1,0 +1,56 @@
+"""Is it the letter? tells letters, leanings and opinions apart, and keeps the models that were asked for it."""
+
+import pandas as pd
+import pytest
+
+from cba_utils.chapters.letter import Chapter, balanced
+from cba_utils.instrument.respondents import simulate_study
+from cba_utils.measures import controls
+from cba_utils.telling.numbers import points
+from cba_utils.telling.report import Report, pick
+from studies import PROVENANCE, study_of, without_probabilities
+
+
+@pytest.mark.parametrize(("truth", "lead", "drift"), [
+    ("letter", False, True), ("noise", False, False), ("bias", True, False), ("mixed", True, True)])
+def test_truths_are_told_apart(truth, lead, drift):
+    chapter = Chapter(study_of(truth, orders="all"))
+    reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
+    assert reading in chapter.text("lead")
+    assert ("found in 2 of 2" in chapter.text("drift")) == drift
+    assert (": C, by" in chapter.text("drift")) or not drift
+    assert ("the lean grew" in chapter.text("leaned")) == lead
+
+
+def test_unlike_families_of_one_checkpoint_speak_for_themselves():
+    parts = [simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
+             for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))]
+    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True)
+              for name in ("answers", "samples", "perplexity")}
+    cells = tables["samples"][["model", "depth", "precision"]].drop_duplicates()
+    few = Chapter(Report("few", items=parts[0]["items"],
+                         provenance=cells.merge(PROVENANCE, how="cross"), **tables))
+    lead = points(pick(controls.position(parts[1]["answers"]), "d_lead", "q3"))
+    assert f"difference of {lead} (the stereotyped person gained" in few.text("lead")
+    assert few.text("lead").count("neither person is shown") == 2
+    assert few.text("drift").count(" points; ") == 2
+    assert "one C, by" in few.text("drift")
+
+
+def test_models_asked_in_balanced_orders_are_kept():
+    mixed = study_of(replicates=2, orders="cyclic")
+    lone = mixed.answers["model"] == "simulated-s2"
+    mixed.answers = mixed.answers[~lone | (mixed.answers["order"] == "012")]
+    assert len(mixed.drawn)  # a table that was derived before is no table of the study
+    kept = balanced(mixed)
+    for table in (kept.answers, kept.samples, kept.perplexity, kept.provenance):
+        assert set(table["model"]) == {"simulated-s1"}
+    alone = study_of(orders="original")
+    assert balanced(alone) is alone
+
+
+@pytest.mark.parametrize("study", [study_of(orders="original"), without_probabilities(study_of())],
+                         ids=["one order", "draws"])
+def test_one_order_cannot_tell_a_letter_from_an_opinion(study):
+    for name in ("drift", "lead", "leaned"):
+        assert "one option order" in Chapter(study).text(name)
