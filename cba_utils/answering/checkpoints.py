@@ -106,7 +106,9 @@ class LoadedModel:
     @cached_property
     def letters(self):
         """Token ids that spell A, B and C."""
-        return letter_tokens(self.hf_tokenizer)
+        found = letter_tokens(self.hf_tokenizer)
+        # A token may be added to a tokenizer and not to the model.
+        return [[number for number in spellings if number < self.rows] for spellings in found]
 
     @cached_property
     def rows(self):

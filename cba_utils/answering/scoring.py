@@ -207,6 +207,11 @@ def _check_lengths(ids, keys, records, loaded, draws):
                 f"item {records[row]['item_id']!r}: its prompt has {len(prompt)} tokens, and the "
                 f"context of {loaded.name} leaves {room}"
             )
+        if max(prompt) >= loaded.rows:
+            raise ValueError(
+                f"item {records[row]['item_id']!r}: its prompt has the token {max(prompt)}, and "
+                f"{loaded.name} has {loaded.rows} embeddings"
+            )
 
 
 def chunk_size(engine, ids):
