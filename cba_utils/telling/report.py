@@ -721,6 +721,10 @@ FACTS = {
     "parameters_of_model": "parameters",
     "tokenizer_sha256": "tokenizer, hash",
     "chat_template_sha256": "chat format, hash",
+    "prompts_sha256": "prompts as tokens, hash",
+    "generation_sha256": "generation configuration, hash",
+    "ends": "tokens that end an answer",
+    "notes": "of the weights",
     "depth": "alignment",
     "precision": "precision",
     "parameters.items": "items from",
@@ -763,7 +767,7 @@ def _facts(frame):
     for name in [c for c in frame if "sha256" in c or c == "git_commit"]:
         frame[name] = frame[name].str[:8]
     frame["started"] = frame["started"].str[:16].str.replace("T", " ")
-    for name in ("undefined_targets", "parameters.seeds"):
+    for name in ("undefined_targets", "parameters.seeds", "ends", "notes"):
         if name in frame:
             frame[name] = [", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]]
     frame = frame.astype(object).where(frame.notna(), "none").astype(str)
