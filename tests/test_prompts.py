@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 from datetime import date
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -202,3 +204,37 @@ def test_a_study_of_the_published_prompt_asks_it(mistral):
     loaded, items = load_model(mistral), load_items("bundled").head(2)
     ours, theirs = (score_letters(loaded, items, prompt=name)["logp_A"] for name in PROMPTS)
     assert (ours - theirs).abs().max() > 1e-3
+
+
+# Two generations of Mistral v0.3's template: the first refuses a system role, the second writes what
+# the system says at the head of the last turn.
+MISTRAL = {
+    "refuses": "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}"
+               "{% endif %}{{ bos_token }}[INST] {{ messages[0]['content'] }}[/INST]",
+    "writes": "{% set said = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
+              "{{ bos_token }}[INST] {{ said }}{{ messages[-1]['content'] }}[/INST]",
+}
+
+
+@pytest.mark.parametrize("template", MISTRAL.values(), ids=MISTRAL)
+def test_mistral_is_asked_the_tokens_that_its_makers_own_library_writes(template, tmp_path):
+    """Independent route: mistral-common's rendering of the two messages, with the true vocabulary."""
+    library = pytest.importorskip("mistral_common", reason="mistral-common is not installed")
+    pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    from mistral_common.protocol.instruct.messages import SystemMessage, UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from transformers import LlamaTokenizer
+
+    data = Path(library.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+    shutil.copy(data, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(
+        tokenizer_class="LlamaTokenizer", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        legacy=False, add_bos_token=True)))
+    tokenizer = LlamaTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = template
+    text = user_text(ITEM, prompt="published")
+    (ids,), _ = chat_ids(tokenizer, [text], "published")
+    asked = ChatCompletionRequest(messages=[SystemMessage(content=named("published").system),
+                                            UserMessage(content=text)])
+    assert ids == MistralTokenizer.v3().encode_chat_completion(asked).tokens
