@@ -71,7 +71,6 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
                                             directions)["answer_bias"]
     said = [
         say.flip_sentence(data),
-        say.skill_words(data, say.skills(data))["skill_accuracy_sentence"],
     ]
     assert all(re.search("hold no|not hold|hold one|Without perplexity", text) for text in said)
     choices = sensitivity.specification_curve(data.answers, data.samples, data.items, "q3")

@@ -7,7 +7,7 @@ import pytest
 
 from cba_utils.instrument import verdicts as instrument
 from cba_utils.measures import controls, published_analysis, rates as metrics
-from cba_utils.telling import figures_controls, report_controls
+from cba_utils.telling import report_controls
 from cba_utils.telling.report import Report, pick
 from cba_utils.instrument.respondents import simulate_respondents, simulate_study
 from cba_utils.measures.tests import adjust
@@ -29,20 +29,6 @@ def report_of(truth="bias", **options):
 @pytest.fixture(scope="module")
 def report():
     return report_of()
-
-
-def test_chapters_say_what_a_study_cannot_answer():
-    one_order = report_of(orders="original")
-    one_order.items = one_order.items.query("context_condition == 'ambig'")
-    assert report_controls.skills(one_order) is None
-    words = report_controls.skill_words(one_order, None)
-    assert "skill was not measured" in words["skill_accuracy_sentence"]
-    assert figures_controls.together(None, {}, "nothing").axes[0].texts
-
-
-def test_skill_words_read_bias_beyond_guessing(report):
-    assert "is more than" in report_controls.skill_words(
-        report, report_controls.skills(report))["skill_matched_sentence"]
 
 
 def test_published_design_keeps_one_checkpoint_a_family():

@@ -73,12 +73,7 @@ def ladder(frame, measures, by="family", line=None, titles=None):
 
 
 def changes(frame, titles):
-    """Changes of rates since BF16, in points; ``titles`` maps measure to the title of its panel.
-
-    A frame of None, from a study that cannot answer the question, gives a figure that says so.
-    """
-    if frame is None:
-        return nothing(next(iter(titles.values())))
+    """Changes of rates since BF16, in points; ``titles`` maps measure to the title of its panel."""
     figure = ladder(frame, [*titles], line=0, titles=titles)
     for axes in figure.axes:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
@@ -86,12 +81,7 @@ def changes(frame, titles):
 
 
 def lean_ladder(frame):
-    """Odds of the stereotyped person against the other, and their factor since BF16.
-
-    A frame of None, from a study without probabilities, gives a figure that says so.
-    """
-    if frame is None:
-        return nothing(facts("log_gap").title)
+    """Odds of the stereotyped person against the other, and their factor since BF16."""
     shown = ["estimate", "low", "high"]
     figure = ladder(frame.assign(**np.exp(frame[shown])), LEANS, line=1)
     for axes in figure.axes:
@@ -105,11 +95,8 @@ def lean_ladder(frame):
 def together(frame, labels, title, line=None, scale=1.0, points=True):
     """Several measures of one pooled frame as series in one panel by precision.
 
-    ``labels`` maps measure to the name of its series. A frame of None, from a study that cannot
-    answer the question, gives a figure that says so. ``points`` labels the axis in points.
+    ``labels`` maps measure to the name of its series. ``points`` labels the axis in points.
     """
-    if frame is None:
-        return nothing(title)
     rows = frame[frame["measure"].isin(labels)]
     rows = rows.assign(series=rows["measure"].map(labels), measure="one")
     rows = rows.sort_values("series", key=lambda s: s.map(list(labels.values()).index))
@@ -128,12 +115,7 @@ def together(frame, labels, title, line=None, scale=1.0, points=True):
 
 
 def seed_ranges(frame, measure="became_biased"):
-    """What fresh seeds would draw (bars) and what the study's own seeds gave (crosses).
-
-    A frame of None, from a study without probabilities, gives a figure that says so.
-    """
-    if frame is None:
-        return nothing("Items that became biased, % of those unbiased at BF16")
+    """What fresh seeds would draw (bars) and what the study's own seeds gave (crosses)."""
     rows = frame[frame["measure"] == measure]
     places = {p: k for k, p in enumerate(_precisions(rows))}
     names = sorted(rows["model"].unique())
@@ -155,12 +137,7 @@ def seed_ranges(frame, measure="became_biased"):
 
 
 def flip_curve(frame, precisions):
-    """Flip rate against BF16 entropy by bin, with the mean of the fitted curve (hollow).
-
-    A frame of None, from a study without probabilities, gives a figure that says so.
-    """
-    if frame is None:
-        return nothing(facts("flip_rate").title)
+    """Flip rate against BF16 entropy by bin, with the mean of the fitted curve (hollow)."""
     with style():
         figure, (axes,) = _panels(1, 3.2)
         for name, look in _look(list(precisions)).items():

@@ -221,6 +221,17 @@ def spoken(row, text=interval, end=percent):
             f"{end(row['most'])} ({row['most_model']})")
 
 
+def spoken_scores(row):
+    """A bias score as `spoken` says a rate.
+
+    Examples
+    --------
+    >>> spoken_scores({"estimate": 2.0, "low": 1.0, "high": 3.0, "most_model": None})
+    '2.0 (1.0 to 3.0)'
+    """
+    return spoken(row, scores, in_points)
+
+
 def reading(row, null=0.0, digits=None):
     """What an interval lets one say about an estimate beside ``null``.
 
@@ -256,4 +267,4 @@ def reading(row, null=0.0, digits=None):
 # What templates can write behind a bar.
 FILTERS = {f.__name__: f for f in (
     percent, interval, measured, in_points, scores, points, factor, odds_text, times, p_text, count, large,
-    spoken, published, source)}
+    spoken, spoken_scores, published, source)}

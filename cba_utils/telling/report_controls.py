@@ -13,25 +13,18 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.instrument import verdicts as instrument
-from cba_utils.measures import controls, dose_response, published_analysis, rates as metrics, sensitivity, tests as stats
+from cba_utils.measures import dose_response, published_analysis, sensitivity, tests as stats
 from cba_utils.telling.figures import alt_text, told
 from cba_utils.telling.numbers import (
-    in_points, interval, odds_text, p_text, percent, scores, spoken, times,
+    interval, odds_text, p_text, percent, times,
 )
 from cba_utils.names import PROJECT
 from cba_utils.measures.frames import item_table
-from cba_utils.measures.measure import labels, measure
-from cba_utils.telling.report import ABSENT, common_words, pick
+from cba_utils.telling.report import ABSENT, common_words
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)
-ACCURACY_NAMES = labels("accuracy_consistent", "accuracy_inconsistent")
-ACCURACY_TITLE = measure("accuracy").title
-MATCHED_NAMES = labels("s_amb", "s_amb_if_guessing")
-MATCHED_TITLE = measure("s_amb").title
-DISAMBIGUATED_NAMES = labels("s_dis")
-DISAMBIGUATED_TITLE = measure("s_dis").title
 
 
 def many(report, frame, columns):
@@ -69,72 +62,6 @@ def significant(tests):
     return f"{(tested < 0.05).sum()} of {len(tested)}"
 
 
-def skill_changes(report, found):
-    """Pooled estimates of the skill chapter; None where there are none."""
-    if found is None:
-        return None
-    return pd.concat([report.pooled(part) for part in found.values()], ignore_index=True)
-
-
-def _changes(pooled):
-    return pooled[controls.are_changes(pooled)].reset_index(drop=True)
-
-
-def skills(report):
-    """Estimates of the skill chapter, or None without items of both contexts."""
-    if set(report.items["context_condition"]) != {"ambig", "disambig"}:
-        return None
-    each = pd.concat([metrics.bias_scores(report.answers),
-                      metrics.paired_differences(report.answers)], ignore_index=True)
-    return {"capability": controls.capability(report.answers, report.items),
-            "matched": controls.matched_skill(report.answers),
-            "disambiguated": each[each["measure"].isin(["s_dis", "d_s_dis"])]}
-
-
-def skill_words(report, found):
-    """Sentences of *Is it lost skill?*."""
-    if found is None:
-        return {**common_words(report),
-                "skill_accuracy_sentence": "These records hold no disambiguated questions, so "
-                "that skill was not measured: this page has nothing to show for them.",
-                **dict.fromkeys(("skill_gap_sentence", "skill_reading"), ""),
-                "skill_kinds_sentence": "There is no disambiguated item to tell apart by that.",
-                "skill_matched_sentence": f"This is {ABSENT}.",
-                "skill_disambiguated_sentence": f"This is {ABSENT}."}
-    low = report.lowest
-    able, matched = report.pooled(found["capability"]), report.pooled(found["matched"])
-    beyond = pick(matched, "s_amb_beyond_guessing", low)
-    if beyond["low"] > 0:
-        reading = "The ambiguous bias is more than an equal loss of skill by guessing would leave."
-    elif beyond["high"] < 0:
-        reading = "The ambiguous bias is less than an equal loss of skill by guessing would leave."
-    else:
-        reading = ("The ambiguous bias cannot be told from what an equal loss of skill by "
-                   "guessing would leave.")
-
-    def at(measure, precision):
-        return interval(pick(able, measure, precision))
-
-    def in_words(measure, form=interval):
-        return form(pick(matched, measure, low))
-
-    return {
-        **common_words(report),
-        "skill_accuracy_sentence": f"Accuracy goes from {at('accuracy', 'bf16')} at BF16 to "
-        f"{at('accuracy', low)} at {low.upper()}.",
-        "skill_gap_sentence": f"The gap between the two kinds goes from "
-        f"{at('alignment_gap', 'bf16')} to {at('alignment_gap', low)}.",
-        "skill_reading": reading,
-        "skill_matched_sentence": f"At {low.upper()} the loss of accuracy is that of "
-        f"{in_words('guessed')} guesses. The bias score is {in_words('s_amb', scores)}, guessing "
-        f"would leave {in_words('s_amb_if_guessing', scores)}, and the difference is "
-        f"{spoken(beyond, scores, in_points)}. {reading} The stereotyped rate, which guessing raises too, is "
-        f"{in_words('srs')} where guessing would give {in_words('srs_if_guessing')}.",
-        "skill_kinds_sentence": kinds_sentence(report.items),
-        "skill_disambiguated_sentence": disambiguated_sentence(report, found["disambiguated"]),
-    }
-
-
 def same_rates(report):
     """Whether the rate at the highest quantized precision is BF16's: equivalence, each checkpoint."""
     first = ["bf16", report.precisions[1]]
@@ -150,30 +77,6 @@ def same_sentence(report, same):
             f"{count} {'checkpoint' if count == 1 else 'checkpoints'} (two one-sided tests over "
             f"templates, {source}). The largest change that cannot be excluded in any is "
             f"{percent(same['smallest_margin'].max(), 2)}.")
-
-
-def kinds_sentence(items):
-    """On how many disambiguated items the right answer agrees with the stereotype."""
-    asked = items[items["context_condition"] == "disambig"]
-    agrees = (asked["label"] == asked["stereotyped_index"]).sum()
-    return (f"On {agrees:,} of the {len(asked):,} disambiguated items "
-            f"({percent(agrees / len(asked))}) the right answer agrees with the stereotype, on the "
-            f"others it contradicts it.")
-
-
-def disambiguated_sentence(report, found):
-    """BBQ's bias score on items whose text says who it was, and its change on the same items."""
-    low, pooled = report.lowest, report.pooled(found)
-    before, after = (pick(pooled, "s_dis", p) for p in ("bf16", low))
-    change = pick(pooled, "d_s_dis", low)
-    if change["low"] > 0:
-        reading = "a rise: wrong answers went where the stereotype points"
-    elif change["high"] < 0:
-        reading = "a fall: wrong answers went against the stereotype"
-    else:
-        reading = "which cannot be told from no change"
-    return (f"It is {scores(before)} at BF16 and {scores(after)} at {low.upper()}. On the same items "
-            f"it changed by {spoken(change, scores, in_points)}, {reading}.")
 
 
 def power_curves(report, simulations=200):
@@ -450,16 +353,6 @@ def odds_table(table):
         "term": term, "odds ratio (95 % interval)": [odds_text(row, 3)
                                                      for _, row in table.iterrows()],
         "p": table["p"].map(p_text), "answers": table["n"].map("{:,}".format)})
-
-
-def series_alt(what, frame, labels, scale=1.0):
-    """Alt text of a figure drawn by ``figures_controls.together``."""
-    if frame is None:
-        return f"{what}: {ABSENT}."
-    rows = frame[frame["measure"].isin(labels)]
-    rows = rows.assign(series=rows["measure"].map(labels), measure="one",
-                       estimate=rows["estimate"] * scale)
-    return alt_text(what, rows, "one", by="series")
 
 
 def main_alt(table):
