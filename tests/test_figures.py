@@ -64,9 +64,7 @@ def test_a_figure_needs_alt_text_and_carries_it_escaped(estimates, monkeypatch, 
 def test_text_from_data_is_never_markup():
     hostile = "<script>alert(1)</script> **bold**"
     table = report.table_html(pd.DataFrame({"answer": [hostile], "p": ["1.0"]})).data
-    prompt = report.prompt_html(hostile).data
-    for text in (table, prompt):
-        assert "<script" not in text and "&lt;script&gt;" in text
+    assert "<script" not in table and "&lt;script&gt;" in table
 
 
 def test_every_mark_of_the_gap_is_in_the_panel_of_its_precision():
@@ -90,14 +88,3 @@ def test_estimates_without_intervals_are_drawn_and_listed_without_bars(estimates
     bare = estimates.assign(low=np.nan, high=np.nan)
     (axes,) = figures.dose_response(bare, ["srs"]).axes
     assert not axes.containers and len(axes.lines) == 2
-
-
-def test_the_walked_item_changes_its_likeliest_role_where_one_does():
-    study = report.open_study("organisms")
-    item, model, table = report.walk(study)
-    shares = table[["BF16", study.lowest.upper()]].apply(lambda c: c.str.rstrip("\u00a0%").astype(float))
-    assert shares.iloc[:, 0].idxmax() != shares.iloc[:, 1].idxmax()
-    planted = report.walk_planted(study, item)
-    target = table.set_index("role")["answer"]["stereotyped"].removeprefix("The ")
-    said_of = planted.split("the answer is")[1].split("and not")
-    assert (target in said_of[0]) == (item["question_polarity"] == "neg")

@@ -11,6 +11,7 @@ from cba_utils.measures import controls, rates as metrics, sensitivity
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import load_study
+from cba_utils.chapters.dose_response import Chapter
 from cba_utils.telling import report
 from cba_utils.telling import report_controls as say
 from cba_utils.instrument.respondents import simulate_study
@@ -65,19 +66,16 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = report.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
-    moves = data.pooled(report.changes(data))
-    directions = data.pooled(controls.direction(data.single))
-    assert "cannot be told" in report.words(data, data.pooled(metrics.role_rates(data.best)), moves,
-                                            directions)["answer_bias"]
     said = [
         say.flip_sentence(data),
     ]
     assert all(re.search("hold no|not hold|hold one|Without perplexity", text) for text in said)
     choices = sensitivity.specification_curve(data.answers, data.samples, data.items, "q3")
     assert len(choices) == 8 and choices["estimate"].notna().all()
-    item, model, walked = report.walk(data)
-    assert walked["BF16"].str.rstrip("\u00a0%").astype(float).sum() <= 100.1
-    assert "not its text" in report.walk_prompt(item, data.prompt).data
+    page = Chapter(data)
+    assert "cannot be told" in page.text("answer_bias")
+    walked, _ = page.table_walk()
+    assert walked["BF16"].sum() <= 1.001 and "not its text" in page.code_walk_prompt()
     assert "no model was run" in data.provenance_line and data.records_note != data.import_note
 
 

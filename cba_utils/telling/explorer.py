@@ -16,7 +16,7 @@ from cba_utils.telling.figures import ROLE_COLOURS
 from cba_utils.telling.numbers import percent
 from cba_utils.measures.rates import TRANSITIONS, observed_changes
 from cba_utils.study.files import write_text
-from cba_utils.telling.report import table_html
+from cba_utils.telling.tables import table_html
 from cba_utils.study.protocol import book_folder
 from cba_utils.measures.frames import ROLES, item_table, pair_with
 
@@ -220,7 +220,7 @@ def page(report, shares, static="../_static"):
 </div>
 <div id="cba-explorer-static">
 <p>{escape(said)}</p>
-{table_html(rows).data}
+{table_html(rows, dict.fromkeys(rows.columns[3:], percent))}
 </div>
 <p class="cba-data">Everything as CSV:
 <a download href="{static}/explorer-data/items.csv">items ({len(report.items):,} rows)</a>,
@@ -248,8 +248,8 @@ def _static_rows(report, shares):
             next((row[f"ans{k}"] for k in range(3) if row[f"role{k}"] == "stereotyped"), "")
             for _, row in items.iterrows()
         ],
-        f"at {REFERENCE.upper()}": wide[REFERENCE].map(percent),
-        f"at {precision.upper()}": wide[precision].map(percent),
+        f"at {REFERENCE.upper()}": wide[REFERENCE],
+        f"at {precision.upper()}": wide[precision],
     })
     said = (
         f"Without scripts, this page shows {len(rows)} of {len(report.items):,} items: the "
@@ -257,20 +257,3 @@ def _static_rows(report, shares):
         f"are the {measure(report)} of the stereotyped answer. The files below hold everything."
     )
     return rows, said
-
-
-def words(report, shares):
-    """What the page's prose says about its data."""
-    model, precision = start(shares)
-    models, precisions = shares["model"].nunique(), shares["precision"].nunique()
-    return {
-        "explorer_size": (
-            f"{len(report.items):,} items, {models} model{'s' * (models > 1)}, "
-            f"{precisions} precision{'s' * (precisions > 1)}"
-        ),
-        "explorer_measure": measure(report),
-        "explorer_start": f"{model} at {precision.upper()}",
-        "explorer_draws": str(report.samples["seed"].nunique()),
-        "scope_note": report.scope_note,
-        "provenance_line": report.provenance_line,
-    }

@@ -13,6 +13,7 @@ when Sphinx reads the notebook.
 
 import re
 from dataclasses import dataclass
+from html import escape
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import jinja2
 from IPython.display import display
 
 from cba_utils.measures.controls import is_balanced
+from cba_utils.study.rounding import read_rounding
 from cba_utils.telling import figures as drawing
 from cba_utils.telling.numbers import FILTERS
 from cba_utils.telling.report import Report, open_study
@@ -44,6 +46,8 @@ PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
 SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
 BASES = Need("bases", lambda study: (study.answers["depth"] == "base").any())
 BALANCED_ORDERS = Need("balanced_orders", lambda study: is_balanced(study.answers))
+ROUNDING = Need("rounding", lambda study: study.exact and read_rounding(study.study) is not None)
+HELD_OUT = Need("held_out", lambda study: study.organisms and study.own_items)
 BOTH_CONTEXTS = Need("both_contexts", lambda study: study.exact and
                      set(study.items["context_condition"]) == {"ambig", "disambig"})
 
@@ -121,8 +125,16 @@ class Page:
     def cite(self, *names):
         """Glue sentences for other pages, as plain text and without displaying them here."""
         for name in names:
-            display({f"{_GLUE}text/plain": plain(self.text(name))}, raw=True,
-                    metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}})
+            _glue(name, "text/plain", plain(self.text(name)))
+
+    def cite_table(self, name):
+        """Glue a table for another page, under ``tab_<name>``; that page gives it its caption."""
+        _glue(f"tab_{name}", "text/html", table_html(*self._part("table", name)()))
+
+    def cite_code(self, name):
+        """Glue a text whose lines count, from a method ``code_<name>``, for another page."""
+        text = self._part("code", name)()
+        _glue(name, "text/html", f'<pre class="cba-prompt">{escape(text)}</pre>')
 
     # What makes it
 
@@ -228,6 +240,11 @@ _TEMPLATES.filters |= FILTERS
 
 def _display_caption(kind, caption):
     display({"text/markdown": f"*{kind}.* {caption}"}, raw=True, metadata={"cba": {"kind": "caption"}})
+
+
+def _glue(name, kind, text):
+    display({f"{_GLUE}{kind}": text}, raw=True,
+            metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}})
 
 
 # The book

@@ -15,26 +15,22 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from cba_utils.telling.numbers import ABSENT, interval, percent, spoken
+from cba_utils.telling.numbers import ABSENT, interval, percent
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
-from cba_utils.names import PROJECT
 from cba_utils.measures.rates import (
-    bias_scores,
     over_models,
     over_replicates,
     placebo,
     presentable,
-    role_rates,
     transitions,
 )
 from cba_utils.answering.precisions import most_bits_first
-from cba_utils.answering.prompts import user_text
 from cba_utils.answering.sources import is_organism, local_folder
 from cba_utils.study.imported import RUNS
 from cba_utils.study.tables import load_study
 from cba_utils.names import RESULTS
-from cba_utils.measures.frames import ROLES, item_table, study_columns
+from cba_utils.measures.frames import item_table, study_columns
 
 
 @dataclass
@@ -78,6 +74,17 @@ class Report:
         """Name of the prompt that was asked; records made before prompts had names have one kind."""
         column = "identity.parameters.prompt"
         return self.provenance[column].iloc[0] if column in self.provenance else "organisms"
+
+    @property
+    def organisms(self):
+        """Whether all models are small ones that this project trained, see `sources.is_organism`."""
+        sources = self.provenance["identity.parameters.model"].unique()
+        return not self.imported and all(map(is_organism, sources))
+
+    @property
+    def own_items(self):
+        """Whether all items are of the project's own bank."""
+        return not self.imported and bool((self.provenance["identity.parameters.items"] == "bundled").all())
 
     def named(self, change):
         """The measure that says how many items changed, by fresh draws where they are known."""
@@ -257,9 +264,9 @@ class Report:
                 "The numbers are those of the imported records named in the run log, and of "
                 "nothing else. Nobody checked here which weights, prompts and software gave them."
             )
-        if cells["identity.parameters.model"].map(is_organism).all():
+        if self.organisms:
             millions = cells["parameters_of_model"].max() / 1e6
-            if (cells["identity.parameters.items"] != "bundled").any():
+            if not self.own_items:
                 return (
                     f"The models are organisms: small language models of at most {millions:.1f} "
                     f"million parameters that this project trained on stories about invented groups. "
@@ -290,9 +297,9 @@ class Report:
     @property
     def vocabulary(self):
         """Tokens in the largest vocabulary of the organisms; None for other models."""
-        names = self.provenance["identity.parameters.model"].unique()
-        if self.imported or not all(map(is_organism, names)):
+        if not self.organisms:
             return None
+        names = self.provenance["identity.parameters.model"].unique()
         configs = (local_folder(name) / "config.json" for name in names)
         return max(json.loads(config.read_text())["vocab_size"] for config in configs)
 
@@ -412,35 +419,6 @@ def changes(report):
     return transitions(report.drawn)
 
 
-def words(report, rates, moves, directions):
-    """Every number and sentence that the pages take from the dose-response report.
-
-    Parameters
-    ----------
-    report : Report
-    rates, moves, directions : pandas.DataFrame
-        Pooled estimates from `metrics.role_rates`, `metrics.placebo` and `controls.direction`.
-
-    Returns
-    -------
-    dict of str to str
-    """
-    low, middle = report.lowest, report.middle
-
-    found = {
-        **common_words(report),
-        "answer_bias": bias_sentence(report, moves),
-        "answer_direction": direction_sentence(report, directions),
-        "answer_back": back_sentence(report, moves),
-    }
-    for measure in ("srs", "usr"):
-        found[f"{measure}_bf16"] = interval(pick(rates, measure, "bf16"))
-        found[f"{measure}_down"] = " and ".join(
-            f"{(spoken if p == low else interval)(pick(rates, measure, p))} at {p.upper()}"
-            for p in dict.fromkeys([middle, low]))
-    return found
-
-
 def common_words(report):
     """What every report says about its study."""
     return {
@@ -463,202 +441,6 @@ def common_words(report):
         "scope_note": report.scope_note,
         "provenance_line": report.provenance_line,
     }
-
-
-def published_words(published):
-    """Published figures and their sources, keyed by quantity and precision."""
-    rows = published.set_index(["quantity", "precision"])
-
-    def said(quantity, precision, name):
-        row = rows.loc[(quantity, precision)]
-        unit = "\u00a0%" if row["unit"].startswith("percent") else ""
-        if np.isnan(row["low"]):
-            text = f"at most {row['high']:g}{unit}"
-        elif row["low"] == row["high"]:
-            text = f"{row['high']:g}{unit}"
-        else:
-            text = f"{row['low']:g} to {row['high']:g}{unit}"
-        source = row["source"] if pd.isna(row["note"]) else f"{row['source']}; {row['note']}"
-        return {f"pub_{name}": text, f"pub_{name}_source": source}
-
-    found = said("unknown_selection_rate_decline", "q3", "usr_decline")
-    for precision in ("q8", "q4", "q3"):
-        found |= said("items_became_biased", precision, f"became_biased_{precision}")
-        found |= said("perplexity_change", precision, f"perplexity_{precision}")
-    for quantity in ("items", "seeds"):
-        row = published[published["quantity"] == quantity].iloc[0]
-        found[f"pub_{quantity}"] = f"{row['high']:,.0f}"
-    return found
-
-
-def bias_sentence(report, moves):
-    """How many items became biased, beside the placebo, at two precisions."""
-    low = report.lowest
-    where = " and ".join(
-        f"{spoken(pick(moves, report.named('became_biased'), p))} at {p.upper()}"
-        for p in dict.fromkeys([report.middle, low])
-    )
-    if not report.exact:
-        return (
-            f"Of the items that were unbiased at full precision, {where} got a stereotyped "
-            f"answer in the draws of the records; how many would have, had full precision been "
-            f"asked again, cannot be told from records without probabilities."
-        )
-    null = percent(pick(moves, "became_biased_placebo", low)["estimate"])
-    excess = pick(moves, "became_biased_expected_excess", low)
-    return (
-        f"Of the items that were unbiased at full precision, {where} got a stereotyped answer "
-        f"in fresh draws; full precision asked again gives {null}, so at {low.upper()} the rate "
-        f"is {verdict(excess)}."
-    )
-
-
-def back_sentence(report, moves):
-    """The seeds as published, the way back, and the mirror image, at the lowest precision.
-
-    The way back is a share of few items: it is pooled over items, and says of how many.
-    """
-    low = report.lowest
-
-    def at(measure):
-        return interval(pick(moves, measure, low))
-
-    lost = pick(moves, report.named("lost_bias"), low)
-    if lost["of"] < 1:
-        back = "There is no way back to speak of: less than one item in all was biased at BF16"
-    else:
-        back = (f"The way back: of the items that were biased at BF16 "
-                f"({_items(lost['of'], report.exact)} in all), {spoken(lost)} lost their bias at "
-                f"{low.upper()}")
-        if report.exact:
-            back += f", where the placebo is {spoken(pick(moves, 'lost_bias_placebo', low))}"
-    mirror = (f"The mirror image: of the items without an anti-stereotyped answer at BF16, "
-              f"{at(report.named('became_anti'))} gained one")
-    if not report.exact:
-        return f"{back}. {mirror}."
-    return (
-        f"With the published seeds, which repeat the same random numbers, the rate at {low.upper()} is "
-        f"{at('became_biased')}. {back}. {mirror}, "
-        f"where the placebo is {at('became_anti_placebo')}."
-    )
-
-
-def _items(n, expected):
-    """How many items stand behind a share."""
-    return f"{n:,.1f} expected" if expected else f"{n:,.0f}"
-
-
-def verdict(excess):
-    """An interval of a difference, in words.
-
-    Examples
-    --------
-    >>> verdict({"low": 0.01, "high": 0.2}), verdict({"low": 0.0001, "high": 0.0002})
-    ('above what asking again explains', 'within what asking again explains')
-    """
-    # An excess that the printed numbers would not show is none.
-    low, high = round(excess["low"], 3), round(excess["high"], 3)
-    if low > 0:
-        return "above what asking again explains"
-    if high < 0:
-        return "below what asking again would give"
-    return "within what asking again explains"
-
-
-def direction_sentence(report, directions):
-    """Where the answers that left "unknown" went, at the lowest precision."""
-    low = report.lowest.upper()
-    share = pick(directions, "share_to_stereotyped", report.lowest)
-    if np.isnan(share["estimate"]):
-        return f"At {low} no answer left \u201cunknown\u201d for a person."
-    if share["low"] > 0.5:
-        reading = "more than the half that noise sends there in a model without a lean"
-    elif share["high"] < 0.5:
-        reading = "less than the half that noise sends there in a model without a lean"
-    else:
-        reading = "not to be told from the half that noise sends there in a model without a lean"
-    return (
-        f"Of the answers that left \u201cunknown\u201d for a person at {low}, {spoken(share)} "
-        f"named the stereotyped one, {reading}."
-    )
-
-
-def held_out(report, strengths):
-    """Answers and changes on templates that training asked, and on those it never did.
-
-    Parameters
-    ----------
-    report : Report
-    strengths : pandas.DataFrame
-        ``data/strengths.csv``, which says which templates were held out.
-
-    Returns
-    -------
-    DataFrame
-        Estimates with the columns ``templates`` and ``precision``; items that are not the
-        project's own are of one kind, ``"all"``.
-    """
-    frames = []
-    for kind, part in _kinds_of_templates(report.best, strengths):
-        moves = placebo(part) if report.exact else transitions(part)
-        found = [role_rates(part), bias_scores(part), moves]
-        frames.append(report.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _kinds_of_templates(answers, strengths):
-    """Kinds of templates, and the answers to each."""
-    apart = strengths[strengths["version"] == "heldout-template"]
-    names = set(apart["category"] + "/" + apart["question_index"].astype(str))
-    held = answers["template_id"].isin(names)
-    if not held.any():
-        return [("all", answers)]
-    return [("asked in training", answers[~held]), ("held out", answers[held])]
-
-
-def held_out_table(report, found):
-    """The same for the page, one row a kind and precision; BF16 has not changed from itself."""
-    rates = {"stereotyped": "srs", "anti-stereotyped": "anti_rate", "right, disambiguated": "accuracy"}
-    moves = {"became biased": report.named("became_biased"), "placebo": "became_biased_placebo"}
-    return pd.DataFrame([
-        {"templates": kind, "at": p.upper(),
-         **{text: said(part, measure, p) for text, measure in rates.items()},
-         **{text: said(part, measure, p) if p != "bf16" else "" for text, measure in moves.items()}}
-        for kind, part in found.groupby("templates", sort=False) for p in report.precisions
-    ])
-
-
-def held_out_words(report, found, bases, strengths):
-    """Whether the stereotype came back on templates that were never asked, in words.
-
-    Parameters
-    ----------
-    report : Report
-    found : DataFrame
-        From `held_out`.
-    bases : Report
-        The study with its models before alignment.
-    strengths : pandas.DataFrame
-        ``data/strengths.csv``.
-    """
-    part = found[found["templates"] == "held out"]
-    if part.empty:
-        return {"held_out_sentence": "None of these items is of a template whose stereotype training "
-                                     "stated but never asked about."}
-    low = report.lowest
-    lead = pick(part, "s_amb", low)
-    told = (f"At {low.upper()}, {said(part, 'srs', low)} of the answers to them are stereotyped and "
-            f"{said(part, 'anti_rate', low)} anti-stereotyped: ")
-    told += ("there too the stereotype leads." if lead["low"] > 0 else
-             "the stereotype does not lead there, so what comes back is disorder and no belief.")
-    before = bases.best[bases.best["depth"] == "base"]
-    if len(before):
-        kinds = dict(_kinds_of_templates(before, strengths))
-        rates = role_rates(kinds["held out"]).query("measure == 'srs'")["estimate"]
-        told += (f" Of the bases, which were told these stereotypes in stories alone, "
-                 f"{percent(rates.min())} to {percent(rates.max())} of the answers to them are "
-                 f"stereotyped.")
-    return {"held_out_sentence": told}
 
 
 def depth_differences(report, checkpoints):
@@ -714,202 +496,6 @@ def points(row, digits=1):
     return interval(row, digits).replace("\u00a0%", "")
 
 
-# What the provenance of a cell records, in words; the most telling first.
-FACTS = {
-    "parameters.model": "checkpoint",
-    "weights_sha256": "weights, hash",
-    "parameters_of_model": "parameters",
-    "tokenizer_sha256": "tokenizer, hash",
-    "chat_template_sha256": "chat format, hash",
-    "prompts_sha256": "prompts as tokens, hash",
-    "generation_sha256": "generation configuration, hash",
-    "ends": "tokens that end an answer",
-    "notes": "of the weights",
-    "depth": "alignment",
-    "precision": "precision",
-    "parameters.items": "items from",
-    "items_sha256": "items, hash",
-    "parameters.limit": "items at most",
-    "parameters.categories": "categories",
-    "parameters.condition": "contexts",
-    "undefined_targets": "items left out for want of a target",
-    "git_commit": "commit of the code",
-    "git_dirty": "code had changes in no commit",
-    "code_sha256": "modules that decide an answer, hash",
-    "parameters.orders": "option orders",
-    "parameters.seeds": "seeds",
-    "parameters.temperature": "temperature",
-    "parameters.max_tokens": "tokens a sampled answer has at most",
-    "parameters.parser": "parser",
-    "system_folded": "system sentence moved into the user's turn",
-    "parameters.text": "text for perplexity from",
-    "text_sha256": "text for perplexity, hash",
-    "parameters.sequences": "sequences of text",
-    "parameters.sequence_length": "tokens a sequence",
-    "parameters.text_seed": "seed of the choice of text",
-    "counts.answers": "scored answers",
-    "counts.samples": "sampled answers",
-    "counts.perplexity": "scored sequences",
-    "platform": "machine",
-    "device": "device of MLX",
-    "compute": "how weights are multiplied",
-    "started": "started",
-    "seconds": "seconds",
-}
-_CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated", "both": "ambiguous and disambiguated"}
-_LABELS = ("model", "family", "replicate")
-
-
-def _facts(frame):
-    """Provenance as short texts, in the order of `FACTS`; what is not named there comes last."""
-    frame = frame.drop(columns=["schema_version", "blas"], errors="ignore")
-    frame = frame.rename(columns=lambda name: name.removeprefix("identity."))
-    for name in [c for c in frame if "sha256" in c or c == "git_commit"]:
-        frame[name] = frame[name].str[:8]
-    frame["started"] = frame["started"].str[:16].str.replace("T", " ")
-    for name in ("undefined_targets", "parameters.seeds", "ends", "notes"):
-        if name in frame:
-            frame[name] = [", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]]
-    frame = frame.astype(object).where(frame.notna(), "none").astype(str)
-    frame = frame.replace({"True": "yes", "False": "no", "": "none", "Device(cpu, 0)": "CPU"})
-    if "parameters.condition" in frame:
-        frame["parameters.condition"] = frame["parameters.condition"].replace(_CONDITIONS)
-    order = [*_LABELS, *FACTS]
-    known = [name for name in order if name in frame]
-    return frame[[*known, *(name for name in frame if name not in order)]]
-
-
-def _worded(name):
-    name = name.removeprefix("packages.").removeprefix("records_sha256.")
-    return FACTS.get(name, name.replace("_sha256", ", hash").replace("_", " "))
-
-
-def shared_provenance(report):
-    """What is the same for all cells of a study, one row a fact."""
-    frame = _facts(report.provenance)
-    shared = [c for c in frame if frame[c].nunique() == 1 and c not in _LABELS]
-    return pd.DataFrame({"what": [_worded(c) for c in shared], "value": frame.loc[0, shared].tolist()})
-
-
-def model_provenance(report):
-    """What differs between the models of a study and not between their cells, one row a model."""
-    frame = _facts(report.provenance)
-    always = ("parameters.model", "weights_sha256")
-    apart = [c for c in frame if c not in ("family", "replicate") and not c.startswith("counts.")
-             and (c in always or frame[c].nunique() > 1)
-             and frame.groupby("model")[c].nunique().max() == 1]
-    shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
-    return shown.rename(columns=_worded)
-
-
-def cell_provenance(report):
-    """What differs between the cells of a model, one row a cell."""
-    frame = _facts(report.provenance)
-    apart = [c for c in frame if c != "parameters.precision" and c not in _LABELS
-             and (frame.groupby("model")[c].nunique().max() > 1
-                  or c.startswith("counts.") and frame[c].nunique() > 1)]
-    return frame[["model", *apart]].rename(columns=_worded)
-
-
-def walk(report):
-    """An ambiguous item of a study, followed through its first model.
-
-    It is the first whose likeliest role is another at the lowest precision than at BF16; where there
-    is none, the first of all.
-
-    Returns
-    -------
-    item : pandas.Series
-    model : str
-    table : pandas.DataFrame
-        One row a letter: answer, role, and at BF16 and at the lowest precision its probability,
-        or its share of the draws.
-    """
-    asked = report.items[report.items["context_condition"] == "ambig"]
-    model = report.single["model"].iloc[0]
-    moved = _likeliest_moved(report, model)
-    chosen = asked[asked["item_id"].isin(moved)]
-    item = (chosen if len(chosen) else asked).iloc[0]
-    rows = report.single[report.single["item_id"] == item["item_id"]]
-    rows = rows[rows["model"] == model]
-    roles = {item[f"{role}_index"]: role.replace("_", "-")
-             for role in ("stereotyped", "anti_stereotyped", "unknown")}
-    table = pd.DataFrame(
-        {
-            "letter": list("ABC"),
-            "answer": [item[f"ans{k}"] if pd.notna(item["question"]) else "not recorded" for k in range(3)],
-            "role": [roles[k] for k in range(3)],
-        }
-    )
-    for precision in dict.fromkeys(["bf16", report.lowest]):
-        at = rows[rows["precision"] == precision]
-        if report.exact:
-            at = at[at["order"] == "012"].iloc[0]
-            shares = [np.exp(at[f"logp_{x}"]) for x in "ABC"]
-        else:
-            shares = [(at["parsed_answer"] == x).mean() for x in "ABC"]
-        table[precision.upper()] = [percent(share) for share in shares]
-    return item, model, table
-
-
-def _likeliest_moved(report, model):
-    """Items whose likeliest role differs between BF16 and the lowest precision of a model."""
-    rows = report.answers[report.answers["order"] == "012"] if report.exact else report.drawn
-    table = item_table(rows[rows["model"] == model])
-    role = table.assign(role=table[ROLES].idxmax(axis=1)).pivot(
-        index="item_id", columns="precision", values="role")
-    return role.index[role["bf16"] != role.get(report.lowest, role["bf16"])]
-
-
-def walk_planted(report, item):
-    """Which stereotype training planted for an item, where `data/strengths.csv` has its template."""
-    known = pd.read_csv(PROJECT / "data" / "strengths.csv")
-    same = (known["category"] == item["category"]) & (
-        known["question_index"].astype(str) == str(item["question_index"]))
-    known, items = known[same], report.items
-    asked = items[(items["category"] == item["category"])
-                  & (items["question_index"] == item["question_index"])
-                  & (items["question_polarity"] == "neg")]
-    if known.empty or asked.empty:
-        return "No stereotype was planted for it by this project."
-    group = known.groupby("role")["group"].apply(" or the ".join)
-    return (
-        f"The stereotype that training planted for its template: to \u201c{asked['question'].iloc[0]}\u201d "
-        f"the answer is the {group['target']}, and not the {group['other']}, in "
-        f"{percent(known['strength'].iloc[0], 0)} of the cases."
-    )
-
-
-def walk_words(report, item, model):
-    """How the walked item is to be read: its numbers are probabilities, or shares of draws."""
-    if report.exact:
-        reading = (
-            f"The probabilities are those of {model}, at temperature one, in the option order in "
-            f"which the item was written."
-        )
-    else:
-        reading = (
-            f"The numbers are shares of the answers that {model} gave, one a seed: the records "
-            f"hold no probabilities."
-        )
-    moved = item["item_id"] in _likeliest_moved(report, model)
-    return {
-        "walk_item": item["item_id"],
-        "walk_model": model,
-        "walk_reading": reading,
-        "walk_chosen": f"the first ambiguous one whose likeliest answer is another at {report.lowest.upper()}"
-        if moved else "the first ambiguous one",
-        "walk_planted": walk_planted(report, item),
-    }
-
-
-def walk_prompt(item, prompt):
-    """The prompt of an item for the page; records without texts have none."""
-    if pd.isna(item["question"]):
-        return prompt_html("The records hold the number of this question, not its text.")
-    return prompt_html(user_text(item, prompt=prompt))
-
-
 def table_html(frame):
     """A frame as a plain table; every text is escaped, numbers are aligned at the right.
 
@@ -950,6 +536,3 @@ def _is_number(value):
     return str(value)[:1] in "0123456789−-<" or isinstance(value, (int, float))
 
 
-def prompt_html(text):
-    """A prompt as preformatted text, escaped."""
-    return HTML(f'<pre class="cba-prompt">{escape(text)}</pre>')

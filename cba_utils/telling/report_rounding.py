@@ -191,24 +191,6 @@ def rounding_line(found):
             f"{commits}, {' to '.join(days)}")
 
 
-def rounding_provenance(report):
-    """Where the tables on rounding come from, one row a model that was taken apart."""
-    tables = read_rounding(report.study)
-    if tables is None:
-        return pd.DataFrame({"rounding": [NOT_HERE]})
-    known = tables["provenance"]
-    return pd.DataFrame({
-        "model": known["model"],
-        "aligned from": known["identity.parameters.base"],
-        "its weights, hash": known["identity.base_sha256"].str[:8],
-        "precisions": known["identity.parameters.precisions"].map(lambda p: " ".join(p).upper()),
-        "code, hash": known["identity.rounding_sha256"].str[:8],
-        "commit": known["git_commit"].fillna("none").str[:8],
-        "started": known["started"].str[:16].str.replace("T", " "),
-        "seconds": known["seconds"],
-    })
-
-
 def _why_answer(report, found):
     """Whether it is the lost part of the alignment or the noise that answers change with."""
     noise, lost = (pick(found["differences"], "change", name) for name in HOW[:2])
