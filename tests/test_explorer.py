@@ -66,7 +66,7 @@ def test_planted_markup_stays_text_in_data_files_and_static_table(tmp_path, monk
     page = explorer.page(report, shares)
     assert page.count("<script") == page.count("</script>") == 3
     assert "&lt;script&gt;window.planted = 1&lt;/script&gt;" in page
-    assert "<img" not in page and "&amp; &quot;quoted&quot;" in page
+    assert "<img" not in page and "&amp; &#34;quoted&#34;" in page
     assert "\n\n" not in page.split("cba-explorer-static")[1], "a blank line would end raw HTML"
 
 
