@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cba_utils import load_items
-from cba_utils.measures import controls, rates as metrics, sensitivity
+from cba_utils.measures import rates as metrics, sensitivity
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import load_study
