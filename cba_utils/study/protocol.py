@@ -28,7 +28,7 @@ SHIPPED = "organisms"
 _OF_CHECKPOINT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json",
                   "tokenizer.model", "*.jinja")
 # Folders in results/ that are no study's.
-_NO_STUDIES = ("cells", "instrument")
+_NO_STUDIES = ("cells", "hazards", "instrument")
 
 
 def book_folder(name):
