@@ -7,20 +7,18 @@ from cba_utils.answering.blas import use_fast_blas
 # MLX binds its BLAS when it is imported, so this line comes before anything that imports MLX.
 BLAS = use_fast_blas()
 
-# Bound here, once: the function must win over the module of the same name.
-from cba_utils.answering.likelihood import perplexity  # noqa: E402
-
 _HOMES = {
     "load_items": "answering.items",
     "load_model": "answering.checkpoints",
-    "score_letters": "answering.scoring",
+    "perplexity": "answering.likelihood",
     "sample_answers": "answering.scoring",
+    "score_letters": "answering.scoring",
 }
-__all__ = ["BLAS", "perplexity", *_HOMES]
+__all__ = ["BLAS", *_HOMES]
 
 
 def __getattr__(name):
-    """Import mlx-lm and transformers only when something that needs them is asked for."""
+    """Import what needs MLX, pandas and transformers only when it is asked for."""
     if name in _HOMES:
         value = getattr(import_module(f"cba_utils.{_HOMES[name]}"), name)
         globals()[name] = value

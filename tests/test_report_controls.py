@@ -81,7 +81,7 @@ def test_instrument_counts_verdicts(instrument_table, tmp_path):
     words = report_controls.instrument_words(report_of("none"),
                                              report_controls.read_instrument(path))
     assert (words["simulations"], words["effects"]) == ("5", "0.1")
-    with pytest.raises(FileNotFoundError, match="python -m cba_utils.instrument.verdicts"):
+    with pytest.raises(FileNotFoundError, match="cba instrument"):
         report_controls.read_instrument(tmp_path / "none.csv")
 
 

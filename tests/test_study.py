@@ -1,16 +1,29 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import papermill
 import pytest
 import yaml
 
 from cba_utils.study.notebooks import execute
 from cba_utils.names import RESULTS
 from cba_utils.study.estimate import estimate
-from cba_utils.study.protocol import cells, input_files, narrow, parse_items, read_study
+from cba_utils.study.protocol import (
+    cells,
+    check_parameters,
+    input_files,
+    model_slug,
+    narrow,
+    parse_items,
+    parse_models,
+    read_study,
+    rounding_parameters,
+)
 from conftest import ROOT
 
 CONFIGS = sorted((ROOT / "config").glob("*.yml"))
@@ -25,8 +38,8 @@ def changed(tmp_path, change):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_shipped_studies_pass_their_own_schema(path, monkeypatch):
-    monkeypatch.setenv("BBQ_DIR", "somewhere")
+def test_shipped_studies_pass_their_own_schema(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("BBQ_DIR", str(tmp_path))
     study = read_study(path)
     folders = [cell.folder for cell in cells(study)]
     assert study["name"] == path.stem and len(set(folders)) == len(folders)
@@ -52,23 +65,180 @@ def test_the_estimate_is_printed_and_nothing_is_downloaded():
     assert "cells    15" in done.stdout and "nothing was downloaded" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.update(precison=["q4"]), "unknown key 'precison'; the keys are schema_version"),
-        (lambda s: s["models"][0].update(sauce="x"), r"models\.0: unknown key 'sauce'"),
-        (lambda s: s.update(precisions=["q9"]), "precision: 'q9' is unknown; use bf16, q8"),
-        (lambda s: s["samples"].update(temperature=0), "samples.temperature"),
-        (lambda s: s["models"].append(s["models"][0]), "two models have the same name"),
-        (lambda s: s.update(name="organisms"), "name is 'organisms'; it must be 'smoke'"),
-        (lambda s: s["models"][0].update(base="mistral/bse"), "no organism 'mistral/bse' .*mistral/base"),
-        (lambda s: s["items"].update(source="$NO_SUCH_DIR"), "environment variable NO_SUCH_DIR"),
-        (lambda s: s.pop("orders"), "'orders' is a required property"),
-    ],
-)
-def test_bad_studies_are_refused_by_key(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
+def of_model(**values):
+    return lambda study: study["models"][0].update(values)
+
+
+def of_section(name, **values):
+    return lambda study: study[name].update(values)
+
+
+def second_model(**values):
+    return lambda study: study["models"].append({**study["models"][0], **values})
+
+
+BAD_STUDIES = [
+    # keys
+    (lambda s: s.update(precison=["q4"]), "the top level: unknown key 'precison', did you mean 'precisions'?"),
+    (of_model(sauce="x"), "models.0: unknown key 'sauce', did you mean 'source'? The keys are name,"),
+    (of_section("perplexity", seed=1), "perplexity: unknown key 'seed'"),
+    (lambda s: s.pop("orders"), "orders: is missing"),
+    (lambda s: s.update(items=[]), "items: must be"),
+    (lambda s: s.update(models={}), "models: must be a list"),
+    (lambda s: s.update(schema_version=2), "schema_version: "),
+    # precisions
+    (lambda s: s.update(precisions=["q9"]), "precision: 'q9' is unknown; use bf16, q8"),
+    (lambda s: s.update(precisions=["bf16"]), "bf16 alone leaves nothing to compare"),
+    (lambda s: s.update(precisions=["q4"]), "precisions of mistral-s1: bf16 is missing"),
+    (lambda s: s.update(precisions=["bf16", "q4", "q4-g64"]), "'q4' and 'q4-g64' are the same precision"),
+    (lambda s: s.update(precisions=[]), "precisions: must have at least 1 item"),
+    (lambda s: s.update(precisions="bf16"), "precisions: must be a list"),
+    # numbers: strict, finite, bounded
+    *[(of_section("samples", temperature=value), "samples.temperature: must be")
+      for value in (0, -1, float("inf"), float("nan"), 1e-300, 1e300, "0.3", True, None)],
+    *[(of_section("samples", max_tokens=value), "samples.max_tokens: must be")
+      for value in (0, 10**9, 2.0, "5", True)],
+    *[(of_section("samples", seeds=value), "samples.seeds")
+      for value in ([], [1, 1], [-1], [2**63], [2**70], [1.5], ["1"], [True], 42)],
+    *[(of_section("items", limit=value), "items.limit: must be") for value in (0, -5, 2**64, "many", 1.5)],
+    (of_section("perplexity", sequence_length=1), "perplexity.sequence_length: must be"),
+    (of_section("perplexity", text_seed=2**32), "perplexity.text_seed: must be"),
+    (of_model(replicate=0), "models.0.replicate: must be"),
+    # words
+    (of_section("samples", parser="lazy"), "samples.parser: must be 'strict' or 'published', not 'lazy'"),
+    (of_section("items", condition="all"), "items.condition: must be 'ambig'"),
+    (of_section("items", condition="disambig"), "nothing to measure a stereotype on"),
+    (of_section("items", categories=[]), "items.categories: must have at least 1 item"),
+    (of_section("items", categories=["Age", "Age"]), "'Age' is there twice"),
+    (lambda s: s.update(orders="some"), "orders: must be"),
+    (lambda s: s.update(compute="fast"), "compute: must be 'dense' or 'native'"),
+    (lambda s: s.update(prompt="shouted"), "prompt: must be"),
+    (lambda s: s.update(date="yesterday"), "date: 'yesterday' is no day; write it as 2024-07-26"),
+    (lambda s: s.update(date="2024-02-30"), "date: '2024-02-30' is no day"),
+    (lambda s: s.update(title="two\nlines"), "title: must match"),
+    (lambda s: s.update(title=" "), "title: must match"),
+    # names
+    (lambda s: s.update(name="organisms"), "name is 'organisms'; it must be 'smoke'"),
+    *[(of_model(name=name), "models.0.name")
+      for name in ("tables", "Book", "reports", "figures", "cells", "a\n", "..", ".hidden", "a/b", "/a",
+                   "a b", "", "\u6a21", "x" * 201, 7)],
+    (second_model(), "two models have the same name"),
+    (second_model(name="Mistral-S1"), "'mistral-s1' and 'Mistral-S1' differ in case alone"),
+    (second_model(name="other"), "'mistral-s1' and 'other' are the same model"),
+    # sources
+    (of_model(base="mistral/bse"), "no organism 'mistral/bse' (nearest: mistral/base"),
+    (of_model(source="/no/such/folder"), "'/no/such/folder' is no folder"),
+    (of_model(source="pypi:smollm2"), "is no package that is known to hold a model; there are pypi:llm"),
+    (of_model(source="organisms"), "'organisms' holds no config.json"),
+    (of_model(source="/no/m-{precision}-mlx"), "'/no/m-bf16-mlx' is no folder"),
+    (of_section("items", source="$NO_SUCH_DIR"), "items.source: needs the environment variable NO_SUCH_DIR"),
+    (of_section("items", source="nowhere"), "items.source: 'nowhere' is not 'bundled'"),
+    (of_section("items", source="/dev/null"), "is there and is not a folder"),
+    (of_section("perplexity", text="/dev/null"), "is there and is not a text file"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_STUDIES, ids=range(len(BAD_STUDIES)))
+def test_bad_studies_are_refused_by_key_in_one_line(tmp_path, change, message):
+    with pytest.raises(ValueError) as told:
         read_study(changed(tmp_path, change))
+    line = str(told.value)
+    assert message in line and "\n" not in line and str(tmp_path / "smoke.yml") in line
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "line 2: aliases"),
+        ("name: smoke\nname: smoke\n", "line 2: the key 'name' is there twice"),
+        ("samples: {seeds: [1], seeds: [2]}", "line 1: the key 'seeds' is there twice"),
+        ("? [a, b]\n: c", "not YAML"),
+        ("name: [", "not YAML"),
+        ("", "must be a list of keys with values, not None"),
+        ("- a", "must be a list of keys with values"),
+        ("[" * 3000, "nested too deeply"),
+        ("!!python/object/apply:os.system [ls]", "not YAML"),
+        ("1: 2", "unknown key"),
+        ("name: \x00", "not YAML"),
+        (b"title: \xff", "not UTF-8"),
+        ("title: " + "x" * 10**6, "more than a megabyte"),
+    ],
+    ids=range(13),
+)
+def test_what_is_no_study_file_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "smoke.yml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as told:
+        read_study(path)
+    assert message in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_named_pipe_is_no_study(tmp_path):
+    os.mkfifo(tmp_path / "smoke.yml")
+    with pytest.raises(ValueError, match="no such study"):
+        read_study(tmp_path / "smoke.yml")
+
+
+def test_the_run_notebooks_have_the_parameters_of_a_cell():
+    """The models are the one list: a field that is added there is asked for here."""
+    grid = cells(read_study(ROOT / "config" / "smoke.yml"))
+    for name, parameters in [("10_evaluate", grid[0].parameters()),
+                             ("12_rounding", rounding_parameters(grid))]:
+        known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+        assert set(known) == {*parameters, "output"}
+        defaults = {key: yaml.safe_load(value["default"].replace("None", "null"))
+                    for key, value in known.items()}
+        if name == "10_evaluate":
+            defaults.pop("output")
+            check_parameters(defaults)
+
+
+def test_parameters_by_hand_are_checked_like_those_of_a_study():
+    good = cells(read_study(ROOT / "config" / "smoke.yml"))[0].parameters()
+    for change, told in [({"temperature": "0.3"}, "temperature: must be a valid number, not '0.3'"),
+                         ({"max_tokens": 10**9}, "max_tokens: must be less than"),
+                         ({"limit": 0}, "limit: must be"), ({"precision": "q9"}, "'q9' is unknown"),
+                         ({"parsr": "strict"}, "unknown key 'parsr', did you mean 'parser'")]:
+        with pytest.raises(ValueError, match=told):
+            check_parameters(good | change)
+
+
+def test_a_source_names_the_precision_in_every_kind_of_place(tmp_path, mistral):
+    """Local folders and hub ids, in study files and in MODELS; each cell reads its own checkpoint."""
+    for precision in ("bf16", "q4"):
+        (tmp_path / f"m-{precision}-mlx").symlink_to(mistral)
+    local = f"{tmp_path}/m-{{precision}}-mlx"
+    study = read_study(changed(tmp_path, lambda s: (
+        s.update(precisions=["bf16", "q4"]), s["models"][0].update(source=local), s["models"][0].pop("base"))))
+    own = input_files(cells(study))
+    assert {Path(file).parent.name for file in own} >= {"m-bf16-mlx", "m-q4-mlx"}
+    for source in (local, "owner/m-{precision}-mlx"):
+        mine = narrow(study, "mine", parse_models(source), ["bf16", "q4"])
+        assert [cell.model for cell in cells(mine)] == [source, source]
+        assert "{" not in mine["models"][0]["name"]
+    with pytest.raises(ValueError, match="m-q3-mlx' is no folder"):
+        narrow(study, "mine", [local], ["bf16", "q3"])
+
+
+@pytest.mark.parametrize("folder", ["with space", "a,b", "quo'te", "br{ace}", "\u6a21\u578b", "$(touch x)"])
+def test_a_folder_of_any_name_is_a_model(tmp_path, mistral, folder):
+    (tmp_path / folder).symlink_to(mistral)
+    path = str(tmp_path / folder)
+    assert parse_models(f"{path},mistral/base") == [path, "mistral/base"]
+    mine = narrow(read_study(ROOT / "config" / "smoke.yml"), "mine", [path], ["bf16", "q4"])
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(mine, allow_unicode=True))
+    assert cells(read_study(tmp_path / "mine.yml"))[0].model == path
+
+
+def test_folders_of_other_letters_do_not_share_a_name(tmp_path, mistral):
+    names = ["\u6a21\u578b", "\u5b57\u6bcd", "x" * 230]
+    for name in names:
+        (tmp_path / name).symlink_to(mistral)
+    slugs = {model_slug(str(tmp_path / name)) for name in names}
+    assert len(slugs) == len(names) and all(re.fullmatch(r"[A-Za-z0-9._-]{8,80}", slug) for slug in slugs)
 
 
 def test_an_unknown_notebook_parameter_is_refused(tmp_path):
@@ -102,8 +272,8 @@ def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     ]:
         with pytest.raises(ValueError, match=told):
             narrow(study, "mine", **change)
-    for name in ("organisms", "bbq", "instrument"):
-        with pytest.raises(ValueError, match=f"NAME: '{name}' is"):
+    for name in ("organisms", "bbq", "instrument", "cells", "../evil", "/tmp/evil", "Mine", "a b", "a\n", ""):
+        with pytest.raises(ValueError, match=re.escape(f"NAME: {name!r} is")):
             narrow(study, name)
     with pytest.raises(ValueError, match="ITEMS: 'many'"):
         parse_items("many")
@@ -126,7 +296,7 @@ def test_what_decides_an_answer_is_an_input_of_the_workflow(tmp_path, mistral, m
 def study_of_one_cell():
     """A study file in the project's results, gone with all of its results afterwards."""
     study = narrow(read_study(ROOT / "config" / "smoke.yml"), "test-workflow", ["mistral/base"],
-                   ["bf16"], 20)
+                   ["bf16", "q4"], 20)
     path = RESULTS / "test-workflow" / "study.yml"
     path.parent.mkdir(parents=True)
     path.write_text(yaml.safe_dump(study))

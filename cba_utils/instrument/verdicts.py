@@ -1,6 +1,6 @@
 """The instrument validated on simulated respondents whose truth is known.
 
-``python -m cba_utils.instrument.verdicts`` runs every control on many simulated studies and writes
+``cba instrument`` runs every control on many simulated studies and writes
 ``results/instrument/rejections.csv``, which the report reads. It takes some minutes; nothing in it
 depends on a study. A control is judged as the pages judge: by the same function, with the same
 interval, at the same margin.
@@ -8,7 +8,6 @@ interval, at the same margin.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -218,16 +217,14 @@ def rejections(simulations: int = SIMULATIONS, batch: int = 100, truths=TRUTHS, 
                                        "measure", "estimate", "low", "high", "n"])
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--simulations", type=int, default=SIMULATIONS)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rejections(options.simulations).to_csv(options.out, index=False, float_format="%.6g",
-                                           lineterminator="\n")
-    print(f"wrote {options.out}")
+def write_rejections(simulations=SIMULATIONS, out=RESULT):
+    """Run every control on many simulated studies and write the table: ``cba instrument``.
 
-
-if __name__ == "__main__":
-    main()
+    Parameters
+    ----------
+    simulations : int
+        Of each truth and size of study.
+    out : Path
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rejections(simulations).to_csv(out, index=False, float_format="%.6g", lineterminator="\n")

@@ -17,6 +17,7 @@ import pandas as pd
 from cba_utils.answering.items import load_items
 from cba_utils.answering.prompts import ORDERS
 from cba_utils.study.files import read_json, write_table, write_text
+from cba_utils.study.protocol import check_parameters
 from cba_utils.study.provenance import SCHEMA_VERSION, _folded, cell_identity, surroundings
 
 TABLES = ("answers", "samples", "perplexity")
@@ -46,6 +47,7 @@ def evaluate(parameters, folder):
     """
     from cba_utils.answering.checkpoints import load_model
 
+    check_parameters(parameters)
     folder = Path(folder)
     items = select_items(parameters)
     loaded = load_model(parameters["model"], parameters["precision"], parameters["compute"])

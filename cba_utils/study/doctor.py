@@ -1,9 +1,8 @@
-"""What this machine is and which studies it can run: ``python -m cba_utils.study.doctor``."""
+"""What this machine is and which studies it can run."""
 
 import os
 import platform
 import shutil
-import sys
 
 import psutil
 
@@ -82,14 +81,3 @@ def _verdict(path, memory, disk):
 
 def _is_local(source):
     return (PROJECT / "organisms" / source).exists() or os.path.exists(source)
-
-
-def main():
-    """Print what was found."""
-    for name, text in examine():
-        print(f"{name:16} {text}")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

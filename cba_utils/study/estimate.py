@@ -4,6 +4,7 @@ import os
 import time
 
 from cba_utils.answering.precisions import stored_bits
+from cba_utils.answering.sources import at_precision
 from cba_utils.study.protocol import cells
 
 # Models that `cba_utils.study.rounding.variants` makes of one, at most, and copies of the weights that it
@@ -52,6 +53,34 @@ def estimate(study):
     }
 
 
+def describe(study):
+    """Cells of a study, and what running it would take, in lines for people.
+
+    Parameters
+    ----------
+    study : dict
+
+    Returns
+    -------
+    list of str
+    """
+    needs, grid = estimate(study), cells(study)
+    lines = [f"{study['name']}: {study['title']}"]
+    for name in dict.fromkeys(cell.name for cell in grid):
+        mine = [cell for cell in grid if cell.name == name]
+        lines.append(f"  {name:24} {mine[0].model:48} {' '.join(cell.precision for cell in mine)}")
+    return [
+        *lines,
+        f"cells    {needs['cells']}",
+        f"prompts  {needs['prompts']:,}",
+        f"memory   about {needs['memory'] / 1e9:.1f} GB at the highest precision",
+        f"disk     about {needs['disk'] / 1e9:.1f} GB of weights and records",
+        f"time     about {duration(needs['seconds'])} here, at {needs['rate'] / 1e9:,.0f} GFLOP/s "
+        f"(rough: half of a matrix product's rate)",
+        "nothing was downloaded",
+    ]
+
+
 def _item_count(study):
     items = study["items"]
     count = items.get("expected")
@@ -71,7 +100,7 @@ def _parameters(model):
     from cba_utils.answering.sources import find_checkpoint
 
     total = 0
-    for file in find_checkpoint(model["source"]).glob("model*.safetensors"):
+    for file in find_checkpoint(at_precision(model["source"], "bf16")).glob("model*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():
                 size = 1

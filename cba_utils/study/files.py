@@ -2,8 +2,13 @@
 
 import json
 import os
+import re
 
 import pandas as pd
+import psutil
+
+_SCRATCH = re.compile(r"\..+\.(\d+)(?:\.ipynb)?")
+
 
 def read_json(path):
     """Content of a JSON file, None where there is none.
@@ -41,7 +46,7 @@ def write_text(text, path):
 
 def _atomically(path, write):
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = scratch_for(path)
     try:
         write(scratch)
         with scratch.open("rb") as file:
@@ -51,6 +56,39 @@ def _atomically(path, write):
         raise cannot_write(path, error) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def scratch_for(path):
+    """Where a file is written before it takes its place: hidden, and named by the process.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    Path
+    """
+    if path.suffix == ".ipynb":  # papermill wants the ending
+        return path.with_name(f".{path.stem}.{os.getpid()}.ipynb")
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def remove_scratch(folder, mine=False):
+    """Remove what processes that were killed left half written below a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    mine : bool
+        Also what this process was writing.
+    """
+    for path in folder.rglob(".*"):
+        match = _SCRATCH.fullmatch(path.name)
+        if match and path.is_file():
+            writer = int(match[1])
+            if (mine and writer == os.getpid()) or not psutil.pid_exists(writer):
+                path.unlink(missing_ok=True)
 
 
 def cannot_write(path, error):

@@ -1,14 +1,11 @@
-"""Execute a study's notebooks: ``python -m cba_utils.study.notebooks model|collect|import|report``.
+"""Execute a study's notebooks: its cells, its reports, one cell by hand.
 
 papermill does the work; this module passes parameters as typed values, refuses unknown ones
 (papermill would only warn), sets a timeout, and lets no half-executed notebook take the place of
 a whole one.
 """
 
-import argparse
 import gc
-import os
-import re
 import shutil
 import sys
 import time
@@ -22,22 +19,12 @@ from nbformat.v4 import new_output
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.sources import at_precision
-from cba_utils.study.imported import import_raw, imported_study
+from cba_utils.names import PROJECT, RESULTS
 from cba_utils.study.estimate import duration
-from cba_utils.study.files import cannot_write, write_text
-from cba_utils.study.tables import collect
-from cba_utils.study.protocol import (
-    RESULTS,
-    SHIPPED,
-    book_folder,
-    cells,
-    parse_items,
-    read_study,
-    rounding_parameters,
-)
+from cba_utils.study.files import cannot_write, remove_scratch, scratch_for, write_text
+from cba_utils.study.protocol import SHIPPED, book_folder, cells, model_slug, rounding_parameters
 
 RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
 ROUNDING_NOTEBOOK = PROJECT / "notebooks" / "12_rounding.ipynb"
@@ -66,6 +53,8 @@ class InProcess(Engine):
                     result = shell.run_cell(cell.source, store_history=False)
                 cell.outputs = _outputs(captured)
                 error = result.error_before_exec or result.error_in_exec
+                if isinstance(error, KeyboardInterrupt):
+                    raise error
                 if error:
                     cell.outputs.append(new_output(
                         "error", ename=type(error).__name__, evalue=str(error), traceback=[]))
@@ -115,7 +104,7 @@ def execute(notebook, output, parameters=None, engine=None, timeout=12 * _HOUR):
             f"{notebook}: no parameter {unknown[0]!r}; it has {', '.join(sorted(known))}"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    scratch = scratch_for(output)
     # Not named like a notebook of the study, so that nothing takes it for one.
     failed = output.with_name(f"failed.{output.name}")
     try:
@@ -192,7 +181,7 @@ def run_model(study, name):
         )
 
 
-def run_cell(model, precision, items=None):
+def run_cell(model, precision, items=None, prompt=None, compute=None):
     """Execute the run notebook for a model and precision outside of any study.
 
     Parameters
@@ -201,6 +190,8 @@ def run_cell(model, precision, items=None):
         As `cba_utils.load_model` takes them.
     items : int or str, optional
         At most so many of the bundled items, or another source of items.
+    prompt, compute : str, optional
+        Instead of the run notebook's.
 
     Returns
     -------
@@ -212,17 +203,20 @@ def run_cell(model, precision, items=None):
 
     parse_precision(precision)
     find_checkpoint(at_precision(model, precision))
-    folder = RESULTS / "cells" / re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") / precision
+    folder = RESULTS / "cells" / model_slug(model) / precision
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_scratch(folder)
     parameters = {"model": model, "precision": precision,
                   "output": str(folder.relative_to(PROJECT))}
     if items is not None:
         parameters["limit" if isinstance(items, int) else "items"] = items
+    parameters |= {key: value for key, value in (("prompt", prompt), ("compute", compute)) if value}
     output = folder / RUN_NOTEBOOK.name
     execute(RUN_NOTEBOOK, output, parameters, engine="in-process")
     return output
 
 
-def _told(notebook):
+def told(notebook):
     """What the cells of an executed notebook printed or returned, as text."""
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", []):
@@ -274,54 +268,3 @@ def copy_book(study):
         copy = target / path.relative_to(PROJECT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
-
-
-def main(arguments=None):
-    """Run one step of a study from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.study.notebooks", description=__doc__)
-    steps = parser.add_subparsers(dest="step", required=True)
-    for name in ("model", "collect", "import", "report", "sources"):
-        step = steps.add_parser(name)
-        step.add_argument("study", type=Path, help="study file, e.g. config/organisms.yml, or the "
-                          "name of imported records")
-        if name == "import":
-            step.add_argument("folder", type=Path, help="folder of the records, *.jsonl")
-            step.add_argument("--items", help="the items that were asked: a folder of BBQ's JSONL "
-                              "files, a hub id, or bundled")
-        if name == "model":
-            step.add_argument("name", help="the model's name in the study")
-        if name == "report":
-            step.add_argument("notebook", type=Path)
-    cell = steps.add_parser("cell")
-    cell.add_argument("model", help="a folder, an organism or a hub id")
-    cell.add_argument("precision")
-    cell.add_argument("items", nargs="?", default="", help="at most so many, or where they come from")
-    options = parser.parse_args(arguments)
-    try:
-        if options.step == "cell":
-            output = run_cell(options.model, options.precision, parse_items(options.items))
-            print("\n".join(_told(output)))
-            print(f"The executed notebook and its records: {output.parent.relative_to(PROJECT)}")
-            return
-        from_file = options.study.suffix == ".yml"
-        study = read_study(options.study) if from_file else imported_study(str(options.study))
-        if options.step == "import":
-            import_raw(study["name"], options.folder, options.items)
-        elif options.step == "model":
-            run_model(study, options.name)
-        elif options.step == "collect":
-            # Here, because only this step needs it and it takes seconds to import.
-            from cba_utils.study.rounding import collect_rounding
-
-            collect_rounding(study)
-            collect(study)
-        elif options.step == "report":
-            run_report(study, options.notebook)
-        else:
-            copy_book(study)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

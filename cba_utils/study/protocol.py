@@ -1,80 +1,274 @@
-"""Read and check a study file; the list of its cells; what running them would take.
+"""A study file: its parameters with their bounds, the list of its cells, and studies made from it.
 
-``python -m cba_utils.study.protocol config/paper.yml`` prints the cells and the estimate; with ``--models``,
-``--precisions``, ``--items`` and ``--write`` it makes another study of it.
+The models below are the one list of parameters. A study file is read by them, a cell's parameters
+(those of ``notebooks/10_evaluate.ipynb``) are their fields, and the documentation and the JSON schema
+are made from their descriptions. A parameter is added by one line in the section it belongs to.
 """
 
-import argparse
 import copy
-import json
+import hashlib
 import os
 import re
-import sys
-from dataclasses import asdict, dataclass
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Annotated, Literal
 
-import jsonschema
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from cba_utils.names import BUNDLED_BANK, CONFIG, HELD_OUT_TEXT, PROJECT, RESULTS
 from cba_utils.answering.precisions import parse_precision
-from cba_utils.answering.prompts import DATE
-from cba_utils.answering.sources import at_precision, local_folder, nearest_organisms, of_a_family
+from cba_utils.answering.prompts import DATE, ORDERS, PARSERS, PROMPTS
+from cba_utils.answering.sources import (
+    at_precision,
+    is_organism,
+    local_folder,
+    nearest_organisms,
+    of_a_family,
+)
+from cba_utils.names import BUNDLED_BANK, CONFIG, HELD_OUT_TEXT, PROJECT, RESULTS
 
-SCHEMA = Path(__file__).with_name("study_schema.json")
 SHIPPED = "organisms"
 # Files of a checkpoint that decide what it answers.
 _OF_CHECKPOINT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json",
                   "tokenizer.model", "*.jinja")
-# Folders in results/ that are no study's.
+# What lies in results/ and is no study's, and what lies in a study's results and is no model's. File
+# systems that ignore case would take one for the other, so names are compared without it.
 _NO_STUDIES = ("cells", "hazards", "instrument")
+_NO_MODELS = ("tables", "book", "reports", "figures", "cells")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+# Seeds, ids and counts are kept as 64-bit integers in the records.
+_INT64 = 2**63 - 1
 
 
-def book_folder(name):
-    """Where a study's book is built: the project itself for the shipped study.
+def _expanded(text):
+    """A source with an environment variable at its beginning filled in."""
+    match = re.match(r"\$\{?(\w+)\}?(?=/|$)", text)
+    if not match:
+        return text
+    value = os.environ.get(match[1])
+    if not value:  # make exports those that were not given, as empty
+        raise ValueError(f"needs the environment variable {match[1]}, a folder or file "
+                         f"(make book STUDY=<name> {match[1]}=<path>)")
+    return value + text[match.end():]
 
-    Examples
-    --------
-    >>> book_folder("smoke").relative_to(RESULTS).as_posix()
-    'smoke/book'
-    """
-    return PROJECT if name == SHIPPED else RESULTS / name / "book"
+
+def _day(text):
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r} is no day; write it as {DATE}") from None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One model at one precision on one item set: one execution of the run notebook.
+def _precision(name):
+    parse_precision(name)
+    return name
 
-    Attributes mirror the parameters of ``notebooks/10_evaluate.ipynb``; ``family``, ``replicate``
-    and ``depth`` only label the cell in the study's tables, and ``base`` names the model before
-    alignment, which the rounding notebook compares with.
-    """
 
-    name: str
-    model: str
-    precision: str
-    items: str
-    categories: tuple | None
-    condition: str
-    limit: int | None
-    orders: str
-    prompt: str
-    date: str
-    compute: str | None
-    seeds: tuple
-    temperature: float
-    max_tokens: int
-    parser: str
-    text: str
-    sequences: int
-    sequence_length: int
-    text_seed: int
-    perplexity_method: str
-    family: str
-    replicate: int
-    depth: str
-    base: str | None
+def _each_once(values):
+    twice = [value for k, value in enumerate(values) if value in values[:k]]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice; give each once")
+    return values
+
+
+def _precisions(names):
+    same = {}
+    for name in names:
+        key = str(parse_precision(name))
+        if key in same:
+            raise ValueError(f"{same[key]!r} and {name!r} are the same precision; give each once")
+        same[key] = name
+    return names
+
+
+def _model_name(name):
+    if name.lower() in _NO_MODELS:
+        raise ValueError(f"{name!r} is a folder of the study's results that is no model's; choose "
+                         f"another name")
+    return name
+
+
+def _study_name(name):
+    if name in _NO_STUDIES:
+        raise ValueError(f"{name!r} is a folder in results/ that is no study's; choose another name")
+    return name
+
+
+Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"\S")]
+Source = Annotated[Text, AfterValidator(_expanded)]
+Count = Annotated[int, Field(ge=1, le=_INT64)]
+Orders = Annotated[Literal[tuple(ORDERS)], Field(
+    description="In which orders the three answers are shown: as they are, 3 rotations, or all 6.")]
+Compute = Annotated[Literal["dense", "native"] | None, Field(
+    description="Dense products or MLX's native kernels; by default what is fast on the machine.")]
+Prompt = Annotated[Literal[tuple(PROMPTS)], Field(description="The words in which a question is asked: "
+                   + "; ".join(f"`{prompt.name}`, {prompt.source}" for prompt in PROMPTS.values()) + ".")]
+Date = Annotated[str, AfterValidator(_day), Field(
+    description="The day that a chat template which states today's gets to state.")]
+Precision = Annotated[str, AfterValidator(_precision)]
+# Lists are kept as tuples, so that nothing changes them by accident.
+Precisions = Annotated[tuple[Precision, ...],
+                       Field(strict=False, min_length=1), AfterValidator(_precisions)]
+_LIST = dict(strict=False, min_length=1)
+
+
+class _Checked(BaseModel):
+    """Strict: a text is no number, true is no 1, an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Selection(_Checked):
+    """Which of the items are asked."""
+
+    categories: Annotated[tuple[Text, ...], Field(**_LIST), AfterValidator(_each_once)] | None = Field(
+        None, description="Names of categories as BBQ writes them; all of them if there is none.")
+    condition: Literal["ambig", "disambig", "both"] = Field(
+        description="Ambiguous questions, disambiguated ones, or both. A study has ambiguous ones.")
+    limit: Count | None = Field(
+        None, description="At most so many items, a choice mixed evenly that is the same in every cell.")
+
+
+class Items(Selection):
+    """The questions."""
+
+    source: Source = Field(description="`bundled`, a folder of BBQ's JSONL files, or a hub data set.")
+    expected: Count | None = Field(
+        None, description="How many there are, for estimates before a data set is downloaded.")
+
+
+class Samples(_Checked):
+    """Answers that are drawn, one a seed."""
+
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=_INT64)], ...],
+                     Field(max_length=10_000, **_LIST), AfterValidator(_each_once)] = Field(
+        description="One answer is drawn for each.")
+    temperature: float = Field(
+        ge=0.01, le=100, description="Of the answers that are drawn. Probabilities are kept at 1 as well.")
+    max_tokens: int = Field(ge=1, le=1000, description="Tokens of an answer, at most.")
+    parser: Literal[PARSERS] = Field(
+        description="How a letter is read from an answer, see `sample_answers`.")
+
+
+class Perplexity(_Checked):
+    """The text on which perplexity is measured."""
+
+    text: Source = Field(description="`bundled`, a text file, or a hub data set of conversations.")
+    sequences: int = Field(ge=1, le=10**9, description="How many sequences of the text are read.")
+    sequence_length: int = Field(ge=2, le=10**7, description="Tokens of a sequence.")
+    text_seed: int = Field(
+        123, ge=0, le=2**32 - 1, description="Order in which a hub data set is read.")
+    perplexity_method: Literal["own", "published"] = Field(
+        "own", description="The project's own, or mlx_lm's call of the published study beside it.")
+
+
+class Labels(_Checked):
+    """How a model is called in tables and pages; nothing here decides an answer."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200),
+                    AfterValidator(_model_name)] = Field(
+        description="The model's name, which is also the folder of its records: Latin letters, "
+                    "digits, dot, hyphen and underscore.")
+    family: Text = Field(description="Models of one family are taken together, one colour each.")
+    replicate: Count = Field(
+        1, description="Number of a checkpoint among those made alike; intervals are over them.")
+    depth: Text = Field("full", description="How far the alignment went, in the study's own words.")
+    base: Source | None = Field(
+        None, description="The checkpoint that the model was aligned from; with it the rounding "
+                          "error is taken apart.")
+
+
+class Model(Labels):
+    """One model of a study. What it says of its own goes before what the study says."""
+
+    source: Source = Field(
+        description="A folder with safetensors and tokenizer, an organism, or a hub id; "
+                    "`{precision}` in it is filled in, for models published once a precision.")
+    parameters: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
+        None, description="Number of weights, for estimates before anything is downloaded.")
+    precisions: Precisions | None = Field(None, description="Instead of the study's.")
+    orders: Orders | None = Field(None, description="Instead of the study's.")
+    compute: Compute = Field(None, description="Instead of the study's.")
+
+
+class Study(_Checked):
+    """A named grid of cells with its protocol."""
+
+    schema_version: Literal[1] = Field(description="1.")
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=200),
+                    AfterValidator(_study_name)] = Field(
+        description="As the file says, because results and book are found by it.")
+    title: Annotated[Text, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$")] = Field(description="One line, shown on the pages.")
+    note: Text | None = Field(None, description="What readers of the study's pages must know.")
+    models: Annotated[tuple[Model, ...], Field(**_LIST)] = Field(description="See the models' own keys.")
+    precisions: Precisions = Field(
+        description="`bf16`, which every change is measured since, and at least one other: `q8` to "
+                    "`q2`, with `-g32` or `-g128` for another group size, or one of MLX's other modes.")
+    items: Items = Field(description="See its own keys.")
+    orders: Orders
+    prompt: Prompt = "organisms"
+    date: Date = DATE
+    compute: Compute = None
+    samples: Samples = Field(description="See its own keys.")
+    perplexity: Perplexity = Field(description="See its own keys.")
+
+    @field_validator("items")
+    @classmethod
+    def _has_ambiguous_questions(cls, items):
+        if items.condition == "disambig":
+            raise ValueError("condition 'disambig' leaves nothing to measure a stereotype on, which "
+                             "reports do on ambiguous questions; use ambig or both")
+        return items
+
+    @model_validator(mode="after")
+    def _can_be_compared(self):
+        names, asked = {}, {}
+        for model in self.models:
+            if model.name.lower() in names:
+                other = names[model.name.lower()]
+                same = "two models have the same name" if other == model.name else (
+                    f"{other!r} and {model.name!r} differ in case alone")
+                raise ValueError(f"models: {same}; names are folders of results")
+            names[model.name.lower()] = model.name
+            if "bf16" not in (model.precisions or self.precisions):
+                raise ValueError(f"precisions of {model.name}: bf16 is missing, and every change is "
+                                 f"measured since it")
+        grid = cells_of(self)
+        for cell in grid:
+            key = cell.asked()
+            if key in asked:
+                raise ValueError(f"models: {asked[key]!r} and {cell.name!r} are the same model, asked "
+                                 f"the same at {cell.precision}; leave one out")
+            asked[key] = cell.name
+        if all(cell.precision == "bf16" for cell in grid):
+            raise ValueError("precisions: bf16 alone leaves nothing to compare it with; add at least "
+                             "one other, e.g. q4")
+        return self
+
+
+class Parameters(Selection, Samples, Perplexity):
+    """All that is asked of one model at one precision: the parameters of the run notebook."""
+
+    model: Source = Field(description="A folder, an organism or a hub id.")
+    precision: Precision = Field(description="One precision.")
+    items: Source = Field(description="`bundled`, a folder of BBQ's JSONL files, or a hub data set.")
+    orders: Orders
+    prompt: Prompt
+    date: Date
+    compute: Compute = None
+
+
+class Cell(Labels, Parameters):
+    """One model at one precision on one item set: one execution of the run notebook."""
 
     @property
     def folder(self):
@@ -83,21 +277,113 @@ class Cell:
 
     def parameters(self):
         """Parameters of the run notebook, as plain YAML values."""
-        labels = ("name", "family", "replicate", "depth", "base")
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-            if key not in labels
-        }
+        return self.model_dump(mode="json", exclude=set(Labels.model_fields))
+
+    def asked(self):
+        """What is asked, without the labels: equal for two cells that would be the same."""
+        return tuple(getattr(self, name) for name in Parameters.model_fields)
+
+
+def check_parameters(parameters):
+    """Refuse parameters of a run notebook that are no cell's.
+
+    Parameters
+    ----------
+    parameters : dict
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter, what was wrong and what would be right.
+
+    Examples
+    --------
+    >>> cell = cells(read_study(CONFIG / "smoke.yml"))[0]
+    >>> check_parameters(cell.parameters())
+    >>> check_parameters(cell.parameters() | {"temperature": "0.3"})
+    Traceback (most recent call last):
+    ValueError: parameters: temperature: must be a valid number, not '0.3'
+    """
+    _validated(Parameters, parameters, "parameters")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what a study needs not and a mistake or a bomb is made of."""
+
+    # Days stay the texts that they are written as.
+    yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1}: aliases (*) are not read here; write it out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there "
+                                     f"twice; keep one")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def read_study(path):
-    """Read a study file and check it against the schema.
+    """Read a study file and check it.
 
     Parameters
     ----------
     path : str or Path
-        A YAML file, see ``config/``. ``$NAME`` in it is replaced from the environment.
+        A YAML file, see ``config/``. ``$NAME`` at the beginning of a source is filled in from the
+        environment.
+
+    Returns
+    -------
+    dict
+        The study with its defaults filled in; keys that have no value are left out.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, the key, what was wrong and what would be right.
+
+    Examples
+    --------
+    >>> read_study(CONFIG / "smoke.yml")["name"]
+    'smoke'
+    """
+    path = Path(path)
+    if not path.is_file():
+        have = sorted(p.stem for p in CONFIG.glob("*.yml"))
+        raise ValueError(f"{path}: no such study; there are {', '.join(have)}")
+    try:
+        if path.stat().st_size > 10**6:
+            raise ValueError(f"{path}: more than a megabyte is no study file")
+        study = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8; save it as UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply for a study") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    study = check_study(study, path)
+    if study["name"] != study_name(path):
+        raise ValueError(f"{path}: name is {study['name']!r}; it must be {study_name(path)!r}, as the "
+                         f"file says, because results and book are found by it")
+    return study
+
+
+def check_study(study, where):
+    """A study with its defaults filled in, if it and the sources it names can be.
+
+    Parameters
+    ----------
+    study : dict
+    where : str or Path
+        The file, for messages.
 
     Returns
     -------
@@ -107,28 +393,91 @@ def read_study(path):
     ------
     ValueError
         Naming the file, the key, what was wrong and what would be right.
-
-    Examples
-    --------
-    >>> read_study(PROJECT / "config" / "smoke.yml")["name"]
-    'smoke'
     """
-    path = Path(path)
-    if not path.is_file():
-        have = ", ".join(sorted(p.stem for p in CONFIG.glob("*.yml")))
-        raise ValueError(f"{path}: no such study; there are {have}")
-    # A variable that is empty is as good as none: make exports those that were not given.
-    text = re.sub(r"\$\{?(\w+)\}?", lambda name: os.environ.get(name[1]) or name[0],
-                  path.read_text(encoding="utf-8"))
+    checked = _validated(Study, study, where)
+    for model in checked.models:
+        for precision in model.precisions or checked.precisions:
+            for source in filter(None, (at_precision(model.source, precision), model.base)):
+                _check_source(source, f"{where}: {model.name}")
+    _check_data(checked.items.source, f"{where}: items.source", "a folder of BBQ's JSONL files",
+                lambda path: path.is_dir())
+    _check_data(checked.perplexity.text, f"{where}: perplexity.text", "a text file",
+                lambda path: path.is_file() and path.stat().st_size > 0)
+    return checked.model_dump(mode="json", exclude_none=True)
+
+
+def _check_source(source, where):
+    """Refuse what can be no checkpoint, before anything is looked up elsewhere."""
+    from cba_utils.answering.packages import PACKAGES, PREFIX, is_gguf
+
+    if local_folder(source) or (is_gguf(source) and Path(source).is_file()):
+        return
+    if source.startswith(PREFIX):
+        if source.removeprefix(PREFIX) not in PACKAGES:
+            raise ValueError(f"{where}: {source!r} is no package that is known to hold a model; there "
+                             f"are {', '.join(PREFIX + name for name in PACKAGES)}")
+        return
+    if of_a_family(source):
+        raise ValueError(f"{where}: there is no organism {source!r} (nearest: {nearest_organisms(source)})")
+    if Path(source).exists():
+        raise ValueError(f"{where}: {source!r} holds no config.json; a model is a folder with "
+                         f"config.json, safetensors and a tokenizer")
+    if not _HUB_ID.fullmatch(source):
+        raise ValueError(f"{where}: {source!r} is no folder, no organism (nearest: "
+                         f"{nearest_organisms(source)}) and no hub id (owner/name)")
+
+
+def _check_data(source, where, what, fits):
+    if source == "bundled" or fits(Path(source)):
+        return
+    if Path(source).exists():
+        raise ValueError(f"{where}: {source!r} is there and is not {what} with something in it")
+    if not _HUB_ID.fullmatch(source):
+        raise ValueError(f"{where}: {source!r} is not 'bundled', nor {what}, nor the id of a hub data "
+                         f"set (owner/name)")
+
+
+def _validated(model, values, where):
+    """An instance of a model, or one line that says what of the values is wrong."""
     try:
-        study = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    study = _checked(study, path)
-    if study["name"] != study_name(path):
-        raise ValueError(f"{path}: name is {study['name']!r}; it must be {study_name(path)!r}, as the "
-                         f"file says, because results and book are found by it")
-    return study
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    # An unknown key is most often the misspelt one that is missing.
+    unknown = ("extra_forbidden", "invalid_key")
+    problem = min(problems, key=lambda p: p["type"] not in unknown)
+    place, keys = _place(model, problem["loc"])
+    told, given = problem["msg"], problem["input"]
+    if problem["type"] in unknown:
+        *inside, key = problem["loc"]
+        place = _place(model, inside)[0] or "the top level"
+        near = get_close_matches(str(key), keys, 1, 0.5)
+        told = (f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ";")
+                + f" The keys are {', '.join(keys)}")
+    elif problem["type"] == "missing":
+        told = "is missing"
+    elif problem["type"] == "value_error":
+        told = str(problem["ctx"]["error"])
+    else:
+        shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:57]}..."
+        told = re.sub(r"^(Input|Value|String|Tuple) should ", "must ", told)
+        told = {"model_type": "must be a list of keys with values", "tuple_type": "must be a list",
+                "string_pattern_mismatch": f"must match {problem.get('ctx', {}).get('pattern')}",
+                }.get(problem["type"], told) + f", not {shown}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise ValueError(": ".join(filter(None, (str(where), place, told))) + more)
+
+
+def _place(model, loc):
+    """A place in a study as people write it, and the keys that belong there."""
+    parts, keys = [], list(model.model_fields)
+    for part in loc:
+        if isinstance(part, str) and part in getattr(model, "model_fields", {}):
+            inner = {"models": Model, "items": Items, "samples": Samples, "perplexity": Perplexity}
+            model = inner.get(part) if model is Study else None
+            keys = list(model.model_fields) if model else keys
+        parts.append(str(part))
+    return ".".join(parts), keys
 
 
 def study_name(path):
@@ -143,37 +492,15 @@ def study_name(path):
     return path.parent.name if path.name == "study.yml" else path.stem
 
 
-def _checked(study, where):
-    """The study, if it fits the schema and what the schema cannot say."""
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    problem = jsonschema.exceptions.best_match(validator.iter_errors(study))
-    if problem:
-        raise ValueError(f"{where}: {_explain(problem)}")
-    if str(study["items"]["source"]).startswith("$"):
-        variable = study["items"]["source"].lstrip("${").rstrip("}")
-        raise ValueError(
-            f"{where}: items.source needs the environment variable {variable}: the folder of BBQ's "
-            f"JSONL files (make book STUDY={study['name']} {variable}=<folder>)"
-        )
-    names = [model["name"] for model in study["models"]]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{where}: two models have the same name; names are folders of results")
-    for model in study["models"]:
-        for source in filter(None, (model["source"], model.get("base"))):
-            if local_folder(source) is None and of_a_family(source):
-                raise ValueError(f"{where}: {model['name']}: there is no organism {source!r} (nearest: "
-                                 f"{nearest_organisms(source)})")
-        for precision in _precisions(study, model):
-            try:
-                parse_precision(precision)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-        if "bf16" not in _precisions(study, model):
-            raise ValueError(
-                f"{where}: precisions of {model['name']}: bf16 is missing, and every change is "
-                f"measured since it"
-            )
-    return study
+def book_folder(name):
+    """Where a study's book is built: the project itself for the shipped study.
+
+    Examples
+    --------
+    >>> book_folder("smoke").relative_to(RESULTS).as_posix()
+    'smoke/book'
+    """
+    return PROJECT if name == SHIPPED else RESULTS / name / "book"
 
 
 def cells(study):
@@ -190,36 +517,28 @@ def cells(study):
     """
     if not study["models"]:  # imported records
         return []
-    items, samples, text = study["items"], study["samples"], study["perplexity"]
+    return cells_of(Study.model_validate(study))
+
+
+def cells_of(study):
+    """The cells of a study that was checked."""
+    sections = {name: getattr(section, name)
+                for section in (study.items, study.samples, study.perplexity)
+                for name in type(section).model_fields if name in Cell.model_fields}
     return [
-        Cell(
-            name=model["name"],
-            model=model["source"],
+        Cell.model_construct(
+            **sections,
+            **{name: getattr(model, name) for name in Labels.model_fields},
+            model=model.source,
             precision=precision,
-            items=items["source"],
-            categories=tuple(items["categories"]) if items.get("categories") else None,
-            condition=items["condition"],
-            limit=items.get("limit"),
-            orders=model.get("orders", study["orders"]),
-            prompt=study.get("prompt", "organisms"),
-            date=study.get("date", DATE),
-            compute=model.get("compute", study.get("compute")),
-            seeds=tuple(samples["seeds"]),
-            temperature=samples["temperature"],
-            max_tokens=samples["max_tokens"],
-            parser=samples["parser"],
-            text=text["source"],
-            sequences=text["sequences"],
-            sequence_length=text["sequence_length"],
-            text_seed=text["seed"],
-            perplexity_method=text.get("method", "own"),
-            family=model["family"],
-            replicate=model.get("replicate", 1),
-            depth=model.get("depth", "full"),
-            base=model.get("base"),
+            items=study.items.source,
+            orders=model.orders or study.orders,
+            prompt=study.prompt,
+            date=study.date,
+            compute=model.compute or study.compute,
         )
-        for model in study["models"]
-        for precision in _precisions(study, model)
+        for model in study.models
+        for precision in model.precisions or study.precisions
     ]
 
 
@@ -237,7 +556,7 @@ def input_files(mine):
 
     Examples
     --------
-    >>> found = input_files(cells(read_study(PROJECT / "config" / "smoke.yml")))
+    >>> found = input_files(cells(read_study(CONFIG / "smoke.yml")))
     >>> sorted({Path(file).name for file in found})[:3]
     ['bank.jsonl.gz', 'chat_template.jinja', 'config.json']
     """
@@ -270,7 +589,7 @@ def rounding_parameters(mine):
 
     Examples
     --------
-    >>> study = read_study(PROJECT / "config" / "smoke.yml")
+    >>> study = read_study(CONFIG / "smoke.yml")
     >>> rounding_parameters(cells(study))["precisions"]
     ['q3']
     """
@@ -282,7 +601,7 @@ def rounding_parameters(mine):
     return {**known, "base": mine[0].base, "precisions": precisions}
 
 
-def narrow(study, name, models=None, precisions=None, items=None):
+def narrow(study, name, models=None, precisions=None, items=None, prompt=None, compute=None):
     """Another study on the same items with the same protocol.
 
     Parameters
@@ -297,6 +616,8 @@ def narrow(study, name, models=None, precisions=None, items=None):
         For all of these models; the changes that reports show are since ``bf16``.
     items : int or str, optional
         At most so many, or another source of items.
+    prompt, compute : str, optional
+        As in a study file, for all models.
 
     Returns
     -------
@@ -310,14 +631,15 @@ def narrow(study, name, models=None, precisions=None, items=None):
 
     Examples
     --------
-    >>> study = read_study(PROJECT / "config" / "smoke.yml")
+    >>> study = read_study(CONFIG / "smoke.yml")
     >>> [cell.folder for cell in cells(narrow(study, "mine", ["qwen2/aligned-s2"], ["bf16", "q4"]))]
     ['qwen2-aligned-s2/bf16', 'qwen2-aligned-s2/q4']
     """
-    new = copy.deepcopy(study) | {"name": name}
-    if name in _NO_STUDIES or (CONFIG / f"{name}.yml").exists():
+    check_name(name, "NAME")
+    if (CONFIG / f"{name}.yml").exists():
         shipped = "the shipped study" if name == SHIPPED else "taken"
         raise ValueError(f"NAME: {name!r} is {shipped}, and its results stay as they are; choose another")
+    new = copy.deepcopy(study) | {"name": name}
     if models:
         known = {model["name"]: model for model in new["models"]}
         new["models"] = [known.get(model) or _model_entry(model, known) for model in models]
@@ -329,82 +651,72 @@ def narrow(study, name, models=None, precisions=None, items=None):
         new["items"]["limit"] = items
     elif items:
         new["items"] = {"source": items, "condition": study["items"]["condition"]}
-    changed = {"models": models, "precisions": precisions, "items": items}
+    if prompt:
+        new["prompt"] = prompt
+    if compute:
+        new["compute"] = compute
+        for model in new["models"]:
+            model.pop("compute", None)
+    changed = {"models": models, "precisions": precisions, "items": items, "prompt": prompt,
+               "compute": compute}
     told = "; ".join(f"{key} {' '.join(value) if isinstance(value, list) else value}"
                      for key, value in changed.items() if value)
-    new["title"] = f"{study['title']}, changed: {told}"
-    return _checked(new, "the study asked for")
+    new["title"] = f"{study['title']}, changed: {' '.join(told.split())}"[:1000]
+    return check_study(new, "the study asked for")
+
+
+def check_name(name, where):
+    """Refuse what cannot be the name of a study, and so of a folder in ``results/``.
+
+    Parameters
+    ----------
+    name : str
+    where : str
+        What was given, for the message.
+
+    Examples
+    --------
+    >>> check_name("../evil", "NAME")
+    Traceback (most recent call last):
+    ValueError: NAME: '../evil' is no name; use lower-case letters, digits, - and _
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,199}", name):
+        raise ValueError(f"{where}: {name!r} is no name; use lower-case letters, digits, - and _")
+    if name in _NO_STUDIES:
+        raise ValueError(f"{where}: {name!r} is a folder in results/ that is no study's; choose another")
+
+
+def model_slug(source):
+    """Name for a model that is known by its source alone, different for different sources.
+
+    Organisms and hub ids keep their words. A folder goes by its own name and by a part of the hash of
+    where it lies: names in letters that no folder of results should have would all be the same.
+
+    Examples
+    --------
+    >>> model_slug("mistral/aligned-s1"), model_slug("owner/model-{precision}-mlx")
+    ('mistral-aligned-s1', 'owner-model-mlx')
+    >>> model_slug("/models/mine") != model_slug("/other/mine")
+    True
+    """
+    words = re.sub(r"[-_.]?\{precision\}", "", source)
+    is_path = Path(source).exists() or Path(source).is_absolute() or not (
+        _HUB_ID.fullmatch(words) or source.startswith("pypi:"))
+    if is_path and not is_organism(source):
+        place = hashlib.sha256(os.path.abspath(source).encode()).hexdigest()[:8]
+        words = f"{os.path.basename(os.path.abspath(words))[:60]}-{place}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")[:200]
 
 
 def _model_entry(source, known):
-    from cba_utils.answering.sources import find_checkpoint
-
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")
-    entry = {"name": slug, "source": source, "family": slug}
-    if source.count("/") == 1 and not Path(source).exists() and not of_a_family(source):
-        return entry  # a hub id, looked up when it is loaded
+    """What a study file would say of a model that is known by its source alone."""
     try:
-        find_checkpoint(source)
-    except FileNotFoundError as error:
-        nearest = ", ".join(get_close_matches(source, known, 3, 0))
-        raise ValueError(f"{error}; models of the study: {nearest}") from None
-    return entry
-
-
-def _precisions(study, model):
-    return model.get("precisions", study["precisions"])
-
-
-def _explain(problem):
-    where = ".".join(str(part) for part in problem.absolute_path) or "the top level"
-    if problem.validator == "additionalProperties":
-        unknown = sorted(set(problem.instance) - set(problem.schema["properties"]))
-        return (f"{where}: unknown key {unknown[0]!r}; the keys are "
-                f"{', '.join(problem.schema['properties'])}")
-    return f"{where}: {problem.message}"
-
-
-def main(arguments=None):
-    """Print the cells of a study and what they would take, or write a study made from it."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.study.protocol", description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--models", type=_listed, help="names in the study, or sources")
-    parser.add_argument("--precisions", type=_listed, help="for all models, e.g. bf16,q4")
-    parser.add_argument("--items", default="", help="at most so many, or where they come from")
-    parser.add_argument("--write", type=Path, help="results/<name>/study.yml, and print nothing")
-    options = parser.parse_args(arguments)
-    # Here, because it needs this module.
-    from cba_utils.study.estimate import duration, estimate
-
-    try:
-        study = read_study(options.study)
-        if options.models or options.precisions or options.items:
-            name = options.write.parent.name if options.write else "asked"
-            study = narrow(study, name, options.models, options.precisions, parse_items(options.items))
-        if options.write:
-            write = yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
-            options.write.parent.mkdir(parents=True, exist_ok=True)
-            options.write.write_text(write, encoding="utf-8")
-            return
-        expected = estimate(study)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{study['name']}: {study['title']}")
-    grid = cells(study)
-    for name in dict.fromkeys(cell.name for cell in grid):
-        mine = [cell for cell in grid if cell.name == name]
-        print(f"  {name:24} {mine[0].model:48} {' '.join(cell.precision for cell in mine)}")
-    print(f"cells    {expected['cells']}")
-    print(f"prompts  {expected['prompts']:,}")
-    print(f"memory   about {expected['memory'] / 1e9:.1f} GB at the highest precision")
-    print(f"disk     about {expected['disk'] / 1e9:.1f} GB of weights and records")
-    print(f"time     about {duration(expected['seconds'])} here, at {expected['rate'] / 1e9:,.0f} "
-          f"GFLOP/s (rough: half of a matrix product's rate)")
-    print("nothing was downloaded")
-
-
-def _listed(text):
-    return [part for part in re.split(r"[,\s]+", text) if part]
+        _check_source(at_precision(source, "bf16"), "model")
+    except ValueError as error:
+        near = get_close_matches(source, known, 3, 0)
+        raise ValueError(f"{error}; models of the study: {', '.join(near)}") from None
+    slug = model_slug(source)
+    return {"name": slug, "source": source, "family": slug}
 
 
 def parse_items(text):
@@ -424,9 +736,9 @@ def parse_items(text):
     >>> parse_items("200"), parse_items("bundled"), parse_items("")
     (200, 'bundled', None)
     """
-    if text.isdecimal() and int(text) > 0:
+    if re.fullmatch("[0-9]{1,18}", text) and int(text) > 0:
         return int(text)
-    if text in ("", "bundled") or Path(text).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if text in ("", "bundled") or Path(text).is_dir() or _HUB_ID.fullmatch(text):
         return text or None
     raise ValueError(
         f"ITEMS: {text!r} is no number of items above 0, nor 'bundled', nor a folder of BBQ's JSONL "
@@ -434,5 +746,72 @@ def parse_items(text):
     )
 
 
-if __name__ == "__main__":
-    main()
+def parse_models(text):
+    """Models asked for on a command line, between commas or spaces; a folder's name may have both.
+
+    Examples
+    --------
+    >>> parse_models("mistral/base, phi3/base"), parse_models("qwen2/base phi3/base")
+    (['mistral/base', 'phi3/base'], ['qwen2/base', 'phi3/base'])
+    """
+    found, parts = [], [part.strip() for part in text.split(",")]
+    while parts:
+        # The longest run of parts that is a folder, else the words of the first part.
+        runs = (k for k in range(len(parts), 0, -1) if Path(",".join(parts[:k])).is_dir())
+        k = next(runs, 0)
+        if k and parts[0]:
+            found.append(",".join(parts[:k]))
+        elif "{precision}" in parts[0] and "/" in parts[0]:
+            found.append(parts[0])
+        else:
+            found += parts[0].split()
+        parts = parts[max(k, 1):]
+    return found
+
+
+def documentation():
+    """Every key of a study file with its bounds and meaning, as a Markdown table a section.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> "| `temperature` | number from 0.01 to 100 |" in documentation()
+    True
+    """
+    schema = Study.model_json_schema()
+    sections = {"The study": schema, **{f"`{key}`": schema["$defs"][name] for key, name in
+                (("models", "Model"), ("items", "Items"), ("samples", "Samples"),
+                 ("perplexity", "Perplexity"))}}
+    lines = []
+    for title, section in sections.items():
+        needed = section.get("required", [])
+        lines += [f"**{title}**: {section['description'][0].lower()}{section['description'][1:]}", "",
+                  "| key | value | if left out | meaning |", "| --- | --- | --- | --- |"]
+        for key, field in section["properties"].items():
+            default = field.get("default")
+            left = "must be there" if key in needed else "nothing" if default is None else f"`{default}`"
+            lines.append(f"| `{key}` | {_kind(field)} | {left} | {field['description']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _kind(field):
+    """What a value must be, in words, from its JSON schema."""
+    field = next((option for option in field.get("anyOf", []) if option.get("type") != "null"), field)
+    if "$ref" in field:
+        return "keys, below"
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if field["type"] == "array":
+        return "list of keys, below" if "$ref" in field["items"] else f"list: {_kind(field['items'])}"
+    words = {"string": "text", "integer": "whole number", "number": "number"}[field["type"]]
+    low, high = field.get("minimum"), field.get("maximum")
+    if low is not None:
+        # Bounds that only keep a number in 64 bits are no news.
+        words += f" from {low:g}" + (f" to {high:g}" if high < 10**7 else "")
+    return words

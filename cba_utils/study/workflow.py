@@ -1,23 +1,36 @@
-"""Run a study from its file to its book: ``python -m cba_utils.study.workflow config/smoke.yml``.
+"""Run a study from its file to its book, by Snakemake: ``cba run smoke``.
 
-Snakemake does the work. This module lets one run at a study at a time, by a lock that ends with its
-processes (Snakemake's own outlives a run that was killed), refuses bad studies and items before
-anything starts, and says errors once more at the end, where they are read.
+This module lets one run at a study at a time, by a lock that ends with its processes (Snakemake's own
+outlives a run that was killed), refuses bad studies and items before anything starts, ends all that it
+started when it is stopped, and says errors once more at the end, where they are read. It also knows
+which modules a notebook's outputs come from, so that editing one runs those again and no others.
 """
 
-import argparse
+import ast
+import contextlib
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import nbformat
+import psutil
+import yaml
+
 from cba_utils.answering.items import load_items
-from cba_utils.names import PROJECT
+from cba_utils.names import PROJECT, RESULTS
+from cba_utils.study.files import remove_scratch, write_text
 from cba_utils.study.imported import imported_study
-from cba_utils.names import RESULTS
-from cba_utils.study.protocol import read_study, study_name
+from cba_utils.study.protocol import SHIPPED, read_study, study_name
+
+PACKAGE = PROJECT / "cba_utils"
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 3  # seconds between the request to end and the end
 
 
 def run_workflow(path, raw=None, items=None):
@@ -26,7 +39,7 @@ def run_workflow(path, raw=None, items=None):
     Parameters
     ----------
     path : str or Path
-        Study file; for imported records, a file that does not exist, which names the study.
+        Study file; for imported records, the name of the study.
     raw : str or Path, optional
         Folder of records to import instead of running models.
     items : str, optional
@@ -38,33 +51,139 @@ def run_workflow(path, raw=None, items=None):
         If the study or its items cannot be used, or another run is at work on it.
     RuntimeError
         If a step failed, with the errors that the steps gave.
+    KeyboardInterrupt
+        If it was stopped; nothing that it started is left then.
     """
     name = study_name(path)
     if raw:
         imported_study(name)
+        if (RESULTS / name / "study.yml").exists():
+            raise ValueError(f"STUDY: {name!r} is a study whose models were run (results/{name}); give "
+                             f"imported records a name of their own")
+        if not any(Path(raw).glob("*.jsonl")):
+            raise ValueError(f"RAW: {str(raw)!r} is no folder with *.jsonl in it; it is where the "
+                             f"records lie")
     else:
         asked = read_study(path)["items"]
         if Path(asked["source"]).is_dir():
             load_items(asked["source"], asked.get("categories"), asked["condition"])
+    asked = {"study": str(path), "raw": raw and str(raw), "items": raw and items}
+    settings = RESULTS / name / "workflow.yml"
+    # A file: Snakemake reads what stands on its command line as numbers where it can.
+    write_text(yaml.safe_dump({key: value for key, value in asked.items() if value}), settings)
     command = [
         Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile",
-        "--profile", "workflow/profiles/local", "--config", f"study={path}",
-        *([f"raw={raw}"] if raw else []), *([f"items={items}"] if raw and items else []),
+        "--profile", "workflow/profiles/local", "--configfile", settings.relative_to(PROJECT),
     ]
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with _lock(name) as lock, subprocess.Popen(
-        command, cwd=PROJECT, stderr=subprocess.PIPE, pass_fds=[lock.fileno()],
-        env={**os.environ, "PATH": search},
-    ) as process:
+    with _lock(name) as lock:
+        _remove_scratch(name)
+        # A session of its own: signals reach what is below only through this process.
+        process = subprocess.Popen(
+            command, cwd=PROJECT, stderr=subprocess.PIPE, pass_fds=[lock.fileno()],
+            env={**os.environ, "PATH": search}, start_new_session=True)
         told = b""
-        while piece := process.stderr.read1():
-            sys.stderr.buffer.write(piece)
-            sys.stderr.flush()
-            told += piece
+        with _ends_with_us(process):
+            while piece := process.stderr.read1():
+                sys.stderr.buffer.write(piece)
+                sys.stderr.flush()
+                told += piece
+            process.wait()
+        if process.returncode:
+            _remove_scratch(name)
     if process.returncode:
         errors = re.findall(r"(?:^|[\r\n])error: ([^\r\n]+)", told.decode(errors="replace"))
         raise RuntimeError("\nerror: ".join(dict.fromkeys(errors))
                            or "a step of the workflow failed; it is named above")
+
+
+def build_pages():
+    """Build the shipped book from its committed results: no model is run."""
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going",
+               "--quiet"]
+    if subprocess.run(command, cwd=PROJECT, check=False).returncode:
+        raise RuntimeError("the book could not be built; the reason is above")
+
+
+@contextlib.contextmanager
+def _ends_with_us(process):
+    """End a process and all below it if this one is stopped or its `make` is gone or stopped."""
+    stopped = []
+
+    def stop(*_):
+        if not stopped:
+            stopped.append(True)
+            end_all(process.pid)
+
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    done = threading.Event()
+    if "MAKELEVEL" in os.environ:
+        threading.Thread(target=_watch_make, args=(os.getppid(), done, stop), daemon=True).start()
+    try:
+        yield
+    except BaseException:
+        end_all(process.pid)
+        raise
+    finally:
+        done.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
+        raise KeyboardInterrupt
+
+
+def _watch_make(parent, done, stop):
+    """Call `stop` when `make` has ended, or waits for us to end.
+
+    `make` hands on a request to terminate, but keeps an interrupt to itself and waits: a terminal has
+    sent it to everybody, other programs have not. Linux tells: `make` then blocks the signal that it
+    has caught.
+    """
+    waiting = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGHUP))
+    while not done.wait(0.5):
+        if os.getppid() != parent:
+            return stop()
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{parent}/status").read_text()
+            blocked = re.search(r"^SigBlk:\s*([0-9a-f]+)", state, re.M)
+            name = re.search(r"^Name:\s*(\w+)", state, re.M)
+            if blocked and name and "make" in name[1] and int(blocked[1], 16) & waiting:
+                return stop()
+
+
+def end_all(number):
+    """End a process and everything below it, kernels in sessions of their own as well.
+
+    Parameters
+    ----------
+    number : int
+        The process's id.
+    """
+    try:
+        top = psutil.Process(number)
+        below = [*top.children(recursive=True), top]
+    except psutil.NoSuchProcess:
+        return
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, left = psutil.wait_procs(below, timeout=_PATIENCE)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # What it started in the meantime goes with it.
+            for late in process.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    late.kill()
+            process.kill()
+
+
+def _remove_scratch(name):
+    """Remove what killed processes left half written in a study's results and beside the reports."""
+    remove_scratch(RESULTS / name)
+    if name == SHIPPED:
+        remove_scratch(PROJECT / "notebooks")
 
 
 def _lock(name):
@@ -72,26 +191,80 @@ def _lock(name):
     path = RESULTS / name / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"study {name!r}: another run is at work on it; wait for it or end it") from None
-    return file
+    # Those of a run that was just ended may need a moment to be gone.
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        time.sleep(0.2)
+    file.close()
+    raise ValueError(f"study {name!r}: another run is at work on it; wait for it or end it")
 
 
-def main(arguments=None):
-    """Run a study's workflow from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.study.workflow", description=__doc__)
-    parser.add_argument("study", type=Path, help="study file, e.g. config/organisms.yml")
-    parser.add_argument("--raw", help="folder of records to import, *.jsonl")
-    parser.add_argument("--items", help="the items that these answer")
-    options = parser.parse_args(arguments)
-    try:
-        run_workflow(options.study, options.raw, options.items)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+def sources_of(*files):
+    """Files of the package that a notebook or module needs: what it imports, and what that imports.
+
+    A chapter that a notebook opens by its name (``open_page("noise", study)``) counts with its
+    template, and a package's data files with its modules.
+
+    Parameters
+    ----------
+    *files : Path
+        Modules or notebooks.
+
+    Returns
+    -------
+    list of str
+        Below the project's folder.
+
+    Examples
+    --------
+    >>> found = sources_of(PROJECT / "notebooks" / "22_run_log.ipynb")
+    >>> "cba_utils/telling/report.py" in found, "cba_utils/study/doctor.py" in found
+    (True, False)
+    """
+    found, todo = set(), [Path(file) for file in files]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found.add(file)
+        if file.suffix == ".py" and file.parent.name in ("measures", "telling", "instrument", "chapters"):
+            found |= {p for p in file.parent.iterdir() if p.suffix in (".csv", ".json") or p.name == "common.md.j2"}
+        if file.suffix in (".py", ".ipynb"):
+            todo += _imported(file)
+    return sorted(str(file.relative_to(PROJECT)) for file in found if PACKAGE in file.parents)
 
 
-if __name__ == "__main__":
-    main()
+def _imported(file):
+    """Modules of the package that a file imports, wherever in it, and chapters that it opens."""
+    if file.suffix == ".py":
+        texts = [file.read_text(encoding="utf-8")]
+    else:
+        cells = nbformat.read(file, as_version=4).cells
+        texts = [cell.source for cell in cells if cell.cell_type == "code"]
+    for text in texts:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and file.suffix == ".ipynb":
+                chapter = PACKAGE / "chapters" / f"{node.value}.py"
+                if str(node.value).isidentifier() and chapter.exists():
+                    yield from (chapter, *chapter.parent.glob(f"{node.value}.md*"))
+                continue
+            else:
+                continue
+            for name in names:
+                yield from _files_of(name)
+
+
+def _files_of(name):
+    """The file of a module and those of the packages around it."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE.name:
+        return
+    for k in range(1, len(parts) + 1):
+        place = PROJECT.joinpath(*parts[:k])
+        yield from (p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file())

@@ -1,7 +1,4 @@
-"""Two studies side by side: ``python -m cba_utils.telling.compare organisms smoke``."""
-
-import argparse
-import sys
+"""Two studies side by side: ``cba compare organisms smoke``."""
 
 import pandas as pd
 
@@ -64,16 +61,19 @@ def _summary(name):
     return table[[*_KEYS, "estimate", "low", "high", "n"]]
 
 
-def main(arguments=None):
-    """Print the comparison."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.telling.compare", description=__doc__)
-    parser.add_argument("a", help="name of a study")
-    parser.add_argument("b", help="name of a study")
-    options = parser.parse_args(arguments)
-    try:
-        table = compare(options.a, options.b)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def told(one, other):
+    """The comparison as a table to print.
+
+    Parameters
+    ----------
+    one, other : str
+        As `compare` takes them.
+
+    Returns
+    -------
+    str
+    """
+    table = compare(one, other)
     for which in "ab":
         table[which] = [
             "-" if pd.isna(e) else f"{e:.3f} ({low:.3f} to {high:.3f}), n {n:.0f}"
@@ -81,11 +81,7 @@ def main(arguments=None):
             .itertuples(index=False)
         ]
     table["apart"] = table["apart"].map({True: "apart", False: ""}).fillna("")
-    print(table[[*_KEYS, "a", "b", "apart"]].rename(columns={"a": options.a, "b": options.b})
-          .to_string(index=False))
-    print("Means over checkpoints with their spread where a family has several, else one checkpoint "
-          "with its spread over templates; 95 % intervals; apart: they do not overlap")
-
-
-if __name__ == "__main__":
-    main()
+    shown = table[[*_KEYS, "a", "b", "apart"]].rename(columns={"a": one, "b": other})
+    return (f"{shown.to_string(index=False)}\n"
+            "Means over checkpoints with their spread where a family has several, else one checkpoint "
+            "with its spread over templates; 95 % intervals; apart: they do not overlap")

@@ -1,16 +1,14 @@
-"""The built book as one file for reading on paper: ``python -m cba_utils.telling.pdf _build/html book.pdf``.
+"""The built book as one file for reading on paper: ``cba pdf``.
 
 The pages are those of the built book, put into one document in the order of its contents and
 printed by a browser. Code, buttons and pages that only work on a screen are left out.
 """
 
-import argparse
 import re
 import shutil
-import sys
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from posixpath import normpath
 
 import yaml
@@ -250,20 +248,3 @@ def write_pdf(browser, built, target):
     writer = PdfWriter(clone_from=target)
     writer.add_metadata({"/Author": authors()})
     writer.write(target)
-
-
-def main(arguments=None):
-    """Print a built book from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.telling.pdf", description=__doc__)
-    parser.add_argument("built", type=Path, help="folder of the built pages, e.g. _build/html")
-    parser.add_argument("target", type=Path, help="the PDF to write")
-    options = parser.parse_args(arguments)
-    try:
-        with open_browser() as browser:
-            write_pdf(browser, options.built, options.target)
-    except OSError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

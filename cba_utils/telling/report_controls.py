@@ -396,10 +396,10 @@ def _yes_table(rows):
 
 
 def read_instrument(path=INSTRUMENT):
-    """The instrument's record, made by ``python -m cba_utils.instrument.verdicts``."""
+    """The instrument's record, made by ``cba instrument``."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table; make it with "
-                                "'python -m cba_utils.instrument.verdicts'")
+                                "'cba instrument'")
     return pd.read_csv(path)
 
 

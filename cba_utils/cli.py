@@ -1,0 +1,366 @@
+"""The command line: ``cba <verb>``. What `make` does is one of these verbs; ``cba --help`` lists them.
+
+Every verb is a function here that calls the package. Modules are imported where they are used, so
+that ``cba --help`` takes no longer than Python does. An error is one line on stderr and exit code 1;
+a word that is no verb or option is exit code 2.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+
+def main(arguments=None):
+    """Run one verb.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Those of the command line by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 for an error that is told, 130 for a run that was stopped.
+    """
+    from cba_utils.names import PROJECT
+
+    options = _parser().parse_args(arguments)
+    try:
+        _from_here(options, PROJECT)
+        options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: stopped; what was finished is kept, and the same command goes on from it",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+def _from_here(options, project):
+    """Work in the project's folder, as study files mean their paths; paths given here stay valid."""
+    if Path.cwd() == project:
+        return
+    for name in ("study", "items", "raw", "folder", "notebook", "model", "out"):
+        value = getattr(options, name, None)
+        if value and Path(value).exists():
+            setattr(options, name, os.path.abspath(value))
+    if getattr(options, "models", None):
+        options.models = [os.path.abspath(m) if Path(m).exists() else m for m in options.models]
+    os.chdir(project)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, and a verb that is misspelt has a nearest one."""
+
+    def error(self, message):
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            verbs = re.findall(r"[\w-]+", wrong[2])
+            near = get_close_matches(wrong[1], verbs, 1) or ["--help"]
+            message = f"{wrong[1]!r} is no verb; did you mean {near[0]!r}? There are {', '.join(verbs)}"
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser():
+    parser = _Parser(
+        prog="cba",
+        description="Measure stereotyped answers of language models at every precision they are "
+                    "quantized to: from a study file to its book.",
+        epilog="Begin with `cba doctor` (what can this machine run?), `cba estimate smoke`, and "
+               "`cba run smoke`. `cba <verb> --help` has an example of each.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="<verb>", required=True, parser_class=_Parser)
+
+    def verb(run, words, example, changes=False):
+        one = verbs.add_parser(run.__name__.strip("_").replace("_", "-"), help=words,
+                               description=f"{words}.", epilog=f"Example: {example}",
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        one.set_defaults(run=run)
+        if changes:
+            one.add_argument("study", help="a name in config/ or results/, or a study file")
+            one.add_argument("--models", type=_models, metavar="A,B", help="instead of the study's: "
+                             "their names, folders with safetensors, hub ids, organisms")
+            one.add_argument("--precisions", type=_listed, metavar="bf16,q4", help="for all models")
+            one.add_argument("--items", metavar="N|SOURCE",
+                             help="at most so many, or a folder of BBQ's files, or a hub data set")
+            one.add_argument("--prompt", help="the words in which a question is asked")
+            one.add_argument("--compute", help="dense or native, by default what is fast here")
+            one.add_argument("--name", help="of the study that these changes make (my-<study>)")
+        return one
+
+    for run, words, example in [
+        (_run, "Run whatever of a study is not done yet, and build its book",
+         "cba run smoke --models path/to/model --precisions bf16,q4,q3 --items 400 --name mine"),
+        (_estimate, "What a study would run, and the memory, disk and time it would take",
+         "cba estimate paper"),
+        (_pdf, "A study's book as one file to read on paper; needs a Chromium or Chrome",
+         "cba pdf organisms"),
+    ]:
+        one = verb(run, words, example, changes=True)
+        if run is not _estimate:
+            one.add_argument("--raw", metavar="FOLDER", help="import records instead of running models: "
+                             "the folder of their *.jsonl; STUDY is then a new name")
+    one = verb(_cell, "Run one model at one precision, outside of any study",
+               "cba cell mistral/aligned-s1 q4 --items 200")
+    one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
+    one.add_argument("precision", help="bf16, q8 ... q2, q4-g32, mxfp4-g32 ...")
+    one.add_argument("--items", metavar="N|SOURCE", help="at most so many, or where they come from")
+    one.add_argument("--prompt", help="the words in which a question is asked")
+    one.add_argument("--compute", help="dense or native, by default what is fast here")
+    one = verb(_compare, "Two studies that were run, side by side", "cba compare organisms smoke")
+    one.add_argument("a", help="name of a study")
+    one.add_argument("b", help="name of another")
+    verb(_doctor, "What this machine is, and which studies it can run", "cba doctor")
+    one = verb(_instrument, "Run every control on simulated respondents of known truth (minutes)",
+               "cba instrument --simulations 100 --out rejections.csv")
+    one.add_argument("--simulations", type=int, metavar="N", help="a truth and size of study")
+    one.add_argument("--out", metavar="FILE", help="the table (results/instrument/)")
+    one = verb(_keys, "The keys of a study file: a table, or a JSON schema for an editor",
+               "cba keys --json > study.schema.json")
+    one.add_argument("--json", action="store_true", help="the JSON schema")
+    # Steps of the workflow, which may be taken by hand as well.
+    one = verb(_model, "Step: all cells of one model of a study", "cba model smoke mistral-s1")
+    one.add_argument("study")
+    one.add_argument("name", help="the model's name in the study")
+    one = verb(_collect, "Step: join the cells of a study into the tables that reports read",
+               "cba collect smoke")
+    one.add_argument("study")
+    one = verb(_import, "Step: make the tables of a study from records that exist",
+               "cba import theirs path/to/jsonl --items path/to/bbq")
+    one.add_argument("study", help="a new name")
+    one.add_argument("folder", help="every *.jsonl in it is read")
+    one.add_argument("--items", metavar="SOURCE", help="the items that were asked")
+    one = verb(_report, "Step: execute a report notebook on a study",
+               "cba report smoke notebooks/20_dose_response.ipynb")
+    one.add_argument("study")
+    one.add_argument("notebook")
+    one = verb(_sources, "Step: put the book's sources beside a study's reports", "cba sources smoke")
+    one.add_argument("study")
+    return parser
+
+
+def _listed(text):
+    """Parts between commas or spaces; a text of nothing else is no list."""
+    parts = re.findall(r"[^,\s]+", text)
+    if text and not parts:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; leave it out or name some")
+    return parts
+
+
+def _models(text):
+    from cba_utils.study.protocol import parse_models
+
+    _listed(text)
+    return parse_models(text) if text else []
+
+
+def _items(options):
+    from cba_utils.study.protocol import parse_items
+
+    return parse_items(options.items or "")
+
+
+def _study_file(text):
+    """The file of a study that is named, or is named by its file."""
+    from cba_utils.names import CONFIG, PROJECT, RESULTS
+    from cba_utils.study.protocol import check_name
+
+    if text.endswith((".yml", ".yaml")):
+        return Path(text)
+    check_name(text, "STUDY")
+    files = [CONFIG / f"{text}.yml", RESULTS / text / "study.yml"]
+    found = next((file for file in files if file.is_file()), None)
+    if not found:
+        have = sorted(p.stem for p in CONFIG.glob("*.yml")) + sorted(
+            p.parent.name for p in RESULTS.glob("*/study.yml"))
+        near = get_close_matches(text, have, 1)
+        raise ValueError(f"STUDY: there is no {text!r}" + (f", did you mean {near[0]!r}?" if near else ";")
+                         + f" There are {', '.join(have)}")
+    return found.relative_to(PROJECT)
+
+
+def _asked(options, keep):
+    """The study that was asked for, with its changes, and its file; `keep` writes a changed one."""
+    import yaml
+
+    from cba_utils.names import PROJECT, RESULTS
+    from cba_utils.study.files import write_text
+    from cba_utils.study.protocol import narrow, read_study
+
+    path = _study_file(options.study)
+    study = read_study(path)
+    changes = {key: getattr(options, key) for key in ("models", "precisions", "prompt", "compute")
+               if getattr(options, key)}
+    if _items(options):
+        changes["items"] = _items(options)
+    if not changes:
+        if options.name:
+            raise ValueError("NAME names a study that differs in MODELS, PRECISIONS, ITEMS, PROMPT or "
+                             "COMPUTE: give one of them")
+        return study, path
+    study = narrow(study, options.name or f"my-{study['name']}", **changes)
+    path = RESULTS / study["name"] / "study.yml"
+    if keep:
+        write_text(yaml.safe_dump(study, sort_keys=False, allow_unicode=True), path)
+    return study, path.relative_to(PROJECT)
+
+
+def _run(options):
+    from cba_utils import BLAS
+    from cba_utils.names import PROJECT
+    from cba_utils.study.imported import imported_study
+    from cba_utils.study.protocol import book_folder
+    from cba_utils.study.workflow import run_workflow
+
+    print(BLAS, flush=True)
+    if options.raw:
+        for name in ("models", "precisions", "prompt", "compute", "name"):
+            if getattr(options, name):
+                raise ValueError(f"{name.upper()} does not go with RAW: records are imported as they "
+                                 f"are, under the name that STUDY gives")
+        study = imported_study(options.study)
+        source = _items(options) or os.environ.get("BBQ_DIR") or None
+        if isinstance(source, int):
+            raise ValueError(f"ITEMS: {source} is a number; with RAW it is where the items that were "
+                             f"asked come from: a folder of BBQ's JSONL files, a hub data set, or bundled")
+        run_workflow(options.study, options.raw, source)
+    else:
+        study, path = _asked(options, keep=True)
+        run_workflow(path)
+    book = book_folder(study["name"]).relative_to(PROJECT) / "_build" / "html" / "index.html"
+    print(f"The book of study {study['name']!r}: open {book}")
+
+
+def _estimate(options):
+    from cba_utils.study.estimate import describe
+
+    if not options.name and (options.models or options.precisions or options.items):
+        options.name = "asked"
+    print("\n".join(describe(_asked(options, keep=False)[0])))
+
+
+def _pdf(options):
+    from cba_utils.names import PROJECT
+    from cba_utils.study.protocol import SHIPPED, book_folder
+    from cba_utils.study.workflow import build_pages
+    from cba_utils.telling.pdf import open_browser, write_pdf
+
+    changed = any(getattr(options, name) for name in ("models", "precisions", "items", "prompt", "compute"))
+    if options.raw or changed or options.study != SHIPPED:
+        _run(options)
+        name = options.name or (f"my-{options.study}" if changed and not options.raw else options.study)
+    else:
+        build_pages()
+        name = SHIPPED
+    built = book_folder(name).relative_to(PROJECT) / "_build"
+    with open_browser() as browser:
+        write_pdf(browser, built / "html", built / "book.pdf")
+    print(f"The book on paper: {built / 'book.pdf'}")
+
+
+def _cell(options):
+    from cba_utils.names import PROJECT, RESULTS
+    from cba_utils.study.files import remove_scratch
+    from cba_utils.study.notebooks import run_cell, told
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        output = run_cell(options.model, options.precision, _items(options), options.prompt or None,
+                          options.compute or None)
+    except KeyboardInterrupt:
+        remove_scratch(RESULTS / "cells", mine=True)
+        raise
+    print("\n".join(told(output)))
+    print(f"The executed notebook and its records: {output.parent.relative_to(PROJECT)}")
+
+
+def _compare(options):
+    from cba_utils.telling.compare import told
+
+    if options.a == options.b:
+        raise ValueError(f"A and B are both {options.a!r}; name two studies")
+    print(told(options.a, options.b))
+
+
+def _doctor(_):
+    from cba_utils.study.doctor import examine
+
+    for name, text in examine():
+        print(f"{name:16} {text}", flush=True)
+
+
+def _instrument(options):
+    from cba_utils.instrument.verdicts import RESULT, SIMULATIONS, write_rejections
+
+    if options.simulations is not None and options.simulations < 1:
+        raise ValueError(f"--simulations: {options.simulations} is not above 0")
+    out = Path(options.out or RESULT)
+    write_rejections(options.simulations or SIMULATIONS, out)
+    print(f"wrote {out}")
+
+
+def _keys(options):
+    import json
+
+    from cba_utils.study.protocol import Study, documentation
+
+    print(json.dumps(Study.model_json_schema(), indent=1) if options.json else documentation())
+
+
+def _step_study(text):
+    """The study of a step: by its file, or by the name of imported records."""
+    from cba_utils.study.imported import imported_study
+    from cba_utils.study.protocol import read_study
+
+    try:
+        return read_study(_study_file(text))
+    except ValueError as error:
+        from cba_utils.names import RESULTS
+
+        if "/" in text or not (RESULTS / text / "tables").is_dir():
+            raise error from None
+        return imported_study(text)
+
+
+def _model(options):
+    from cba_utils.study.notebooks import run_model
+
+    run_model(_step_study(options.study), options.name)
+
+
+def _collect(options):
+    from cba_utils.study.rounding import collect_rounding
+    from cba_utils.study.tables import collect
+
+    study = _step_study(options.study)
+    collect_rounding(study)
+    collect(study)
+
+
+def _import(options):
+    from cba_utils.study.imported import import_raw
+
+    import_raw(options.study, options.folder, options.items)
+
+
+def _report(options):
+    from cba_utils.study.notebooks import run_report
+
+    run_report(_step_study(options.study), Path(options.notebook))
+
+
+def _sources(options):
+    from cba_utils.study.notebooks import copy_book
+
+    copy_book(_step_study(options.study))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
