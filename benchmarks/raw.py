@@ -85,7 +85,7 @@ def measured(name, arguments):
     name : str
         What the row of the table is called.
     arguments : list of str
-        Of ``python -m cba_utils.study.notebooks``.
+        Of ``cba``.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def measured(name, arguments):
         processes.
     """
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "cba_utils.study.notebooks", *arguments], cwd=PROJECT,
+    process = subprocess.Popen([sys.executable, "-m", "cba_utils.cli", *arguments], cwd=PROJECT,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -57,12 +57,14 @@ def test_the_paper_study_is_the_published_grid(name):
     assert 25e9 < expected["memory"] < 45e9 and 85e9 < expected["disk"] < 95e9
 
 
+def cba(*arguments, **more):
+    command = [sys.executable, "-m", "cba_utils.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **more)
+
+
 def test_the_estimate_is_printed_and_nothing_is_downloaded():
-    done = subprocess.run(
-        [sys.executable, "-m", "cba_utils.study.protocol", "config/paper.yml"],
-        cwd=ROOT, capture_output=True, text=True, check=True, env={"HF_HUB_OFFLINE": "1", "PATH": ""},
-    )
-    assert "cells    15" in done.stdout and "nothing was downloaded" in done.stdout
+    done = cba("estimate", "paper", env={"HF_HUB_OFFLINE": "1", "PATH": ""})
+    assert "cells    15" in done.stdout and "nothing was downloaded" in done.stdout, done.stderr
 
 
 def of_model(**values):
@@ -305,7 +307,7 @@ def study_of_one_cell():
 
 
 def test_a_study_runs_once_at_a_time_and_again_after_a_kill(study_of_one_cell):
-    command = [sys.executable, "-m", "cba_utils.study.workflow", str(study_of_one_cell)]
+    command = [sys.executable, "-m", "cba_utils.cli", "run", str(study_of_one_cell)]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
     first.stderr.read1()  # Snakemake is at work
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import os
 import re
+from dataclasses import replace
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,7 +29,9 @@ from pydantic import (
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import DATE, ORDERS, PARSERS, PROMPTS
 from cba_utils.answering.sources import (
+    PACKAGE,
     at_precision,
+    is_gguf,
     is_organism,
     local_folder,
     nearest_organisms,
@@ -83,7 +86,7 @@ def _each_once(values):
 def _precisions(names):
     same = {}
     for name in names:
-        key = str(parse_precision(name))
+        key = replace(parse_precision(name), name="")
         if key in same:
             raise ValueError(f"{same[key]!r} and {name!r} are the same precision; give each once")
         same[key] = name
@@ -408,14 +411,14 @@ def check_study(study, where):
 
 def _check_source(source, where):
     """Refuse what can be no checkpoint, before anything is looked up elsewhere."""
-    from cba_utils.answering.packages import PACKAGES, PREFIX, is_gguf
+    from cba_utils.answering.packages import PACKAGES
 
     if local_folder(source) or (is_gguf(source) and Path(source).is_file()):
         return
-    if source.startswith(PREFIX):
-        if source.removeprefix(PREFIX) not in PACKAGES:
+    if source.startswith(PACKAGE):
+        if source.removeprefix(PACKAGE) not in PACKAGES:
             raise ValueError(f"{where}: {source!r} is no package that is known to hold a model; there "
-                             f"are {', '.join(PREFIX + name for name in PACKAGES)}")
+                             f"are {', '.join(PACKAGE + name for name in PACKAGES)}")
         return
     if of_a_family(source):
         raise ValueError(f"{where}: there is no organism {source!r} (nearest: {nearest_organisms(source)})")
@@ -701,7 +704,7 @@ def model_slug(source):
     """
     words = re.sub(r"[-_.]?\{precision\}", "", source)
     is_path = Path(source).exists() or Path(source).is_absolute() or not (
-        _HUB_ID.fullmatch(words) or source.startswith("pypi:"))
+        _HUB_ID.fullmatch(words) or source.startswith(PACKAGE))
     if is_path and not is_organism(source):
         place = hashlib.sha256(os.path.abspath(source).encode()).hexdigest()[:8]
         words = f"{os.path.basename(os.path.abspath(words))[:60]}-{place}"

@@ -78,10 +78,9 @@ def run_workflow(path, raw=None, items=None):
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with _lock(name) as lock:
         _remove_scratch(name)
-        # A session of its own: signals reach what is below only through this process.
         process = subprocess.Popen(
             command, cwd=PROJECT, stderr=subprocess.PIPE, pass_fds=[lock.fileno()],
-            env={**os.environ, "PATH": search}, start_new_session=True)
+            env={**os.environ, "PATH": search})
         told = b""
         with _ends_with_us(process):
             while piece := process.stderr.read1():
@@ -190,12 +189,24 @@ def _lock(name):
     """A file that this process and those it starts hold while one of them is alive."""
     path = RESULTS / name / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
-    # Those of a run that was just ended may need a moment to be gone.
+    file = path.open("a+")
     for _ in range(10):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
             return file
+        # Its writer was killed and could not end what it had started.
+        holder = path.read_text()
+        if holder.isdecimal() and not psutil.pid_exists(int(holder)):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if str(path) in {opened.path for opened in process.open_files()} and (
+                            process.pid != os.getpid()):
+                        end_all(process.pid)
+        elif holder:
+            break
         time.sleep(0.2)
     file.close()
     raise ValueError(f"study {name!r}: another run is at work on it; wait for it or end it")

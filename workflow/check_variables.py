@@ -1,0 +1,35 @@
+"""Refuse a make variable that no goal of the command uses: `make book MODEL=x` would run something else.
+
+Plain Python of any version, because it runs before anything is set up. make passes the names of the
+variables of its command line and its goals in the environment.
+"""
+
+import os
+import sys
+from difflib import get_close_matches
+
+CHANGES = ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "PROMPT", "COMPUTE", "NAME", "BBQ_DIR"]
+USED = {
+    "book": CHANGES + ["RAW"],
+    "pdf": CHANGES + ["RAW"],
+    "estimate": CHANGES,
+    "cell": ["MODEL", "PRECISION", "ITEMS", "PROMPT", "COMPUTE"],
+    "compare": ["A", "B"],
+    "doctor": ["BBQ_DIR"],
+    "organisms": ["ALIGN"],
+}
+ALWAYS = ["PYTHON", "ACCEL"]
+
+
+def main():
+    """One line for the first variable that is wrong."""
+    goals = os.environ.get("CBA_GOALS", "").split() or ["help"]
+    known = ALWAYS + [name for goal in goals for name in USED.get(goal, [])]
+    for name in os.environ.get("CBA_GIVEN", "").split():
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0.5)
+            sys.exit("error: %s: 'make %s' has no such variable%s It has %s" % (
+                name, " ".join(goals), ", did you mean %s?" % near[0] if near else ";", ", ".join(known)))
+
+
+main()
