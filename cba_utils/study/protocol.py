@@ -86,7 +86,8 @@ def _each_once(values):
 def _precisions(names):
     same = {}
     for name in names:
-        key = replace(parse_precision(name), name="")
+        # q4 and q4-g64, but not q4-e8 and q4-e16, whose facts differ by the name alone.
+        key = re.sub(r"-g\d+", "", name), replace(parse_precision(name), name="")
         if key in same:
             raise ValueError(f"{same[key]!r} and {name!r} are the same precision; give each once")
         same[key] = name
