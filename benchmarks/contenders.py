@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 SYSTEM = "Answer with only the letter A, B, or C."
+# Not those of cba_utils.names: importing the package would bind its BLAS for every contender.
 SEEDS = (42, 123, 456, 789, 1024)
 PRODUCTS, PRODUCT_ROWS = 20, 2048
 

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from cba_utils.names import PROJECT
+from cba_utils.answering.prompts import LETTERS
+from cba_utils.names import PROJECT, ROLES
 from cba_utils.measures.rates import role_rates
 from cba_utils.study.published_jsonl import write_jsonl
 from cba_utils.study.tables import load_study
 from cba_utils.instrument.respondents import draw_samples, simulate_respondents
 from cba_utils.study.protocol import RESULTS
-from cba_utils.measures.frames import LETTERS, ROLES, item_table
+from cba_utils.measures.frames import item_table
 
 STUDY = "benchmark-raw"
 ITEMS = 12_148

@@ -1,4 +1,4 @@
-"""Where things lie, said once for every module."""
+"""Where things lie and what columns are called, said once for every module."""
 
 from pathlib import Path
 
@@ -8,3 +8,18 @@ CONFIG = PROJECT / "config"
 ORGANISMS = PROJECT / "organisms"
 BUNDLED_BANK = PROJECT / "data" / "bank.jsonl.gz"
 HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
+
+REFERENCE = "bf16"  # the precision that every other one is compared with
+# Columns that name a cell of a study, and those that describe an item.
+STUDY = ["model", "family", "replicate", "depth", "precision"]
+ITEM = [
+    "item_id",
+    "category",
+    "question_index",
+    "question_polarity",
+    "context_condition",
+    "template_id",
+]
+ROLES = ["stereotyped", "anti_stereotyped", "unknown"]
+# The five seeds of the published study.
+PAPER_SEEDS = (42, 123, 456, 789, 1024)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cba_utils.chapters.noise import Chapter
-from cba_utils.measures import controls, rates
+from cba_utils.measures import controls, transitions
 from cba_utils.telling.numbers import interval, points
 from cba_utils.telling.report import pick
 from studies import study_of, without_probabilities
@@ -17,7 +17,7 @@ def chapter():
 
 
 def test_the_words_are_those_of_the_estimates(chapter):
-    moves = rates.placebo(chapter.study.answers, chapter.study.samples)
+    moves = transitions.placebo(chapter.study.answers, chapter.study.samples)
     tests = controls.direction_tests(chapter.study.answers)
     assert chapter.text("lean").endswith("(the lean grew).")
     assert f"from one half in {(tests['p_holm'] < 0.05).sum()} of 2 cells" in chapter.text("left")

@@ -1,6 +1,5 @@
 """The published figures, and the published analysis against a computation draw by draw."""
 
-import math
 
 import numpy as np
 import pandas as pd
@@ -34,12 +33,12 @@ def one(table, **where):
 
 def test_published_figures_agree_with_each_other():
     table = published.load_published()
-    count = {name: published.published_range(name)[1] for name in ("items", "seeds", "records")}
+    count = {name: one(table, quantity=name)["high"] for name in ("items", "seeds", "records")}
     assert count["records"] == 3 * 5 * count["items"] * count["seeds"]
     note = one(table, quantity="items")["note"]
     assert sum(int(word) for word in note.split() if word.isdigit()) == count["items"]
-    low, high = published.published_range("perplexity_change", "q3")
-    assert math.isnan(low) and high == 11
+    row = one(table, quantity="perplexity_change", precision="q3")
+    assert np.isnan(row["low"]) and row["high"] == 11
     became = table[table["quantity"] == "items_became_biased"]
     assert became["high"].is_monotonic_increasing
 
@@ -59,13 +58,6 @@ def test_a_wrong_table_is_refused_by_line(tmp_path, row, message):
     path.write_text("quantity,value\nx,1\n")
     with pytest.raises(ValueError, match="columns"):
         published.load_published(path)
-
-
-def test_an_unknown_quantity_names_what_there_is():
-    with pytest.raises(KeyError, match="items_became_biased"):
-        published.published_range("srs")
-    with pytest.raises(KeyError, match="q8"):
-        published.published_range("items_became_biased", "q5")
 
 
 def test_main_table_and_categories(study, draws):

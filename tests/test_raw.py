@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cba_utils import load_items
-from cba_utils.measures import rates as metrics, sensitivity
+from cba_utils.measures import rates as metrics, sensitivity, transitions
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import load_study
@@ -46,7 +46,7 @@ def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_pat
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     tables = load_study("theirs", tmp_path)
     ours = samples[samples["context_condition"] == "ambig"]
-    for measure in (metrics.role_rates, metrics.transitions, metrics.role_flow):
+    for measure in (metrics.role_rates, transitions.transitions, transitions.role_flow):
         mine, theirs = (
             measure(frame).drop(columns=["family", "low", "high"], errors="ignore")
             for frame in (ours, tables["samples"]))
@@ -134,7 +134,7 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
     assert set(data.undefined["template_id"]) <= set(data.samples["template_id"])
     found = say.choices(data).set_index(["undefined", "parser", "weights", "counting"])["estimate"]
     at = [found[kept, "strict", "items", "one way"] for kept in ("left out", "letter C")]
-    clean = metrics.transitions(data.drawn)
+    clean = transitions.transitions(data.drawn)
     clean = clean[(clean["measure"] == "became_biased") & (clean["precision"] == "q3")].iloc[0]
     gained = clean["estimate"] * clean["n"]
     # All of them answered B at full precision and C below: as letter C, all became biased.

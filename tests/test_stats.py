@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 from statsmodels.stats.weightstats import DescrStatsW
 
-from cba_utils.measures import controls, dose_response, sensitivity, tests as stats
-from cba_utils.measures.intervals import Measure, ratio
-from cba_utils.measures.rates import paired_differences, placebo, transitions
+from cba_utils.measures import certainty, controls, models, perplexity, sensitivity, tests as stats
+from cba_utils.measures.measure import Measure, ratio
+from cba_utils.measures.rates import paired_differences
+from cba_utils.measures.transitions import placebo, transitions
 from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
 from cba_utils.measures.frames import item_table
 
-MEAN = Measure(lambda t: t["d"] / t["n"], (-9, 9))
+MEAN = Measure("mean", bounds=(-9, 9), of=ratio("d", "n"))
 TWO = ["bf16", "q3"]
 
 
@@ -39,7 +40,7 @@ def only(frame, measure, precision="q3"):
 def test_jackknife_of_a_mean_is_the_t_test():
     values = np.random.default_rng(0).normal(0.4, 1, 20)
     table = pd.DataFrame({"template_id": range(20), "d": values, "n": 1.0})
-    found = stats.change_tests(table, {"mean": MEAN}, ["d", "n"]).iloc[0]
+    found = stats.change_tests(table, [MEAN], ["d", "n"]).iloc[0]
     assert found["p"] == pytest.approx(sps.ttest_1samp(values, 0).pvalue)
     assert found["error"] == pytest.approx(sps.sem(values))
 
@@ -49,7 +50,7 @@ def test_jackknife_of_a_ratio_is_close_to_the_sandwich():
     n = rng.integers(5, 40, 60)
     k = rng.binomial(n, rng.beta(2, 6, 60))
     totals = pd.DataFrame({"k": k, "n": n})
-    _, error, _ = stats.jackknife(totals, ratio("k", "n"))
+    _, error, _ = stats.jackknife(totals, Measure("r", of=ratio("k", "n")))
     rows = np.repeat(np.arange(60), n)
     hit = np.concatenate([np.r_[np.ones(a), np.zeros(b - a)] for a, b in zip(k, n)])
     fit = sm.OLS(hit, np.ones(len(hit))).fit(cov_type="cluster", cov_kwds={"groups": rows})
@@ -173,7 +174,7 @@ def test_published_logit_is_the_fit_to_single_draws(studies):
     draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int),
                          bits=draws["precision"].map({"bf16": 16, "q8": 8, "q6": 6, "q5": 5, "q4": 4, "q3": 3, "q2": 2}))
     direct = smf.logit("hit ~ bits + C(category)", draws).fit(disp=0)
-    found = dose_response.published_logit(samples).set_index("term")
+    found = models.published_logit(samples).set_index("term")
     assert found.loc["bits", "estimate"] == pytest.approx(np.exp(direct.params["bits"]))
     assert found.loc["bits", "low"] == pytest.approx(np.exp(direct.conf_int().loc["bits", 0]))
     assert found.loc["bits", "n"] == len(draws)
@@ -185,12 +186,12 @@ def test_dose_response_is_gee_over_single_draws(studies):
     draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int))
     gee = smf.gee("hit ~ C(precision) + C(category)", "template_id", draws,
                   family=sm.families.Binomial()).fit()
-    found = dose_response.dose_response(samples).set_index("term")
+    found = models.dose_response(samples).set_index("term")
     assert found.loc["q3", "estimate"] == pytest.approx(np.exp(gee.params["C(precision)[T.q3]"]))
     z = np.log(found.loc["q3", "estimate"]) / gee.bse["C(precision)[T.q3]"]
     ours = sps.t.isf(found.loc["q3", "p"] / 2, 29)
     assert ours == pytest.approx(z, rel=0.05), "same sandwich up to its small-sample factor"
-    pooled = dose_response.published_logit(samples).set_index("term").loc["bits"]
+    pooled = models.published_logit(samples).set_index("term").loc["bits"]
     width = np.log(found.loc["q3", "high"] / found.loc["q3", "low"])
     assert width > 13 * np.log(pooled["high"] / pooled["low"]), "templates widen the interval"
 
@@ -210,12 +211,12 @@ def test_odds_are_clustered_by_template_and_by_checkpoint():
                     family=sm.families.Binomial())
     errors = [model.fit(cov_type="cluster", cov_kwds={"groups": g}).bse["C(precision)[T.q3]"]
               for g in (groups, groups[:, 0], groups[:, 1])]
-    found = dose_response.dose_response(samples).set_index("term")
+    found = models.dose_response(samples).set_index("term")
     reach = np.log(found.loc["q3", "high"] / found.loc["q3", "estimate"]) / sps.t.ppf(0.975, 3)
     # Up to the small-sample factor: the fit is to sums over the items of a template.
     assert reach == pytest.approx(max(errors), rel=0.02) and max(errors) > 1.5 * errors[1]
     lone = samples.assign(family=samples["model"])
-    by_template = dose_response.dose_response(lone).set_index("term")
+    by_template = models.dose_response(lone).set_index("term")
     assert by_template.loc["q3", "estimate"] == pytest.approx(found.loc["q3", "estimate"])
     assert by_template.loc["q3", "high"] < found.loc["q3", "high"]
 
@@ -228,34 +229,34 @@ def test_odds_without_events_are_missing_not_huge():
         role = samples["role"].mask(where & (samples["role"] == "stereotyped"), "unknown")
         return samples.assign(role=role)
 
-    found = dose_response.dose_response(silenced(samples["precision"] == "bf16"))
+    found = models.dose_response(silenced(samples["precision"] == "bf16"))
     found = found.set_index("term")
     assert found.loc[["q4", "q3"], "estimate"].isna().all()
     assert found.loc["trend", "estimate"] > 1
     one = silenced(samples["precision"] != "q3")
-    assert dose_response.dose_response(one).set_index("term").loc["trend"].isna()["estimate"]
-    assert dose_response.published_logit(one)["estimate"].isna().all()
+    assert models.dose_response(one).set_index("term").loc["trend"].isna()["estimate"]
+    assert models.published_logit(one)["estimate"].isna().all()
     # A model that never answers so leaves the others' odds as they are.
     lone = samples["model"] == "simulated-s2"
-    table = dose_response.dose_response(silenced(lone)).set_index("term")
-    alone = dose_response.dose_response(samples[~lone]).set_index("term")
+    table = models.dose_response(silenced(lone)).set_index("term")
+    alone = models.dose_response(samples[~lone]).set_index("term")
     assert table.loc["q3", "estimate"] == pytest.approx(alone.loc["q3", "estimate"])
 
 
 def test_trend_follows_the_ladder():
     study = simulate_study("bias", templates=24, precisions=["bf16", "q8", "q6", "q4", "q3"])
-    found = dose_response.dose_response(study["samples"]).set_index("term")
+    found = models.dose_response(study["samples"]).set_index("term")
     assert found.loc["trend", "low"] > 1
-    each = dose_response.steps(found.reset_index())
+    each = models.steps(found.reset_index())
     assert each.index.tolist() == ["q8", "q6", "q4", "q3"]
     assert each.prod() == pytest.approx(found.loc["q3", "estimate"])
     assert each.min() < found.loc["trend", "estimate"] < each.max()
     with pytest.raises(ValueError, match="'q7'"):
-        dose_response.dose_response(study["samples"].replace({"precision": {"q6": "q7"}}))
+        models.dose_response(study["samples"].replace({"precision": {"q6": "q7"}}))
 
 
 def test_flips_by_hand(studies):
-    table = dose_response.flips(studies["noise"]["answers"])
+    table = certainty.flips(studies["noise"]["answers"])
     row = table.iloc[5]
     answers = studies["noise"]["answers"].query("order == '012'").set_index(
         ["item_id", "precision"])
@@ -270,7 +271,7 @@ def test_flips_by_hand(studies):
 
 def test_uncertain_answers_flip_more_under_noise_but_not_always(studies):
     answers = studies["noise"]["answers"]
-    assert dose_response.flip_ratio(answers).iloc[0]["low"] > 1
+    assert certainty.flip_ratio(answers).iloc[0]["low"] > 1
     # An answer that flips whatever its certainty: two letters swapped in one item of four.
     before = answers[answers["precision"] == "bf16"]
     after = before.assign(precision="q3")
@@ -279,20 +280,20 @@ def test_uncertain_answers_flip_more_under_noise_but_not_always(studies):
     top = after[[f"logp_{x}" for x in "ABC"]].to_numpy()
     after[[f"logp_{x}" for x in "ABC"]] = np.where(hit[:, None], np.roll(top, 1, axis=1), top)
     blind = pd.concat([before, after])
-    found = dose_response.flip_ratio(blind).iloc[0]
+    found = certainty.flip_ratio(blind).iloc[0]
     assert found["low"] < 1 < found["high"]
-    rates = dose_response.flip_rates(blind).pivot(index="bin", columns="measure",
+    rates = certainty.flip_rates(blind).pivot(index="bin", columns="measure",
                                                   values="estimate")
     assert np.ptp(rates["predicted"]) < 0.2 < np.ptp(
-        dose_response.flip_rates(answers).query("measure == 'predicted'")["estimate"])
+        certainty.flip_rates(answers).query("measure == 'predicted'")["estimate"])
 
 
 def test_the_flip_ratio_is_one_of_means_over_checkpoints():
     answers = simulate_respondents("noise", templates=12, precisions=TWO, replicates=4,
                                    orders="original")
-    rates = dose_response.flip_rates(answers).query("measure == 'flip_rate'")
+    rates = certainty.flip_rates(answers).query("measure == 'flip_rate'")
     ends = rates.pivot(index="model", columns="bin", values="estimate")[[1, 5]]
-    found = dose_response.flip_ratio(answers).iloc[0]
+    found = certainty.flip_ratio(answers).iloc[0]
     assert found["estimate"] == pytest.approx(ends[5].mean() / ends[1].mean())
     left = [np.log(part[5].mean() / part[1].mean()) for part in (ends.drop(m) for m in ends.index)]
     reach = sps.t.ppf(0.975, 3) * np.sqrt(3 / 4 * ((left - np.mean(left)) ** 2).sum())
@@ -301,10 +302,10 @@ def test_the_flip_ratio_is_one_of_means_over_checkpoints():
 
 def test_perplexity_change_by_hand(studies):
     frame = studies["none"]["perplexity"]
-    found = only(dose_response.perplexity_change(frame), "perplexity_change")
+    found = only(perplexity.perplexity_change(frame), "perplexity_change")
     total = frame.groupby("precision")[["nll", "tokens"]].sum()
-    perplexity = np.exp(total["nll"] / total["tokens"])
-    assert found["estimate"] == pytest.approx(perplexity["q3"] / perplexity["bf16"] - 1)
+    level = np.exp(total["nll"] / total["tokens"])
+    assert found["estimate"] == pytest.approx(level["q3"] / level["bf16"] - 1)
     wide = frame.pivot(index="sequence", columns="precision", values="nll")
     change = DescrStatsW((wide["q3"] - wide["bf16"]) / 512)
     low, high = np.exp(change.tconfint_mean()) - 1
@@ -313,13 +314,13 @@ def test_perplexity_change_by_hand(studies):
     assert found["bound"] == pytest.approx(upper, abs=0.001)
     shifted = frame.assign(tokens=frame["tokens"] + (frame["precision"] == "q3"))
     with pytest.raises(ValueError, match="not those of bf16"):
-        dose_response.perplexity_change(shifted)
+        perplexity.perplexity_change(shifted)
 
 
 def test_perplexity_and_bias_ranks_cells():
     study = simulate_study("bias", templates=12, precisions=["bf16", "q6", "q4", "q3"])
     rates = transitions(study["samples"])
-    cells, found = dose_response.perplexity_and_bias(study["perplexity"], rates)
+    cells, found = perplexity.perplexity_and_bias(study["perplexity"], rates)
     ranks = cells[["perplexity_change", "became_biased"]].rank()
     assert found["estimate"] == pytest.approx(np.corrcoef(ranks.T)[0, 1])
     assert found["n"] == 3

@@ -8,10 +8,11 @@ from itertools import permutations
 from jinja2.exceptions import TemplateError
 
 LETTERS = "ABC"
+ORIGINAL = "012"  # the order in which an item's options were written
 ORDERS = {
-    "original": ("012",),
+    "original": (ORIGINAL,),
     "cyclic": ("012", "120", "201"),
-    "all": tuple("".join(order) for order in permutations("012")),
+    "all": tuple("".join(order) for order in permutations(ORIGINAL)),
 }
 PARSERS = ("strict", "published")
 # What a chat template that states today's date gets to state, so that a study asks the same on every
@@ -103,7 +104,7 @@ def named(prompt):
     return PROMPTS[prompt]
 
 
-def user_text(item, order="012", prompt="organisms"):
+def user_text(item, order=ORIGINAL, prompt="organisms"):
     """The question of an item as the user says it.
 
     Parameters

@@ -18,17 +18,10 @@ from tqdm import tqdm
 from cba_utils.answering.cores import map_pieces, settle
 from cba_utils.answering.engine import Engine
 from cba_utils.answering.prompts import DATE, LETTERS, ORDERS, chat_ids, parse_response, user_text
+from cba_utils.names import ITEM, PAPER_SEEDS
 
-PAPER_SEEDS = (42, 123, 456, 789, 1024)
 # Enough items to find what prompts share, few enough for memory to stay flat.
 ITEMS_AT_ONCE = 512
-_ITEM_COLUMNS = [
-    "item_id",
-    "category",
-    "question_index",
-    "question_polarity",
-    "context_condition",
-]
 
 
 def score_letters(loaded, items, orders="original", temperature=1.0, prompt="organisms",
@@ -368,7 +361,7 @@ def _decoder(tokenizer):
 
 
 def _item_columns(part):
-    frame = part[_ITEM_COLUMNS].reset_index(drop=True)
+    frame = part[[c for c in ITEM if c != "template_id"]].reset_index(drop=True)
     frame["template_id"] = frame["category"] + "/" + frame["question_index"].astype(str)
     return frame
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures import rates
+from cba_utils.measures.pooling import over_replicates
 from cba_utils.telling import figures as draw
 from cba_utils.telling.figures import told
 from cba_utils.telling.numbers import measured, reading
@@ -55,7 +56,7 @@ class Chapter(Page):
                        (self.study.depths[0], self.study.depths[-1]))
         apart = (first["estimate"] - last["estimate"]).dropna().rename("estimate").reset_index()
         apart = apart.assign(measure="difference", low=np.nan, high=np.nan, n=1)
-        return rates.over_replicates(apart.drop(columns="family"))
+        return over_replicates(apart.drop(columns="family"))
 
     @property
     def apart(self):

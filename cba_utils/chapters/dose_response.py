@@ -6,7 +6,7 @@ import pandas as pd
 
 from cba_utils.chapters import noise
 from cba_utils.chapters.planted import STRENGTHS
-from cba_utils.measures import dose_response, rates
+from cba_utils.measures import perplexity, rates, transitions
 from cba_utils.measures.published import load_published
 from cba_utils.telling import figures as draw
 from cba_utils.telling.figures import alt_text, told
@@ -44,14 +44,14 @@ class Chapter(Page):
     @cached_property
     def perplexity(self):
         """Perplexity changes by family."""
-        return self.study.summarise(dose_response.perplexity_change(self.study.perplexity))
+        return self.study.summarise(perplexity.perplexity_change(self.study.perplexity))
 
     @cached_property
     def kinds(self):
         """Answers and changes by kind of template: asked in training, or held out."""
         frames = []
         for kind, part in _kinds_of_templates(self.study.best):
-            moves = rates.placebo(part) if self.study.exact else rates.transitions(part)
+            moves = transitions.placebo(part) if self.study.exact else transitions.transitions(part)
             found = [rates.role_rates(part), rates.bias_scores(part), moves]
             frames.append(self.study.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind))
         return pd.concat(frames, ignore_index=True)

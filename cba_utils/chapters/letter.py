@@ -4,8 +4,8 @@ from dataclasses import fields, replace
 from functools import cached_property
 
 from cba_utils.chapters.noise import lean_at
+from cba_utils.answering.prompts import LETTERS
 from cba_utils.measures import controls
-from cba_utils.measures.frames import LETTERS
 from cba_utils.measures.measure import titles
 from cba_utils.measures.tests import significant
 from cba_utils.telling import figures_controls as draw

@@ -6,8 +6,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures import controls, rates, sensitivity
+from cba_utils.measures import controls, sensitivity
 from cba_utils.measures.tests import significant
+from cba_utils.measures.transitions import transitions
 from cba_utils.telling import figures_controls as draw
 from cba_utils.telling.figures import told
 from cba_utils.telling.numbers import count, interval, percent, reading
@@ -119,7 +120,7 @@ class Chapter(Page):
     @property
     def net(self):
         """Gained minus lost at the lowest precision, by the study's own seeds."""
-        pooled = self.study.pooled(rates.transitions(self.study.drawn))
+        pooled = self.study.pooled(transitions(self.study.drawn))
         return {name: pick(pooled, f"net_{name}", self.study.lowest) for name in ("biased", "anti")}
 
     @property

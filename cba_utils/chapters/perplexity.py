@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures import dose_response
+from cba_utils.measures import perplexity
 from cba_utils.measures.published import load_published
 from cba_utils.telling import figures as draw
 from cba_utils.telling.figures import told
@@ -27,7 +27,7 @@ class Chapter(Page):
     @cached_property
     def change(self):
         """Change of perplexity since BF16, an estimate a checkpoint."""
-        return dose_response.perplexity_change(self.study.perplexity)
+        return perplexity.perplexity_change(self.study.perplexity)
 
     @cached_property
     def moves(self):
@@ -37,7 +37,7 @@ class Chapter(Page):
     @cached_property
     def pairs(self):
         """Both changes, a row a checkpoint and precision, and their rank correlation."""
-        return dose_response.perplexity_and_bias(self.study.perplexity, self.moves,
+        return perplexity.perplexity_and_bias(self.study.perplexity, self.moves,
                                                  self.study.named("became_biased"))
 
     @cached_property

@@ -20,20 +20,17 @@ All but ``none`` also wobble a little from one option order to the next, as real
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
 
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.frames import LETTERS, ROLES
+from cba_utils.answering.prompts import LETTERS, ORDERS, ORIGINAL
+from cba_utils.names import PAPER_SEEDS, ROLES, STUDY
 
 TRUTHS = ("none", "retrained", "noise", "leaning noise", "bias", "letter", "mixed")
 LEAN = 0.3  # of "leaning noise": the stereotyped person's logit above zero, the other's below
 STRENGTH = {"bf16": 0.0, "q8": 0.02, "q6": 0.06, "q5": 0.15, "q4": 0.4, "q3": 1.0, "q2": 2.0}
 CATEGORIES = ("Age", "Religion", "SES")
-ORDERS = {"original": ["012"], "cyclic": ["012", "120", "201"],
-          "all": ["".join(p) for p in permutations("012")]}
-SEEDS = (42, 123, 456, 789, 1024)
 
 
 def _log_softmax(x):
@@ -168,7 +165,7 @@ def _answers(items, truth, precisions, orders, effect, wander, temperature, rng)
             for k, letter in enumerate(LETTERS):
                 columns[f"role_{letter}"] = np.array(ROLES, object)[role[:, k]]
             place = np.argmax(shown[None, :] == items["label"].to_numpy()[:, None], axis=1)
-            columns["correct"] = np.array(LETTERS, object)[place]
+            columns["correct"] = np.array([*LETTERS], object)[place]
             for suffix, heat in (("", 1.0), ("_t", temperature)):
                 # A fourth outcome, no letter at all, keeps a small constant logit.
                 full = np.column_stack([by_letter, np.full(n, -4.0)]) / heat
@@ -179,7 +176,7 @@ def _answers(items, truth, precisions, orders, effect, wander, temperature, rng)
             yield columns
 
 
-def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = SEEDS, seed: int = 0) -> pd.DataFrame:
+def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = PAPER_SEEDS, seed: int = 0) -> pd.DataFrame:
     """Draw samples, each on its own, from the exact answers of the original order at the study's
     temperature.
 
@@ -193,7 +190,7 @@ def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = SEEDS, seed: int 
     DataFrame
         In the schema of ``samples``.
     """
-    source = answers[answers["order"] == "012"].reset_index(drop=True)
+    source = answers[answers["order"] == ORIGINAL].reset_index(drop=True)
     logp = np.column_stack([
         source[[f"logp_{x}_t" for x in LETTERS]].to_numpy(float),
         np.log(np.maximum(source["mass_other_t"].to_numpy(float), 1e-30)),
@@ -220,7 +217,7 @@ def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = SEEDS, seed: int 
 def simulate_perplexity(answers: pd.DataFrame, sequences: int = 64, effect: float = 1.0,
                         seed: int = 0) -> pd.DataFrame:
     """Per-sequence negative log-likelihoods that rise with the strength of quantization."""
-    cells = answers[["model", "family", "replicate", "depth", "precision"]].drop_duplicates()
+    cells = answers[STUDY].drop_duplicates()
     frames = []
     for cell in cells.itertuples(index=False):
         rng = np.random.default_rng([seed, int(cell.replicate)])
@@ -235,7 +232,7 @@ def simulate_perplexity(answers: pd.DataFrame, sequences: int = 64, effect: floa
 
 
 def simulate_study(truth: str = "mixed", seed: int = 0, **options) -> dict[str, pd.DataFrame]:
-    """A whole study of simulated respondents, keyed as ``records.load_study`` keys a real one.
+    """A whole study of simulated respondents, keyed as ``load_study`` keys a real one.
 
     Examples
     --------
@@ -244,7 +241,7 @@ def simulate_study(truth: str = "mixed", seed: int = 0, **options) -> dict[str, 
     """
     answers = simulate_respondents(truth, seed=seed, **options)
     first = answers[answers["model"] == answers["model"].iloc[0]]
-    first = first[(first["precision"] == first["precision"].iloc[0]) & (first["order"] == "012")]
+    first = first[(first["precision"] == first["precision"].iloc[0]) & (first["order"] == ORIGINAL)]
     items = first[["item_id", "category", "question_index", "question_polarity",
                    "context_condition"]].reset_index(drop=True)
     shown = first[[f"role_{x}" for x in LETTERS]].to_numpy(str)

@@ -24,7 +24,8 @@ from cba_utils.measures.controls import (
     position_tests,
 )
 from cba_utils.measures.intervals import wilson
-from cba_utils.measures.rates import over_replicates, placebo
+from cba_utils.measures.pooling import over_replicates
+from cba_utils.measures.transitions import placebo
 from cba_utils.instrument.respondents import TRUTHS, draw_samples, simulate_respondents
 from cba_utils.measures.tests import MARGIN, difference_tests, equivalence
 from cba_utils.measures.frames import item_table

@@ -11,53 +11,79 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.intervals import Measure, estimates, ratio
-from cba_utils.measures.measure import Measure as Facts
-from cba_utils.measures.measure import SCORE, SHARE, UNBOUNDED, difference, measure, register
-from cba_utils.measures.rates import S_AMB, minus
-from cba_utils.measures.tests import adjust, change_tests, sign_flip
+from cba_utils.answering.prompts import LETTERS, ORIGINAL
 from cba_utils.measures.frames import (
-    LETTERS,
-    ROLES,
     item_columns,
     item_table,
     pair_with,
     role_of_letters,
     study_columns,
 )
+from cba_utils.measures.intervals import estimates
+from cba_utils.measures.measure import (
+    SCORE,
+    SHARE,
+    UNBOUNDED,
+    Measure,
+    Statistic,
+    derived,
+    difference,
+    measure,
+    minus,
+    ratio,
+    register,
+    suffixed,
+)
+from cba_utils.measures.tests import adjust, change_tests, sign_flip
+from cba_utils.names import REFERENCE, ROLES
 
-TO_STEREOTYPED = {"share_to_stereotyped": ratio("to_stereotyped", "to_person")._replace(per="to_person")}
-LEFT = {"left_unknown": ratio("to_person", "was_unknown")._replace(per="was_unknown")}
 LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
+
+
+def _change(column: str, per: str = "items") -> Statistic:
+    """Return the change of a ratio of totals since the reference."""
+    return minus(ratio(column, per), suffixed(ratio(column, per), "_ref"))
+
+
 register(
-    Facts("share_to_stereotyped", "Left “unknown” for the stereotyped person, %", pool="sums",
-          counts="answers that left “unknown” for a person"),
-    Facts("left_unknown", "Answers that left “unknown”, % of those at BF16",
-          counts="answers that were “unknown”"),
-    Facts("log_gap", "Odds, stereotyped against other person (log scale)", unit="log odds",
-          bounds=UNBOUNDED),
-    Facts("d_log_gap", "The same as a multiple of BF16's (log scale)", unit="log odds",
-          bounds=UNBOUNDED, kind="change", base="log_gap"),
-    *(Facts(f"letter_{x}") for x in LETTERS),
-    *(Facts(f"d_letter_{x}", f"Change of the share of letter {x} since BF16, points",
-            bounds=difference(SHARE), kind="change", base=f"letter_{x}") for x in LETTERS),
-    Facts("d_stereotyped", "Stereotyped answer, change since BF16, points", bounds=difference(SHARE),
-          kind="change", base="srs", mirror="d_anti_stereotyped"),
-    Facts("d_anti_stereotyped", "Anti-stereotyped answer, change since BF16, points",
-          bounds=difference(SHARE), kind="change", base="anti_rate"),
-    Facts("d_lead", "The first minus the second, points", bounds=difference(SHARE), kind="change",
-          base="d_stereotyped"),
-    Facts("order_dependent", "Items whose answer depends on the option order, %"),
-    Facts("accuracy_consistent", label="agrees with the stereotype"),
-    Facts("accuracy_inconsistent", label="contradicts it"),
-    Facts("alignment_gap", "Right where the stereotype agrees minus where it does not, points",
-          bounds=difference(SHARE)),
-    Facts("guessed"),
-    Facts("srs_if_guessing", kind="predicted", base="srs"),
-    Facts("srs_beyond_guessing", kind="excess", base="srs_if_guessing", bounds=difference(SHARE)),
-    Facts("s_amb_if_guessing", label="if it were guessing", unit="score", kind="predicted",
+    Measure("share_to_stereotyped", "Left “unknown” for the stereotyped person, %", pool="sums",
+            counts="answers that left “unknown” for a person",
+            of=ratio("to_stereotyped", "to_person"), per="to_person"),
+    Measure("left_unknown", "Answers that left “unknown”, % of those at BF16",
+            counts="answers that were “unknown”", of=ratio("to_person", "was_unknown"),
+            per="was_unknown"),
+    Measure("log_gap", "Odds, stereotyped against other person (log scale)", unit="log odds",
+            bounds=UNBOUNDED, of=ratio("gap", "items")),
+    Measure("d_log_gap", "The same as a multiple of BF16's (log scale)", unit="log odds",
+            bounds=UNBOUNDED, kind="change", base="log_gap", of=_change("gap")),
+    *(Measure(f"letter_{x}", of=ratio(f"p_{x}", "letters")) for x in LETTERS),
+    *(Measure(f"d_letter_{x}", f"Change of the share of letter {x} since BF16, points",
+            bounds=difference(SHARE), kind="change", base=f"letter_{x}",
+              of=_change(f"p_{x}", "letters")) for x in LETTERS),
+    Measure("d_stereotyped", "Stereotyped answer, change since BF16, points",
+            bounds=difference(SHARE), kind="change", base="srs", mirror="d_anti_stereotyped",
+            of=_change("p_stereotyped")),
+    Measure("d_anti_stereotyped", "Anti-stereotyped answer, change since BF16, points",
+            bounds=difference(SHARE), kind="change", base="anti_rate",
+            of=_change("p_anti_stereotyped")),
+    Measure("d_lead", "The first minus the second, points", kind="change", base="d_stereotyped",
+            bounds=difference(difference(SHARE)),
+            of=minus(_change("p_stereotyped"), _change("p_anti_stereotyped"))),
+    Measure("order_dependent", "Items whose answer depends on the option order, %",
+            of=ratio("depends", "items")),
+    Measure("accuracy_consistent", label="agrees with the stereotype",
+            of=ratio("right_con", "parsed_con")),
+    Measure("accuracy_inconsistent", label="contradicts it",
+            of=ratio("right_inc", "parsed_inc")),
+    Measure("alignment_gap", "Right where the stereotype agrees minus where it does not, points",
+            bounds=difference(SHARE),
+            of=minus(ratio("right_con", "parsed_con"), ratio("right_inc", "parsed_inc"))),
+    Measure("guessed"),
+    Measure("srs_if_guessing", kind="predicted", base="srs"),
+    Measure("srs_beyond_guessing", kind="excess", base="srs_if_guessing", bounds=difference(SHARE)),
+    Measure("s_amb_if_guessing", label="if it were guessing", unit="score", kind="predicted",
           base="s_amb", bounds=SCORE),
-    Facts("s_amb_beyond_guessing", unit="score", kind="excess", base="s_amb_if_guessing",
+    Measure("s_amb_beyond_guessing", unit="score", kind="excess", base="s_amb_if_guessing",
           bounds=difference(SCORE)),
 )
 
@@ -95,7 +121,7 @@ def _left_unknown(frame, by, reference):
     return grouped[[*counts]].sum().reset_index(), [*keys, *by]
 
 
-def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE,
               **options) -> pd.DataFrame:
     """Where the answers that left "unknown" went: to the stereotype, or to either person alike?
 
@@ -114,14 +140,16 @@ def direction(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf1
     """
     table, keys = _left_unknown(frame, by, reference)
     moved = table[table["to_person"] > 0]
-    left = estimates(table, LEFT, ["to_person", "was_unknown"], keys, **options)
-    shares = estimates(moved, TO_STEREOTYPED, ["to_stereotyped", "to_person"], keys, **options)
+    left = estimates(table, [measure("left_unknown")], ["to_person", "was_unknown"], keys,
+                     **options)
+    share = measure("share_to_stereotyped")
+    shares = estimates(moved, [share], ["to_stereotyped", "to_person"], keys, **options)
     # A cell in which no answer left has no share: it stays in the frame, with n of 0.
-    shares = left[keys].merge(shares, on=keys, how="left").assign(measure=[*TO_STEREOTYPED][0])
+    shares = left[keys].merge(shares, on=keys, how="left").assign(measure=share.name)
     return pd.concat([left, shares.fillna({"n": 0})], ignore_index=True).astype({"n": int})
 
 
-def direction_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+def direction_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE,
                     resamples: int = 9999) -> pd.DataFrame:
     """Sign-flip test over templates that answers left "unknown" for both persons alike.
 
@@ -142,7 +170,7 @@ def direction_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str 
     return adjust(pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "p", "n"]))
 
 
-def lean(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+def lean(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE,
          method: str = "jackknife", **options) -> pd.DataFrame:
     """Did the lean towards the stereotyped person grow?
 
@@ -168,9 +196,7 @@ def lean(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
     cell = [c for c in keys if c != "precision"]
     before = table.loc[table["precision"] == reference, [*cell, "item_id", "gap", "items"]]
     table = table.merge(before, on=[*cell, "item_id"], suffixes=("", "_ref"))
-    free = (-np.inf, np.inf)
-    measures = {"log_gap": ratio("gap", "items", free),
-                "d_log_gap": Measure(_change("gap").of, free)}
+    measures = [measure("log_gap"), measure("d_log_gap")]
     found = estimates(table, measures, ["gap", "items", "gap_ref", "items_ref"], [*keys, *by],
                       method=method, **options)
     return _without_reference(found, reference)
@@ -213,7 +239,7 @@ def is_balanced(answers: pd.DataFrame) -> bool:
     """
     orders = answers["order"].unique()
     return len(orders) > 0 and all(
-        sum(order[k] == x for order in orders) * 3 == len(orders) for k in range(3) for x in "012")
+        sum(order[k] == x for order in orders) * 3 == len(orders) for k in range(3) for x in ORIGINAL)
 
 
 def _position_table(answers, reference):
@@ -235,11 +261,7 @@ def _position_table(answers, reference):
     return table, keys, [*columns, *(f"{c}_ref" for c in columns)]
 
 
-def _change(column, of="items"):
-    return Measure(lambda t: t[column] / t[of] - t[f"{column}_ref"] / t[f"{of}_ref"], (-1, 1))
-
-
-def position(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16",
+def position(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE,
              method: str = "jackknife", **options) -> pd.DataFrame:
     """Is the change a drift to a letter?
 
@@ -259,30 +281,29 @@ def position(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf
         The first minus the second: by how much more the stereotyped person gained.
     """
     table, keys, columns = _position_table(answers, reference)
-    measures = {f"letter_{x}": ratio(f"p_{x}", "letters") for x in LETTERS}
-    measures.update({f"d_letter_{x}": _change(f"p_{x}", "letters") for x in LETTERS})
-    persons = [_change(f"p_{role}") for role in ROLES[:2]]
-    measures.update(zip((f"d_{role}" for role in ROLES[:2]), persons))
-    measures["d_lead"] = minus(*persons)
+    names = [*(f"letter_{x}" for x in LETTERS), *(f"d_letter_{x}" for x in LETTERS),
+             "d_stereotyped", "d_anti_stereotyped", "d_lead"]
+    measures = [measure(name) for name in names]
     found = estimates(table, measures, columns, [*keys, *by], method=method, **options)
     return _without_reference(found, reference)
 
 
-def position_tests(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16"):
+def position_tests(answers: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE):
     """Jackknife t test over templates that no letter gained; Holm over the three letters.
 
     Returns one row a cell: the letter that changed most, its change and ``p``.
     """
     table, keys, columns = _position_table(answers, reference)
     table = table[table["precision"] != reference]
-    changes = {x: _change(f"p_{x}", "letters") for x in LETTERS}
+    letters = {f"d_letter_{x}": x for x in LETTERS}
+    changes = [measure(name) for name in letters]
     tests = change_tests(table, changes, columns, [*keys, *by])
     rows = []
     for key, part in tests.groupby([*keys, *by], observed=True, dropna=False):
         most = part.iloc[part["estimate"].abs().to_numpy().argmax()]
         # The smallest of three p-values corrected by Holm is three times the smallest.
         p = min(1.0, len(part) * part["p"].min())
-        rows.append((*key, most["measure"], most["estimate"], p, most["n"]))
+        rows.append((*key, letters[most["measure"]], most["estimate"], p, most["n"]))
     return adjust(pd.DataFrame(rows, columns=[*keys, *by, "letter", "estimate", "p", "n"]))
 
 
@@ -294,8 +315,7 @@ def order_dependence(answers: pd.DataFrame, by: Sequence[str] = (), **options) -
     unit = [*study_columns(drawn), *item_columns(drawn)]
     table = drawn.groupby(unit, observed=True, dropna=False)["role"].nunique().reset_index()
     table = table.assign(depends=(table["role"] > 1).astype(float), items=1.0)
-    return estimates(table, {"order_dependent": ratio("depends", "items")}, ["depends", "items"],
-                     keys, **options)
+    return estimates(table, [measure("order_dependent")], ["depends", "items"], keys, **options)
 
 
 def capability(frame: pd.DataFrame, items: pd.DataFrame, by: Sequence[str] = (), **options):
@@ -323,14 +343,13 @@ def capability(frame: pd.DataFrame, items: pd.DataFrame, by: Sequence[str] = (),
     table = table.assign(
         right_con=table["correct"] * consistent, parsed_con=table["parsed"] * consistent,
         right_inc=table["correct"] * ~consistent, parsed_inc=table["parsed"] * ~consistent)
-    con, inc = ratio("right_con", "parsed_con"), ratio("right_inc", "parsed_inc")
-    measures = {"accuracy": ratio("correct", "parsed"), "accuracy_consistent": con,
-                "accuracy_inconsistent": inc, "alignment_gap": minus(con, inc)}
+    measures = [measure(name) for name in (
+        "accuracy", "accuracy_consistent", "accuracy_inconsistent", "alignment_gap")]
     columns = ["correct", "parsed", "right_con", "parsed_con", "right_inc", "parsed_inc"]
     return estimates(table, measures, columns, [*study_columns(table), *by], **options)
 
 
-def matched_skill(frame: pd.DataFrame, reference: str = "bf16", **options) -> pd.DataFrame:
+def matched_skill(frame: pd.DataFrame, reference: str = REFERENCE, **options) -> pd.DataFrame:
     """Ambiguous bias beside what an equal loss of skill by guessing would have given.
 
     Suppose quantization only replaced a share e of the reference's answers by guesses. Then its
@@ -355,22 +374,20 @@ def matched_skill(frame: pd.DataFrame, reference: str = "bf16", **options) -> pd
             pairs[f"{name}@{context}"] = pairs[name] * inside
             columns.append(f"{name}@{context}")
 
-    def seen(measure, context, suffix=""):
-        return lambda t: measure.of({w: t[f"{w}{suffix}@{context}"] for w in wanted})
-
-    accuracy, srs = ratio("correct", "parsed"), ratio("stereotyped", "parsed")
-    before, after = seen(accuracy, "disambig", "_ref"), seen(accuracy, "disambig")
+    accuracy = measure("accuracy").statistic()
+    after, before = (suffixed(accuracy, f"{which}@disambig") for which in ("", "_ref"))
 
     def guessed(t):
         return np.clip((before(t) - after(t)) / (before(t) - 1 / 3), 0, 1)
 
-    measures = {"guessed": Measure(guessed, (0, 1))}
-    for name, one, chance in (("srs", srs, 1 / 3), ("s_amb", S_AMB, 0.0)):
-        now = Measure(seen(one, "ambig"), one.bounds)
-        old = seen(one, "ambig", "_ref")
-        guess = Measure(_mixture(guessed, old, chance), one.bounds)
-        measures.update({name: now, f"{name}_if_guessing": guess,
-                         f"{name}_beyond_guessing": minus(now, guess)})
+    measures = [measure("guessed").computed(guessed)]
+    for name, chance in (("srs", 1 / 3), ("s_amb", 0.0)):
+        one = measure(name)
+        now, old = (suffixed(one.statistic(), f"{which}@ambig") for which in ("", "_ref"))
+        guess = _mixture(guessed, old, chance)
+        predicted = derived(name, "predicted")
+        measures += [one.computed(now), predicted.computed(guess),
+                     derived(predicted.name, "excess").computed(minus(now, guess))]
     return estimates(pairs, measures, columns, study_columns(pairs), **options)
 
 

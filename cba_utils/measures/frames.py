@@ -9,13 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-STUDY = ["model", "family", "replicate", "depth", "precision"]
-ITEM = ["item_id", "category", "question_index", "question_polarity", "context_condition",
-        "template_id"]
-ROLES = ["stereotyped", "anti_stereotyped", "unknown"]
+from cba_utils.answering.prompts import LETTERS, ORIGINAL
+from cba_utils.names import ITEM, REFERENCE, ROLES, STUDY
+
 NEEDED = ["item_id", "category", "context_condition", "template_id"]
 COUNTS = [*ROLES, "unparsed", "parsed", "correct"]
-LETTERS = ["A", "B", "C"]
 
 
 def study_columns(frame: pd.DataFrame) -> list[str]:
@@ -26,6 +24,11 @@ def study_columns(frame: pd.DataFrame) -> list[str]:
 def item_columns(frame: pd.DataFrame) -> list[str]:
     """Return the columns of ``frame`` that describe an item."""
     return [c for c in ITEM if c in frame]
+
+
+def several_checkpoints(frame: pd.DataFrame) -> bool:
+    """Say whether every family has several checkpoints, so that their spread can be seen."""
+    return "family" in frame and frame.groupby("family")["model"].nunique().min() > 1
 
 
 def _need(frame, columns, what):
@@ -122,7 +125,7 @@ def role_probabilities(answers: pd.DataFrame, temperature: str = "unit", orders:
     if orders not in ("all", "original"):
         raise ValueError(f"orders must be 'all' or 'original', not {orders!r}")
     if orders == "original":
-        answers = answers[answers["order"] == "012"]
+        answers = answers[answers["order"] == ORIGINAL]
     each = role_of_letters(answers, temperature)
     columns = [*(f"p_{r}" for r in ROLES), "p_other", "p_correct"]
     keys = [*study_columns(each), *item_columns(each)]
@@ -130,7 +133,7 @@ def role_probabilities(answers: pd.DataFrame, temperature: str = "unit", orders:
     return grouped[columns].mean().reset_index()
 
 
-def pair_with(frame: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+def pair_with(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """Join every precision's item table with the reference's, item by item.
 
     Columns of the reference get the suffix ``_ref``. The items must be the same: a paired

@@ -2,8 +2,8 @@
 
 Items made from one template share its wording, so they are not independent draws, and the
 five draws of one item are less so. Every interval over items therefore resamples whole
-templates. Wilson's interval is for the rare case of truly independent draws, and the t interval
-for independently trained checkpoints.
+templates. Wilson's interval is for the rare case of truly independent draws, and Student's over
+strata for independently trained checkpoints.
 
 A statistic here is a function of *totals* (sums over items), for example
 ``stereotyped / parsed``. Sums over resampled templates are one matrix product of the resampling
@@ -12,42 +12,19 @@ counts with the sums of each template, so thousands of resamples cost millisecon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri, stdtrit
 
+from cba_utils.measures.measure import Measure
+
 LEVEL = 0.95
 RESAMPLES = 2000
 SEED = 2605
 ESTIMATE_COLUMNS = ["measure", "estimate", "low", "high", "n"]
-
-
-class Measure(NamedTuple):
-    """A statistic of totals and the range it can lie in.
-
-    ``of`` takes a mapping from column name to total (a number or an array of numbers, one a
-    resample) and returns the statistic. ``per`` names the total that ``n`` gives for it, such as
-    a denominator that is small in some cells; without it ``n`` counts items.
-    """
-
-    of: Callable[[Mapping[str, np.ndarray]], np.ndarray]
-    bounds: tuple[float, float] = (0.0, 1.0)
-    per: str | None = None
-
-
-def ratio(numerator: str, denominator: str, bounds=(0.0, 1.0), scale: float = 1.0) -> Measure:
-    """Return the measure ``scale * numerator / denominator``.
-
-    Examples
-    --------
-    >>> ratio("hits", "tries").of({"hits": 3.0, "tries": 4.0})
-    0.75
-    """
-    return Measure(lambda total: scale * total[numerator] / total[denominator], bounds)
 
 
 def wilson(successes, n, level: float = LEVEL):
@@ -101,23 +78,6 @@ def stratified_interval(of: Callable[[np.ndarray], float], strata, level: float 
     return estimate, estimate - half, estimate + half
 
 
-def t_interval(values, level: float = LEVEL) -> tuple[float, float, float]:
-    """Mean of independent values with Student's interval; one value has no interval (NaN).
-
-    Examples
-    --------
-    >>> [round(float(v), 3) for v in t_interval([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-    """
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return (values[0] if len(values) else np.nan), np.nan, np.nan
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    half = stdtrit(len(values) - 1, (1 + level) / 2) * error
-    return values.mean(), values.mean() - half, values.mean() + half
-
-
 @lru_cache(maxsize=64)
 def _resampling_counts(clusters: int, resamples: int, seed: int) -> np.ndarray:
     draws = np.random.default_rng(seed).multinomial(clusters, [1 / clusters] * clusters, resamples)
@@ -159,7 +119,8 @@ def jackknife(totals: pd.DataFrame, measure: Measure) -> tuple[float, float, int
     Examples
     --------
     >>> sums = pd.DataFrame({"x": [1.0, 2.0, 3.0], "n": [1.0, 1.0, 1.0]})
-    >>> estimate, error, df = jackknife(sums, Measure(lambda t: t["x"] / t["n"]))
+    >>> from cba_utils.measures.measure import ratio
+    >>> estimate, error, df = jackknife(sums, Measure("mean", of=ratio("x", "n")))
     >>> round(float(error), 4), df  # the mean's own standard error, 1 / sqrt(3)
     (0.5774, 2)
     """
@@ -173,9 +134,10 @@ def _whole_and_left_out(totals):
 
 
 def _jackknife(measure, whole, rest, count):
+    of = measure.statistic()
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = float(measure.of(whole))
-        left_out = np.asarray(measure.of(rest), float)
+        estimate = float(of(whole))
+        left_out = np.asarray(of(rest), float)
     left_out = left_out[np.isfinite(left_out)]
     if count < 2 or len(left_out) < 2:
         return estimate, np.nan, 0
@@ -185,7 +147,7 @@ def _jackknife(measure, whole, rest, count):
 
 def cluster_bootstrap(
     totals: pd.DataFrame,
-    measures: Mapping[str, Measure],
+    measures: Sequence[Measure],
     method: str = "bca",
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -197,7 +159,7 @@ def cluster_bootstrap(
     ----------
     totals : DataFrame
         One row a cluster, one column a sum over the items of that cluster.
-    measures : mapping of name to Measure
+    measures : sequence of Measure
     method : {"bca", "percentile", "jackknife"}
         BCa is the default because rates here lie near 0 or 1, where the distribution over
         templates is skewed and the percentile interval misses on one side. ``"jackknife"`` is
@@ -214,7 +176,8 @@ def cluster_bootstrap(
     Examples
     --------
     >>> sums = pd.DataFrame({"hits": [1, 2, 0, 3, 1], "tries": [4, 4, 4, 4, 4]})
-    >>> row = cluster_bootstrap(sums, {"rate": ratio("hits", "tries")}).iloc[0]
+    >>> from cba_utils.measures.measure import ratio
+    >>> row = cluster_bootstrap(sums, [Measure("rate", of=ratio("hits", "tries"))]).iloc[0]
     >>> float(row["estimate"]), bool(row["low"] < 0.35 < row["high"])
     (0.35, True)
     """
@@ -230,15 +193,15 @@ def _intervals(totals, measures, method="bca", level=LEVEL, resamples=RESAMPLES,
         raise ValueError("cluster_bootstrap got no clusters: the frame has no rows")
     if method == "jackknife":
         parts = _whole_and_left_out(totals)
-        return [(name, *_jackknife_interval(measure, parts, level))
-                for name, measure in measures.items()]
+        return [(one.name, *_jackknife_interval(one, parts, level)) for one in measures]
     values = totals.to_numpy(float)
     whole = values.sum(axis=0)
     counts = _resampling_counts(len(values), resamples, seed)
     parts = [_named(totals, part) for part in (whole, counts @ values, whole - values)]
     rows = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        for name, (of, bounds, _) in measures.items():
+        for one in measures:
+            of = one.statistic()
             estimate, resampled, left_out = (np.asarray(of(part), float) for part in parts)
             estimate, low, high = float(estimate), np.nan, np.nan
             resampled = resampled[np.isfinite(resampled)]
@@ -248,7 +211,7 @@ def _intervals(totals, measures, method="bca", level=LEVEL, resamples=RESAMPLES,
             elif not len(resampled):
                 pass
             elif np.ptp(resampled) < 1e-12:
-                low, high = without_variation(estimate, bounds, len(values), level)
+                low, high = without_variation(estimate, one.bounds, len(values), level)
             else:
                 tails = np.array([(1 - level) / 2, (1 + level) / 2])
                 if method == "bca":
@@ -256,7 +219,7 @@ def _intervals(totals, measures, method="bca", level=LEVEL, resamples=RESAMPLES,
                     # No resample on one side of the estimate leaves nothing to correct with.
                     tails = corrected if np.isfinite(corrected).all() else tails
                 low, high = np.quantile(resampled, tails)
-            rows.append((name, estimate, low, high))
+            rows.append((one.name, estimate, low, high))
     return rows
 
 
@@ -284,7 +247,7 @@ def cluster_totals(table, columns, by=(), cluster="template_id"):
 
 def estimates(
     table: pd.DataFrame,
-    measures: Mapping[str, Measure],
+    measures: Sequence[Measure],
     columns: Sequence[str],
     by: Sequence[str] = (),
     cluster: str = "template_id",
@@ -299,12 +262,14 @@ def estimates(
     --------
     >>> table = pd.DataFrame({"template_id": list("aabbcc"), "hits": [1, 0, 1, 1, 0, 0],
     ...                       "tries": 1})
-    >>> estimates(table, {"rate": ratio("hits", "tries")}, ["hits", "tries"])["n"].tolist()
+    >>> from cba_utils.measures.measure import ratio
+    >>> rate = Measure("rate", of=ratio("hits", "tries"))
+    >>> estimates(table, [rate], ["hits", "tries"])["n"].tolist()
     [6]
     """
     found = []
     for key, totals, rows in cluster_totals(table, columns, by, cluster):
-        counted = {m.per: totals[m.per].sum() for m in measures.values() if m.per}
-        found += [(*key, *row, counted.get(m.per, rows))
-                  for row, m in zip(_intervals(totals, measures, **options), measures.values())]
+        counted = {one.per: totals[one.per].sum() for one in measures if one.per}
+        found += [(*key, *row, counted.get(one.per, rows)) for row, one in
+                  zip(_intervals(totals, measures, **options), measures, strict=True)]
     return pd.DataFrame(found, columns=[*by, *ESTIMATE_COLUMNS])

@@ -9,13 +9,24 @@ A new measure is registered once, beside the function that computes it, in a mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+
+
+class Totals(Protocol):
+    """Sums over items by column: numbers, or arrays of one number a resample."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """Return the total of a column."""
+
+
+Statistic = Callable[[Totals], Any]
 
 Unit = Literal["share", "score", "log odds", "bits", "relative", "ratio"]
 Pooling = Literal["mean", "sums"]
@@ -29,7 +40,7 @@ SCORE = (-100.0, 100.0)
 
 @dataclass(frozen=True)
 class Measure:
-    """Everything about a measure but its value.
+    """A measure: how it is computed from totals, and everything else that is known of it.
 
     Parameters
     ----------
@@ -49,7 +60,17 @@ class Measure:
         second is for shares of few items or answers, of very unlike numbers in the cells of a
         study, so that a share of one answer weighs as one answer.
     counts : str
-        What ``n`` counts.
+        What ``n`` counts, in words.
+    of : callable, optional
+        Returns it from totals over items. None in the register where a function computes it from
+        totals of its own, see :meth:`computed`.
+    per : str, optional
+        The total that ``n`` gives, such as a denominator that is small in some cells; without it
+        ``n`` is the number of items.
+    group : str
+        Measures of one group are computed together, and so are their changes since a reference:
+        ``"rates"`` by :func:`cba_utils.measures.rates.role_rates`, ``"ambiguous scores"`` and
+        ``"disambiguated scores"`` by :func:`cba_utils.measures.rates.bias_scores`.
     kind : str
         What it is to its ``base``: what fresh draws let expect of it (``"expected"``), what they
         would give at the reference itself (``"placebo"``), what a model predicts (``"predicted"``),
@@ -63,8 +84,9 @@ class Measure:
 
     Examples
     --------
-    >>> Measure("flips", "First choice changed, % of items").bounds
-    (0.0, 1.0)
+    >>> flips = Measure("flips", "First choice changed, % of items", of=ratio("flip", "items"))
+    >>> flips.of({"flip": 3, "items": 4}), flips.bounds
+    (0.75, (0.0, 1.0))
     """
 
     name: str
@@ -74,6 +96,9 @@ class Measure:
     bounds: tuple[float, float] = SHARE
     pool: Pooling = "mean"
     counts: str = "items"
+    of: Statistic | None = None
+    per: str | None = None
+    group: str = ""
     kind: Kind = "observed"
     base: str | None = None
     mirror: str | None = None
@@ -86,6 +111,60 @@ class Measure:
             )
         if not self.title:
             object.__setattr__(self, "title", self.name)
+
+    def computed(self, of: Statistic, per: str | None = None, bounds=None) -> Measure:
+        """Return it with the function of totals that gives it, and the total that ``n`` is."""
+        return replace(self, of=of, per=per, bounds=bounds or self.bounds)
+
+    def statistic(self) -> Statistic:
+        """Return the function of totals that gives it; an error says if there is none."""
+        if self.of is None:
+            raise ValueError(f"measure {self.name!r} is no function of totals by itself; "
+                             f"give it one with .computed(of)")
+        return self.of
+
+    def change(self) -> Measure:
+        """Return its change since a reference, whose totals have the suffix ``_ref``."""
+        now = self.statistic()
+        return Measure(
+            f"d_{self.name}", f"{self.title}: change since BF16", unit=self.unit,
+            bounds=difference(self.bounds), of=minus(now, suffixed(now, "_ref")), kind="change",
+            base=self.name)
+
+
+def ratio(numerator: str, denominator: str) -> Statistic:
+    """Return the ratio of two totals, as a function of totals.
+
+    Examples
+    --------
+    >>> ratio("hits", "tries")({"hits": 3.0, "tries": 4.0})
+    0.75
+    """
+    return lambda total: total[numerator] / total[denominator]
+
+
+def minus(one: Statistic, other: Statistic) -> Statistic:
+    """Return the difference of two functions of the same totals."""
+    return lambda total: one(total) - other(total)
+
+
+def suffixed(of: Statistic, suffix: str) -> Statistic:
+    """Return the same function of the totals whose names end in ``suffix``.
+
+    Examples
+    --------
+    >>> suffixed(ratio("hits", "tries"), "_ref")({"hits_ref": 1.0, "tries_ref": 2.0})
+    0.5
+    """
+    return lambda total: of(_Suffixed(total, suffix))
+
+
+class _Suffixed:
+    def __init__(self, total: Totals, suffix: str):
+        self.total, self.suffix = total, suffix
+
+    def __getitem__(self, name):
+        return self.total[f"{name}{self.suffix}"]
 
 
 def difference(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -103,7 +182,7 @@ _KNOWN: dict[str, Measure] = {}
 
 
 def register(*measures: Measure) -> tuple[Measure, ...]:
-    """Add measures to the register, and return them.
+    """Add measures to the register, and return them; those of a group, with their changes.
 
     Raises
     ------
@@ -113,7 +192,21 @@ def register(*measures: Measure) -> tuple[Measure, ...]:
     for one in measures:
         if _KNOWN.setdefault(one.name, one) != one:
             raise ValueError(f"two measures are named {one.name!r}; give one another name")
+        if one.group:
+            _KNOWN[f"d_{one.name}"] = one.change()
     return measures
+
+
+def members(group: str) -> list[Measure]:
+    """Return the measures of a group, in the order in which they were registered.
+
+    Examples
+    --------
+    >>> from cba_utils.measures import rates
+    >>> [one.name for one in members("rates")]
+    ['srs', 'usr', 'anti_rate', 'unparsed_rate']
+    """
+    return [one for one in _KNOWN.values() if one.group == group]
 
 
 def measure(name: str) -> Measure:

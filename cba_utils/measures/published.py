@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-import numpy as np
 import pandas as pd
 
 COLUMNS = ["quantity", "precision", "low", "high", "unit", "source", "note"]
@@ -60,24 +59,3 @@ def _numbers(table, column):
         raise ValueError(f"published figures, line {line + 2}: {column} is "
                          f"{table[column].iloc[line]!r}, not a number")
     return numbers
-
-
-def published_range(quantity: str, precision: str = "") -> tuple[float, float]:
-    """Return (low, high) of a published quantity; low is NaN for an upper bound.
-
-    Examples
-    --------
-    >>> published_range("items_became_biased", "q3")
-    (6.0, 21.1)
-    """
-    table = load_published()
-    known = table[table["quantity"] == quantity]
-    if known.empty:
-        raise KeyError(f"nothing is published as {quantity!r}; there is "
-                       f"{sorted(set(table['quantity']))}")
-    row = known[known["precision"] == precision]
-    if row.empty:
-        raise KeyError(f"{quantity} is not published for precision {precision!r}, only for "
-                       f"{list(known['precision'])}")
-    low, high = row.iloc[0][["low", "high"]]
-    return float(low) if not np.isnan(low) else np.nan, float(high)

@@ -1,8 +1,8 @@
 """The published analysis, computed as its authors did, from the same records.
 
 It treats draws as independent, pools items over models, averages cells without weights and counts
-one-way changes. Where such a choice misleads, the function says so; the modules ``metrics``,
-``controls`` and ``dose_response`` hold what this compendium uses instead.
+one-way changes. Where such a choice misleads, the function says so; the modules ``rates``,
+``transitions``, ``controls`` and ``models`` hold what this compendium uses instead.
 
 Rates are fractions of parsed answers on ambiguous items unless said.
 """
@@ -12,19 +12,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.dose_response import perplexity_and_bias, published_logit
-from cba_utils.measures.measure import Measure as Facts
-from cba_utils.measures.measure import register
-from cba_utils.measures.rates import role_flow, transitions
 from cba_utils.answering.precisions import most_bits_first
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.measures.measure import Measure, register
+from cba_utils.measures.models import published_logit
+from cba_utils.measures.perplexity import perplexity_and_bias
 from cba_utils.measures.tests import adjust, chi_squared, cohens_h
-from cba_utils.measures.frames import ROLES, item_table, pair_with
+from cba_utils.measures.transitions import role_flow, transitions
+from cba_utils.names import REFERENCE, ROLES
 
 __all__ = ["main_table", "chi_squared_tests", "category_breakdown", "latent_bias_items",
            "filtered_table", "one_way_transitions", "perplexity_table", "published_logit",
            "relative_decline", "amplification"]
 LATENT_SRS = 0.2
-register(Facts("amplification", "SRS as a multiple of BF16's", unit="ratio", bounds=(0.0, np.inf)))
+register(Measure("amplification", "SRS as a multiple of BF16's", unit="ratio", bounds=(0.0, np.inf)))
 
 
 def _ambiguous(samples):
@@ -59,7 +60,7 @@ def _with_deltas(table, keys, reference):
     return table
 
 
-def main_table(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+def main_table(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """SRS, USR and anti-stereotyped rate of every model and precision, with change from BF16.
 
     Returns ``model, precision, srs, usr, anti_rate, d_srs, d_usr, d_anti_rate, items, draws``.
@@ -80,7 +81,7 @@ def main_table(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
                           "d_anti_rate", "items", "draws"]])
 
 
-def category_breakdown(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+def category_breakdown(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """The main table by category."""
     table = _rates(_sums(_ambiguous(samples), ["model", "category", "precision"]))
     table = _with_deltas(table, ["model", "category"], reference)
@@ -88,13 +89,13 @@ def category_breakdown(samples: pd.DataFrame, reference: str = "bf16") -> pd.Dat
                           "d_usr", "d_anti_rate", "draws"]])
 
 
-def chi_squared_tests(samples: pd.DataFrame, reference: str = "bf16",
+def chi_squared_tests(samples: pd.DataFrame, reference: str = REFERENCE,
                       by_category: bool = True) -> pd.DataFrame:
     """Chi-squared test of the roles at each precision against BF16, with Cohen's h of SRS.
 
     It misleads in two ways: the five draws of an item and the items of a template count as
     independent, so p-values are too small; and so many answers make any change significant.
-    ``dose_response.dose_response`` clusters by template. The published analysis corrects for no
+    ``models.dose_response`` clusters by template. The published analysis corrects for no
     multiplicity; the two corrections are added here and do not repair the first fault.
 
     Returns
@@ -127,7 +128,7 @@ def chi_squared_tests(samples: pd.DataFrame, reference: str = "bf16",
 
 
 def latent_bias_items(samples: pd.DataFrame, least: float = LATENT_SRS,
-                      reference: str = "bf16") -> pd.DataFrame:
+                      reference: str = REFERENCE) -> pd.DataFrame:
     """Return (model, item_id) of the items whose SRS at BF16 is at least ``least``.
 
     With five draws of one item a SRS of 0.2 is one stereotyped draw. Choosing items by a noisy
@@ -142,7 +143,7 @@ def latent_bias_items(samples: pd.DataFrame, least: float = LATENT_SRS,
 
 
 def filtered_table(samples: pd.DataFrame, least: float = LATENT_SRS,
-                   reference: str = "bf16") -> pd.DataFrame:
+                   reference: str = REFERENCE) -> pd.DataFrame:
     """The main table over all items and over the latent-bias items, one under the other.
 
     The column ``items_kept`` says which: ``"all"`` or ``"latent"``.
@@ -156,12 +157,12 @@ def filtered_table(samples: pd.DataFrame, least: float = LATENT_SRS,
                      ignore_index=True)
 
 
-def one_way_transitions(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+def one_way_transitions(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """Items that became biased, one way only, as the published headline counts them.
 
     An item counts once any of its five draws is stereotyped where none was at BF16. Items that
     went the other way are not subtracted, and fresh seeds alone would give some: see
-    ``metrics.transitions`` and ``metrics.placebo`` for both.
+    ``transitions.transitions`` and ``transitions.placebo`` for both.
 
     Returns
     -------
@@ -195,7 +196,7 @@ def perplexity_table(perplexity: pd.DataFrame, samples: pd.DataFrame):
 
 
 def relative_decline(samples: pd.DataFrame, precision: str = "q3", rate: str = "usr",
-                     reference: str = "bf16") -> dict[str, float]:
+                     reference: str = REFERENCE) -> dict[str, float]:
     """Relative decline of a rate from BF16, as published and item-weighted.
 
     The published figure is an unweighted mean over model and category cells, so that a category
@@ -213,11 +214,11 @@ def relative_decline(samples: pd.DataFrame, precision: str = "q3", rate: str = "
             "weighted": 1 - whole[precision] / whole[reference]}
 
 
-def amplification(samples: pd.DataFrame, reference: str = "bf16") -> pd.DataFrame:
+def amplification(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """SRS as a multiple of BF16's, the published amplification curve.
 
     A ratio to a small BF16 rate is unstable: the same rise looks large in a model that starts
-    near zero. ``metrics.paired_differences`` gives the difference with an interval.
+    near zero. ``rates.paired_differences`` gives the difference with an interval.
     """
     table = main_table(samples, reference)
     before = table[table["precision"] == reference].set_index("model")["srs"]

@@ -6,25 +6,19 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from cba_utils.measures.intervals import Measure, estimates
-from cba_utils.measures.rates import (
+from cba_utils.answering.prompts import LETTERS, parse_response
+from cba_utils.measures.frames import item_table, pair_with, role_probabilities, study_columns
+from cba_utils.measures.intervals import estimates
+from cba_utils.measures.measure import measure, minus
+from cba_utils.measures.rates import role_rates
+from cba_utils.measures.transitions import (
     DRAWS,
     TRANSITIONS,
     five_seed_weights,
-    minus,
     observed_changes,
-    role_rates,
     transitions,
 )
-from cba_utils.answering.prompts import parse_response
-from cba_utils.measures.frames import (
-    LETTERS,
-    ROLES,
-    item_table,
-    pair_with,
-    role_probabilities,
-    study_columns,
-)
+from cba_utils.names import REFERENCE, ROLES
 
 COUNTINGS = {
     "one way": "became_biased",
@@ -33,7 +27,7 @@ COUNTINGS = {
 }
 
 
-def five_seed_range(answers: pd.DataFrame, samples: pd.DataFrame, reference: str = "bf16",
+def five_seed_range(answers: pd.DataFrame, samples: pd.DataFrame, reference: str = REFERENCE,
                     draws: int = DRAWS) -> pd.DataFrame:
     """Where the study's own seeds fall among what independent seeds would have drawn.
 
@@ -95,7 +89,7 @@ def reparse(samples: pd.DataFrame, items: pd.DataFrame, parser: str) -> pd.DataF
 
 
 def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.DataFrame,
-                        precision: str, reference: str = "bf16", **options) -> pd.DataFrame:
+                        precision: str, reference: str = REFERENCE, **options) -> pd.DataFrame:
     """The headline number, items that became biased, under every combination of four choices.
 
     Parameters
@@ -137,8 +131,8 @@ def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.
             wide, columns, measures = _specified(table, weights)
             found = estimates(wide, measures, columns, study_columns(wide), **options)
             frames.append(found.assign(draws=draws, parser=parser, weights=weights))
-    curve = pd.concat(frames, ignore_index=True).rename(columns={"measure": "counting"})
-    return curve.assign(measure=curve["counting"].map(COUNTINGS))
+    curve = pd.concat(frames, ignore_index=True)
+    return curve.assign(counting=curve["measure"].map({v: k for k, v in COUNTINGS.items()}))
 
 
 def _ambiguous(table):
@@ -159,13 +153,14 @@ def _specified(table, weights):
 
     def mean(top, bottom):
         # A resample that lacks a category has no mean over the categories: NaN drops it.
-        return Measure(lambda t: sum(top(t, g) / t[bottom + g] for g in groups) / len(groups))
+        return lambda t: sum(top(t, g) / t[bottom + g] for g in groups) / len(groups)
 
     one_way = mean(lambda t, g: t[f"gained_bias{g}"], "could_gain_bias")
     null = mean(lambda t, g: t[f"gained_bias_0{g}"], "could_gain_bias_0")
     back = mean(lambda t, g: t[f"lost_bias{g}"], "could_gain_bias")
-    measures = {"one way": one_way, "minus placebo": minus(one_way, null),
-                "minus lost": minus(one_way, back)}
+    counted = {"one way": one_way, "minus placebo": minus(one_way, null),
+               "minus lost": minus(one_way, back)}
     if "gained_bias_0" not in table:
-        del measures["minus placebo"]
+        del counted["minus placebo"]
+    measures = [measure(COUNTINGS[name]).computed(of) for name, of in counted.items()]
     return table.assign(**wide), [*wide], measures

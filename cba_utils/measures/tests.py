@@ -7,7 +7,7 @@ the null hypothesis is symmetric. Intervals are in :mod:`cba_utils.measures.inte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,11 @@ from scipy import stats as sps
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_effectsize
 
-from cba_utils.measures.intervals import Measure, cluster_totals, jackknife, without_variation
-from cba_utils.measures.rates import DRAWS, change_measures
+from cba_utils.measures.intervals import cluster_totals, jackknife, without_variation
+from cba_utils.measures.measure import Measure
+from cba_utils.measures.rates import change_measures
+from cba_utils.measures.transitions import DRAWS
+from cba_utils.names import REFERENCE
 
 LEAST_RESAMPLES = 9999
 MARGIN = 0.01  # the largest change of a rate that counts as none, wherever equivalence is tested
@@ -25,13 +28,13 @@ MARGIN = 0.01  # the largest change of a rate that counts as none, wherever equi
 def _tests(table, measures, columns, by, of):
     rows = []
     for key, totals, n in cluster_totals(table, columns, by):
-        for name, measure in measures.items():
-            estimate, error, df = jackknife(totals, measure)
-            rows.append((*key, name, estimate, error, df, *of(estimate, error, df), n))
+        for one in measures:
+            estimate, error, df = jackknife(totals, one)
+            rows.append((*key, one.name, estimate, error, df, *of(estimate, error, df), n))
     return rows
 
 
-def change_tests(table: pd.DataFrame, measures: Mapping[str, Measure], columns: Sequence[str],
+def change_tests(table: pd.DataFrame, measures: Sequence[Measure], columns: Sequence[str],
                  by: Sequence[str] = (), null: float = 0.0) -> pd.DataFrame:
     """Two-sided jackknife t test over templates that each measure equals ``null``.
 
@@ -41,7 +44,8 @@ def change_tests(table: pd.DataFrame, measures: Mapping[str, Measure], columns: 
     Examples
     --------
     >>> table = pd.DataFrame({"template_id": list("abcd"), "d": [1.0, 2.0, 3.0, 4.0], "n": 1.0})
-    >>> found = change_tests(table, {"mean": Measure(lambda t: t["d"] / t["n"])}, ["d", "n"])
+    >>> from cba_utils.measures.measure import ratio
+    >>> found = change_tests(table, [Measure("mean", of=ratio("d", "n"))], ["d", "n"])
     >>> round(float(found["p"].iloc[0]), 4)  # scipy.stats.ttest_1samp gives the same
     0.0305
     """
@@ -135,7 +139,7 @@ def chi_squared(counts: pd.DataFrame) -> dict[str, float]:
     return {"statistic": float(found.statistic), "df": int(found.dof), "p": float(found.pvalue)}
 
 
-def difference_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = "bf16"):
+def difference_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE):
     """Jackknife t test of every paired change since the reference (see ``paired_differences``)."""
     parts = [change_tests(table, measures, columns, keys)
              for table, measures, columns, keys in change_measures(frame, by, reference)]
@@ -143,7 +147,7 @@ def difference_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str
 
 
 def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_srs",
-                by: Sequence[str] = (), reference: str = "bf16", level: float = 0.05):
+                by: Sequence[str] = (), reference: str = REFERENCE, level: float = 0.05):
     """Two one-sided tests (TOST) that a paired change lies within ``margin`` of zero.
 
     Parameters
@@ -167,7 +171,8 @@ def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_s
     if not margin > 0:
         raise ValueError(f"margin must be a positive number, not {margin!r}")
     for table, measures, columns, keys in change_measures(frame, by, reference):
-        if measure in measures:
+        found = [one for one in measures if one.name == measure]
+        if found:
             break
     else:
         raise ValueError(f"measure {measure!r} is none of the paired changes of these records")
@@ -176,15 +181,15 @@ def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_s
         if not df:
             return np.nan, np.nan, np.nan
         if error < 1e-12:
-            return *without_variation(estimate, measures[measure].bounds, df + 1, 1 - 2 * level), np.nan
+            return *without_variation(estimate, found[0].bounds, df + 1, 1 - 2 * level), np.nan
         half = error * sps.t.ppf(1 - level, df)
         return estimate - half, estimate + half, sps.t.sf((margin - abs(estimate)) / error, df)
 
-    rows = _tests(table, {measure: measures[measure]}, columns, keys, two_sided)
-    found = pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "error", "df", "low", "high",
+    rows = _tests(table, found, columns, keys, two_sided)
+    result = pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "error", "df", "low", "high",
                                         "p", "n"])
-    reach = np.maximum(found["low"].abs(), found["high"].abs())
-    return found.assign(equivalent=reach < margin, margin=margin, smallest_margin=reach)
+    reach = np.maximum(result["low"].abs(), result["high"].abs())
+    return result.assign(equivalent=reach < margin, margin=margin, smallest_margin=reach)
 
 
 RISES = (0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.25, 0.4)

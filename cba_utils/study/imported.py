@@ -19,13 +19,10 @@ from cba_utils.answering.prompts import LETTERS
 from cba_utils.study.provenance import SCHEMA_VERSION, code_version
 from cba_utils.study.published_jsonl import item_number, read_records, with_roles
 from cba_utils.study.tables import write_study
-from cba_utils.names import RESULTS
+from cba_utils.names import ITEM, RESULTS, STUDY
 
 # Runs of consecutive items a category that stand in for templates; see `template_runs`.
 RUNS = 10
-_LABELS = ["model", "family", "replicate", "depth", "precision"]
-_ITEM = ["item_id", "category", "question_index", "question_polarity", "context_condition",
-         "template_id"]
 _LOGP = [f"{name}{suffix}" for suffix in ("", "_t")
          for name in (*(f"logp_{x}" for x in LETTERS), "mass_other")]
 
@@ -78,16 +75,16 @@ def import_raw(name, folder, source=None, results=RESULTS):
     # The right answer of an ambiguous question is the unknown one.
     items = items.assign(context_condition="ambig", label=items["unknown_index"])
     items = items.reindex(columns=[*COLUMNS, "template_id"])
-    samples = samples.merge(items[_ITEM].drop(columns=["category", "context_condition"]),
+    samples = samples.merge(items[ITEM].drop(columns=["category", "context_condition"]),
                             on="item_id")
     samples = samples.assign(family=samples["model"], replicate=1, depth="full")
-    samples = samples[[*_LABELS, *_ITEM, "seed", "raw_response", "parsed_answer", "role",
+    samples = samples[[*STUDY, *ITEM, "seed", "raw_response", "parsed_answer", "role",
                        "correct"]]
     tables = {
-        "answers": _no_rows([*_LABELS, *_ITEM, "order", *(f"role_{x}" for x in LETTERS),
+        "answers": _no_rows([*STUDY, *ITEM, "order", *(f"role_{x}" for x in LETTERS),
                              "correct"], _LOGP),
         "samples": samples,
-        "perplexity": _no_rows(_LABELS, ["sequence", "tokens", "nll"]),
+        "perplexity": _no_rows(STUDY, ["sequence", "tokens", "nll"]),
         "undefined": undefined,
     }
     about = {"name": name, "title": "Imported records",
@@ -176,7 +173,7 @@ def as_published(rows, told, items):
     """
     names = items.attrs["undefined_targets"]
     indices = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
-    columns = [*_LABELS, *_ITEM, "seed", "raw_response", *indices]
+    columns = [*STUDY, *ITEM, "seed", "raw_response", *indices]
     if not names:
         return _no_rows(columns, [])
     left = told[told["item_id"].isin(names)].drop(columns="place").reset_index(drop=True)

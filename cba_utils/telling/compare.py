@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from cba_utils.measures.dose_response import perplexity_change
-from cba_utils.measures.rates import bias_scores, role_rates, transitions
+from cba_utils.measures.perplexity import perplexity_change
+from cba_utils.measures.rates import bias_scores, role_rates
+from cba_utils.measures.transitions import transitions
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.telling.report import open_study
 

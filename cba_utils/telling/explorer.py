@@ -14,11 +14,12 @@ import pandas as pd
 
 from cba_utils.telling.figures import ROLE_COLOURS
 from cba_utils.telling.numbers import percent
-from cba_utils.measures.rates import TRANSITIONS, observed_changes
+from cba_utils.measures.transitions import TRANSITIONS, observed_changes
 from cba_utils.study.files import write_text
 from cba_utils.telling.tables import table_html
 from cba_utils.study.protocol import book_folder
-from cba_utils.measures.frames import ROLES, item_table, pair_with
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.names import ROLES
 
 REFERENCE = "bf16"
 OUTCOMES = [*ROLES, "unparsed"]

@@ -18,13 +18,8 @@ from IPython.display import HTML
 from cba_utils.telling.numbers import ABSENT, interval, percent
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
-from cba_utils.measures.rates import (
-    over_models,
-    over_replicates,
-    placebo,
-    presentable,
-    transitions,
-)
+from cba_utils.measures.pooling import over_models, over_replicates, presentable
+from cba_utils.measures.transitions import placebo, transitions
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.sources import is_organism, local_folder
 from cba_utils.study.imported import RUNS

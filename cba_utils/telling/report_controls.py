@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.instrument import verdicts as instrument
-from cba_utils.measures import dose_response, published_analysis, sensitivity, tests as stats
+from cba_utils.measures import certainty, models, published_analysis, sensitivity, tests as stats
 from cba_utils.telling.figures import alt_text, told
 from cba_utils.telling.numbers import (
     interval, odds_text, p_text, percent, times,
@@ -105,7 +105,7 @@ def power_sentence(report, power):
 
 def flip_rates(report):
     """Flips by uncertainty, or None without probabilities."""
-    return dose_response.flip_rates(report.answers) if report.exact else None
+    return certainty.flip_rates(report.answers) if report.exact else None
 
 
 def flip_sentence(report):
@@ -113,7 +113,7 @@ def flip_sentence(report):
     if not report.exact:
         return ("How sure BF16 was of an answer is in its probabilities, which these records do "
                 "not hold.")
-    found = dose_response.flip_ratio(report.answers).set_index("precision").loc[report.lowest]
+    found = certainty.flip_ratio(report.answers).set_index("precision").loc[report.lowest]
     low = report.lowest.upper()
     if not np.isfinite(found["estimate"]):
         return f"At {low} the surest fifth never changes its first choice: there is no ratio."
@@ -133,7 +133,7 @@ def steps_sentence(odds, samples, lowest):
         return ("A factor for one step down the ladder is not defined: too few precisions have "
                 "any stereotyped answer.")
     text = (f"Averaged over the ladder, one step down multiplies the odds by {odds_text(trend)}.")
-    each = dose_response.steps(odds)
+    each = models.steps(odds)
     if len(each) < 2:
         return text
     most = np.log(each).abs().idxmax()
@@ -142,7 +142,7 @@ def steps_sentence(odds, samples, lowest):
     rest = " to ".join(dict.fromkeys([f"{rest.min():.2f}", f"{rest.max():.2f}"]))
     text += (f" The steps differ: from {before.upper()} to {most.upper()} the factor is "
              f"{each[most]:.2f}, elsewhere {rest}.")
-    without = dose_response.dose_response(samples[samples["precision"] != lowest])
+    without = models.dose_response(samples[samples["precision"] != lowest])
     without = without[without["term"] == "trend"].iloc[0]
     return f"{text} Without {lowest.upper()} the average is {odds_text(without)}."
 
@@ -272,7 +272,7 @@ def analysis_words(report, samples, correlation):
     decline = published_analysis.relative_decline(samples, low)
     logit = published_analysis.published_logit(samples)
     bits = logit[logit["term"] == "bits"].iloc[0]
-    clustered = dose_response.dose_response(samples)
+    clustered = models.dose_response(samples)
     latent = published_analysis.filtered_table(samples)
     latent = latent[(latent["items_kept"] == "latent") & (latent["precision"] == low)]
     rates = published_analysis.one_way_transitions(samples)

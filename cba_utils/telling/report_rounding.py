@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.dose_response import perplexity_change
+from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.telling.numbers import interval, percent
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
-from cba_utils.measures.rates import bias_scores, over_replicates, placebo
+from cba_utils.measures.pooling import over_replicates
+from cba_utils.measures.rates import bias_scores
+from cba_utils.measures.transitions import placebo
 from cba_utils.answering.precisions import most_bits_first, parse_precision
 from cba_utils.telling.report import ABSENT, common_words, depth_answer, pick, points as in_points, said
 from cba_utils.study.rounding import PARTS, alignment_left, bits_per_weight, read_rounding
 from cba_utils.measures.tests import MARGIN
-from cba_utils.measures.frames import STUDY, role_probabilities
+from cba_utils.measures.frames import role_probabilities
+from cba_utils.names import STUDY
 
 BIASED = "became_biased_expected"
 HOW = ("noise removed", "alignment exact", "error shuffled")
