@@ -33,7 +33,8 @@ import pandas as pd
 from cba_utils.answering.items import load_items
 from cba_utils.answering.prompts import LETTERS, chat_ids, named, user_text
 from cba_utils.instrument.respondents import draw_samples, simulate_respondents
-from cba_utils.measures.rates import role_rates, transitions
+from cba_utils.measures.rates import role_rates
+from cba_utils.measures.transitions import transitions
 from cba_utils.names import HELD_OUT_TEXT, RESULTS
 from cba_utils.study.files import _atomically
 

@@ -140,7 +140,7 @@ class Report:
 
         Several checkpoints of each family show a spread within families; one each shows none,
         and then the models' own intervals are averaged. ``by`` names further columns that group
-        the frame. See `metrics.over_replicates` and `metrics.over_models`.
+        the frame. See `cba_utils.measures.pooling`.
         """
         cells = frame[[*study_columns(frame), *by, *ESTIMATE_COLUMNS]]
         if cells["model"].nunique() == 1:
