@@ -9,7 +9,6 @@ failed, not that the architecture cannot be asked.
 import importlib
 import inspect
 import json
-import os
 import pkgutil
 import subprocess
 import sys
@@ -25,12 +24,14 @@ import mlx_lm.models
 from mlx.utils import tree_map
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from cba_utils.answering.checkpoints import LoadedModel, to_dense
+from cba_utils.answering.checkpoints import LoadedModel, to_dense, words_alone
 from cba_utils.answering.engine import CannotBeAsked
 from cba_utils.answering.sources import find_checkpoint
 from cba_utils.answering.trial import try_out
 
 TABLE = Path(__file__).with_suffix(".csv")
+COLUMNS = ["architecture", "result", "reason", "native", "dense_logits", "dense_perplexity",
+           "native_logits", "native_perplexity"]
 # A tiny value for each setting that some architecture has no default for, or a default of full size.
 TINY = dict(
     hidden_size=128, d_model=128, n_embd=128, hidden_dim=128, dim=128, block_dim=128, model_dim=128,
@@ -73,6 +74,46 @@ TINY = dict(
 # What the names alone do not give.
 PARTICULAR = {
     "afmoe": dict(layer_types=["sliding_attention", "full_attention"]),
+    "deepseek_v2": dict(rope_scaling=dict(type="yarn", factor=1.0, mscale_all_dim=0,
+                                          original_max_position_embeddings=512)),
+    "exaone4": dict(sliding_window_pattern="LLLG", num_hidden_layers=4, rope_scaling=None),
+    "gemma3n": dict(text_config=dict(
+        model_type="gemma3n", hidden_size=128, num_hidden_layers=4, intermediate_size=256,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-5, vocab_size=640,
+        num_kv_shared_layers=2, vocab_size_per_layer_input=640, sliding_window=1024,
+        max_position_embeddings=512, rope_local_base_freq=1e4, rope_theta=1e4,
+        final_logit_softcapping=30.0, query_pre_attn_scalar=32, altup_num_inputs=2,
+        altup_coef_clip=120.0, altup_correct_scale=True, altup_active_idx=0, laurel_rank=16,
+        rope_scaling=None, activation_sparsity_pattern=[0.0] * 4, hidden_size_per_layer_input=64,
+        layer_types=["sliding_attention", "full_attention"] * 2)),
+    "gemma4_text": dict(num_kv_shared_layers=0, hidden_size_per_layer_input=0,
+                        layer_types=["sliding_attention", "full_attention"]),
+    "glm_moe_dsa": dict(rope_parameters=dict(rope_theta=1e4, rope_type="default")),
+    "hunyuan": dict(rope_scaling=dict(alpha=1000.0, factor=1.0, type="dynamic")),
+    "llama4": dict(text_config=dict(
+        model_type="llama4_text", attention_bias=False, attention_chunk_size=512, head_dim=32,
+        hidden_size=128, interleave_moe_layer_step=2, intermediate_size=128, intermediate_size_mlp=256,
+        max_position_embeddings=512, num_attention_heads=4, num_experts_per_tok=1, num_hidden_layers=4,
+        num_key_value_heads=2, num_local_experts=2, rms_norm_eps=1e-5, rope_scaling=None,
+        rope_theta=1e4, use_qk_norm=True, vocab_size=640)),
+    "mellum": dict(layer_types=["sliding_attention", "full_attention"], rope_parameters={
+        kind: dict(rope_theta=1e4, rope_type="default")
+        for kind in ("sliding_attention", "full_attention")}),
+    "minicpm3": dict(rope_scaling=dict(original_max_position_embeddings=512, short_factor=[1.0] * 16,
+                                       long_factor=[1.0] * 16)),
+    "ministral3": dict(rope_parameters=dict(rope_theta=1e4, rope_type="default",
+                                            llama_4_scaling_beta=0.1,
+                                            original_max_position_embeddings=512)),
+    "mistral4": dict(rope_parameters=dict(rope_theta=1e4, rope_type="default", llama_4_scaling_beta=0.1,
+                                          original_max_position_embeddings=512)),
+    "olmo3": dict(layer_types=["sliding_attention", "full_attention"]),
+    "olmo_hybrid": dict(linear_allow_neg_eigval=True, linear_num_key_heads=4,
+                        layer_types=["linear_attention", "full_attention"]),
+    "openelm": dict(num_transformer_layers=2, ffn_dim_divisor=32, num_query_heads=[4, 4],
+                    num_kv_heads=[2, 2], ffn_multipliers=[1.0, 1.0]),
+    "phi3small": dict(dense_attention_every_n_layers=1, ff_intermediate_size=256, gegelu_limit=20.0),
+    "plamo": dict(num_attention_heads=8, n_shared_head=4),
+    "qwen": dict(kv_channels=32),
     "baichuan_m1": dict(sliding_window_layers=[0], sliding_window=64),
     "dbrx": dict(ffn_config=dict(ffn_hidden_size=128, moe_num_experts=4, moe_top_k=2, moe_jitter_eps=0),
                  attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4)),
@@ -80,7 +121,6 @@ PARTICULAR = {
     "gear": dict(layer_types=["full_attention", "full_attention"]),
     "granitemoehybrid": dict(layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=64,
                              mamba_n_groups=1, mamba_chunk_size=16, mamba_conv_bias=True),
-    "mellum": dict(layer_types=["sliding_attention", "full_attention"]),
     "mimo_v2_flash": dict(hybrid_layer_pattern=[0, 1], moe_layer_freq=[0, 1],
                           add_swa_attention_sink_bias=False, add_full_attention_sink_bias=False),
     "nemotron_h": dict(hybrid_override_pattern="M*"),
@@ -91,8 +131,8 @@ PARTICULAR = {
 }
 # Wrappers of a language model with pictures or sound: whose settings their `text_config` has.
 INSIDE = {
-    "gemma3": "gemma3_text", "gemma3n": "gemma3n", "gemma4": "gemma4_text", "kimi_k25": "deepseek_v3",
-    "kimi_vl": "deepseek_v3", "lfm2-vl": "lfm2", "llama4": "llama4_text", "mistral3": "ministral3",
+    "gemma3": "gemma3_text", "gemma4": "gemma4_text", "kimi_k25": "deepseek_v3",
+    "kimi_vl": "deepseek_v3", "lfm2-vl": "lfm2", "mistral3": "ministral3",
     "qwen2_vl": "qwen2", "qwen3_vl": "qwen3", "qwen3_vl_moe": "qwen3_moe", "pixtral": "llama",
 }
 # Twice: what a setting decides beyond its size.
@@ -103,6 +143,9 @@ VARIANTS = {
     "phi3, long rope": ("phi3", dict(
         max_position_embeddings=4096, original_max_position_embeddings=512,
         rope_scaling=dict(type="longrope", short_factor=[1.0] * 16, long_factor=[4.0] * 16))),
+    "gemma4_text, shared keys": ("gemma4_text", dict(
+        num_hidden_layers=4, num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2)),
     "mimo_v2_flash, sinks": ("mimo_v2_flash", dict(add_swa_attention_sink_bias=True,
                                                    add_full_attention_sink_bias=True)),
 }
@@ -139,7 +182,7 @@ def build(name):
         lambda v: (2 * v).astype(mx.bfloat16) if mx.issubdtype(v.dtype, mx.floating) else v,
         network.parameters()))
     mx.eval(network.parameters())
-    return network
+    return words_alone(network)
 
 
 def judge(name):
@@ -180,29 +223,36 @@ def judge(name):
     return row
 
 
+def judged(names):
+    """A row for each architecture, each as soon as it is known.
+
+    One process judges many; an architecture that ends it is told, and another process goes on.
+    """
+    left = list(names)
+    while left:
+        code = ("import json, sys, benchmarks.architectures as a\n"
+                "for name in json.loads(sys.argv[1]): print('row', json.dumps(a.judge(name)), flush=True)")
+        process = subprocess.Popen([sys.executable, "-c", code, json.dumps(left)], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for line in process.stdout:
+            if line.startswith("row "):
+                left.pop(0)
+                yield json.loads(line.removeprefix("row "))
+        if process.wait() and left:
+            yield {"architecture": left.pop(0), "result": "not judged",
+                   "reason": f"it ends the process ({process.returncode})"}
+
+
 def main(arguments):
     """Judge the architectures named, or all of them, and write the table."""
     rows = []
-    for name in arguments or names():
-        # Some end the process, some take long: each has one of its own.
-        code = f"import json, benchmarks.architectures as a; print(json.dumps(a.judge({name!r})))"
-        try:
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                  timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            row = json.loads(done.stdout.strip().splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            row = {"architecture": name, "result": "not judged", "reason": "no end within 120 seconds"}
-        except (IndexError, ValueError):
-            said = done.stderr.strip().splitlines()[-1:] or ["no word"]
-            row = {"architecture": name, "result": "not judged", "reason": said[0][:120]}
-        if row:
-            rows.append(row)
-            print(f"{name:28} {row['result']:12} {row['reason'][:200]}", flush=True)
+    for row in filter(None, judged(arguments or names())):
+        rows.append(row)
+        print(f"{row['architecture']:28} {row['result']:12} {row['reason'][:200]}", flush=True)
     table = pd.DataFrame(rows)
     if not arguments:
-        keep = ["architecture", "result", "reason", "native", "dense_logits", "dense_perplexity",
-                "native_logits", "native_perplexity"]
-        table[keep].round(7).to_csv(TABLE, index=False)
+        table = table[[name for name in COLUMNS if name in table]]
+        table.to_csv(TABLE, index=False, float_format="%.1e")
     print(table["result"].value_counts().to_string())
 
 

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 import cba_utils.answering.templates as templates
 from cba_utils import load_items, load_model, score_letters
 from cba_utils.answering.quantizers.affine import BITS
+from cba_utils.answering.trial import try_out
 from cba_utils.names import PROJECT
 from cba_utils.study.protocol import cells, read_study
 from cba_utils.study.provenance import cell_identity
@@ -367,8 +368,8 @@ def test_the_trial_finds_a_broken_cache(mistral, monkeypatch, break_it):
     from cba_utils.answering import engine
 
     class Broken(engine._PrefixCache):
-        def __init__(self, keys, values, lengths, biases):
-            super().__init__(keys, values, lengths, biases)
+        def __init__(self, keys, values, *more):
+            super().__init__(keys, values, *more)
             if break_it == "positions":
                 self.offset = 0
             elif keys is not None:
@@ -398,6 +399,25 @@ def test_architectures_that_want_a_cache_named_have_a_perplexity(tmp_path, archi
 
     loaded = load_model(build_checkpoint(tmp_path / "model", architecture, **more))
     assert len(perplexity(loaded, ["one two three four five six seven"], 8)) >= 1
+
+
+OTHERS = {
+    "sinks": ("gpt_oss", dict(head_dim=32, num_local_experts=2, num_experts_per_tok=1, rope_theta=1e4,
+                              sliding_window=64, rope_scaling=None,
+                              layer_types=["sliding_attention", "full_attention"])),
+    "also sees": ("gemma3", dict(text_config=dict(
+        model_type="gemma3_text", hidden_size=128, num_hidden_layers=2, intermediate_size=384,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=640,
+        sliding_window_pattern=2, max_position_embeddings=400))),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_more_kinds_pass_the_trial(tmp_path, kind):
+    architecture, more = OTHERS[kind]
+    loaded = load_model(build_checkpoint(tmp_path / "model", architecture, **more))
+    found = try_out(loaded)
+    assert 0 < found["logits"] < 1e-3 and found["perplexity"] < 1e-3
 
 
 def test_a_folder_for_each_precision(mistral, tmp_path):

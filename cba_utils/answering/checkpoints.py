@@ -51,8 +51,8 @@ class _HandOn:
     def __init__(self, layers):
         self._layers = layers
 
-    def __call__(self, hidden, *_, **__):
-        return hidden
+    def __call__(self, hidden=None, *_, inputs=None, **__):
+        return inputs if hidden is None else hidden
 
     def __getattr__(self, name):
         return getattr(self._layers, name)
@@ -197,12 +197,13 @@ def load_model(model, precision="bf16", compute=None):
         _check_modules(network, asked if rounded else parse_precision("bf16"), precision, source)
         if not rounded:
             network.update(_rounded_to_bf16(network))
+        network = words_alone(network)
         if kind == "dense":
             network = to_dense(network)
         return LoadedModel(
             name=str(model), precision=precision, model=network, tokenizer=tokenizer, compute=kind,
             path=path, source_path=source,
-            context_length=int(config.get("max_position_embeddings") or sys.maxsize),
+            context_length=_context_length(config),
         )
 
     path = source
@@ -419,6 +420,27 @@ def _rounded_to_bf16(network):
 
 def _on_cpu():
     return mx.default_device() == mx.Device(mx.cpu)
+
+
+def words_alone(network):
+    """The language model of a network that also sees or hears; any other as it is.
+
+    Parameters
+    ----------
+    network : mlx.nn.Module
+
+    Returns
+    -------
+    mlx.nn.Module
+    """
+    inner = network.get("language_model")
+    return inner if hasattr(inner, "args") and hasattr(inner, "layers") else network
+
+
+def _context_length(config):
+    inner = config.get("text_config")
+    of_words = inner.get("max_position_embeddings") if isinstance(inner, dict) else None
+    return int(config.get("max_position_embeddings") or of_words or sys.maxsize)
 
 
 def to_dense(network):

@@ -145,14 +145,22 @@ def _bias(mask, n, length):
     return np.where(mask, np.float32(0), np.float32(MASKED)) if mask.dtype == bool else mask
 
 
-def _exp_below_maximum(x, bias):
-    """As `_exp`, less the largest of each row; MLX's ``max`` and ``where`` are slow as well."""
+def _exp_below_maximum(x, bias, sinks):
+    """As `_exp`, less the largest of each row; MLX's ``max`` and ``where`` are slow as well.
+
+    Returns also the sum of each row, to which a sink adds without standing for a position.
+    """
     mx.eval(x)
     view = np.array(x, copy=False)
     view += bias
-    view -= view.max(axis=-1, keepdims=True)
+    largest = view.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        sinks = np.array(sinks.astype(mx.float32)).reshape(-1, 1, 1)
+        largest = np.maximum(largest, sinks)
+    view -= largest
     np.exp(view, out=view)
-    return x
+    total = x.sum(axis=-1, keepdims=True)
+    return x, total if sinks is None else total + mx.array(np.exp(sinks - largest))
 
 
 def _swiglu(gate, x):
@@ -162,8 +170,6 @@ def _swiglu(gate, x):
 
 
 def _attention(queries, keys, values, cache, scale, mask, sinks=None):
-    if sinks is not None:
-        raise ValueError("attention sinks are not computed densely; use compute='native'")
     batch, _, n, _ = queries.shape
     length = keys.shape[2]
     known = cache.bias(mask) if hasattr(cache, "bias") else None
@@ -175,17 +181,16 @@ def _attention(queries, keys, values, cache, scale, mask, sinks=None):
         each = np.broadcast_to(bias, (batch, heads, n, length))
         bias = each[rows, :, read][:, :, None]
         queries = queries[mx.array(rows), :, mx.array(read)][:, :, None]
-        return _spread(_mix(queries, keys, values, scale, bias), n)
-    return _mix(queries, keys, values, scale, bias)
+        return _spread(_mix(queries, keys, values, scale, bias, sinks), n)
+    return _mix(queries, keys, values, scale, bias, sinks)
 
 
-def _mix(queries, keys, values, scale, bias):
+def _mix(queries, keys, values, scale, bias, sinks):
     batch, heads, n, width = queries.shape
     groups, length = keys.shape[1], keys.shape[2]
     # Query heads that share a key head are stacked, so that one product serves them.
     stacked = (queries * scale).reshape(batch, groups, -1, width)
     scores = (stacked @ keys.swapaxes(-1, -2)).reshape(batch, heads, n, length)
-    weights = _exp_below_maximum(scores, bias)
-    total = weights.sum(axis=-1, keepdims=True)
+    weights, total = _exp_below_maximum(scores, bias, sinks)
     mixed = weights.reshape(batch, groups, -1, length) @ values
     return mixed.reshape(batch, heads, n, values.shape[-1]) / total

@@ -23,6 +23,8 @@ MEMORY_SHARE = 0.25
 FEWEST_TOKENS, MOST_TOKENS = 256, 1024
 # Prompts of a block: enough to share beginnings, few enough for every core to have a block.
 MOST_PROMPTS = 128
+# Architectures that keep query heads which share a key head on an axis of their own, masks included.
+_HEADS_ON_TWO_AXES = ("gemma2",)
 # A position beyond any prompt's.
 _NOWHERE = 2**40
 
@@ -39,8 +41,8 @@ class _PrefixCache:
     `biases`, which the caches of all layers share, beside the mask that it stands for.
     """
 
-    def __init__(self, keys, values, lengths, biases):
-        self._keys, self._values, self._biases = keys, values, biases
+    def __init__(self, keys, values, lengths, biases, axes=1):
+        self._keys, self._values, self._biases, self._axes = keys, values, biases, axes
         self.added = None
         self.last_layer = False
         equal = len(lengths) == 0 or (lengths == lengths[0]).all()
@@ -68,10 +70,10 @@ class _PrefixCache:
         keys = np.concatenate([np.where(before < lengths, before, _NOWHERE), lengths + own], axis=1)
         keys, queries = keys[:, None], (lengths + own)[:, :, None]
         mask = (keys <= queries) & (queries < keys + (window_size or _NOWHERE))
-        seen = mx.array(mask[:, None])
+        mask = mask.reshape(mask.shape[0], *[1] * self._axes, *mask.shape[1:])
+        seen = mx.array(mask)
         if self._biases is not None:
-            bias = np.where(mask, np.float32(0), np.float32(MASKED))[:, None]
-            self._biases[id(seen)] = seen, bias
+            self._biases[id(seen)] = seen, np.where(mask, np.float32(0), np.float32(MASKED))
         return seen
 
     def bias(self, mask):
@@ -127,6 +129,8 @@ class Engine:
         head_width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
         itemsize = 4 if loaded.in_fp32 else 2
         self.layers = args.num_hidden_layers
+        apart = args.model_type in _HEADS_ON_TWO_AXES and heads < args.num_attention_heads
+        self._axes = 2 if apart else 1
         self._pool_bytes = 2 * self.layers * heads * head_width * itemsize
         self._step_bytes = 4 * (4 * args.intermediate_size + 8 * args.hidden_size)
         self._attention_bytes = 4 * args.num_attention_heads
@@ -247,7 +251,7 @@ class Engine:
         else:
             gathered = [(None, None)] * self.layers
         biases = {} if self.loaded.in_fp32 else None
-        caches = [_PrefixCache(k, v, before, biases) for k, v in gathered]
+        caches = [_PrefixCache(k, v, before, biases, self._axes) for k, v in gathered]
         caches[-1].last_layer = True
         with read_only(lengths - 1):
             hidden = self.loaded.model.model(mx.array(ids), cache=caches)
