@@ -1,19 +1,17 @@
 """Records that come from elsewhere: what is refused, and that the reports see the same in them."""
 
 import json
-import re
 
 import pandas as pd
 import pytest
 
 from cba_utils import load_items
+from cba_utils.chapters import certainty, dose_response
 from cba_utils.measures import rates as metrics, sensitivity, transitions
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import load_study
-from cba_utils.chapters.dose_response import Chapter
 from cba_utils.telling import report
-from cba_utils.telling import report_controls as say
 from cba_utils.instrument.respondents import simulate_study
 
 RECORD = dict(model="m", quant=16, item_id="Age/2", category="Age", seed=42, raw_response="C",
@@ -66,13 +64,9 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = report.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
-    said = [
-        say.flip_sentence(data),
-    ]
-    assert all(re.search("hold no|not hold|hold one|Without perplexity", text) for text in said)
     choices = sensitivity.specification_curve(data.answers, data.samples, data.items, "q3")
     assert len(choices) == 8 and choices["estimate"].notna().all()
-    page = Chapter(data)
+    page = dose_response.Chapter(data)
     assert "cannot be told" in page.text("answer_bias")
     walked, _ = page.table_walk()
     assert walked["BF16"].sum() <= 1.001 and "not its text" in page.code_walk_prompt()
@@ -132,7 +126,8 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
     assert not set(some) & set(data.samples["item_id"])
     assert set(data.undefined["item_id"]) == set(some)
     assert set(data.undefined["template_id"]) <= set(data.samples["template_id"])
-    found = say.choices(data).set_index(["undefined", "parser", "weights", "counting"])["estimate"]
+    page = certainty.Chapter(data)
+    found = page.choices.set_index(["undefined", "parser", "weights", "counting"])["estimate"]
     at = [found[kept, "strict", "items", "one way"] for kept in ("left out", "letter C")]
     clean = transitions.transitions(data.drawn)
     clean = clean[(clean["measure"] == "became_biased") & (clean["precision"] == "q3")].iloc[0]
@@ -140,8 +135,8 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
     # All of them answered B at full precision and C below: as letter C, all became biased.
     assert at[0] == pytest.approx(clean["estimate"])
     assert at[1] == pytest.approx((gained + len(some)) / (clean["n"] + len(some)))
-    assert f"({len(some)})" in say.undefined_note(data)
-    assert "16 combinations of four" in say.choices_sentence(data, say.choices(data))
+    assert f"({len(some)})" in page.text("fig_sure_choices")
+    assert "16 combinations of four" in page.text("choices")
 
 
 def published_rows(number):

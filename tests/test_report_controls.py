@@ -11,7 +11,6 @@ from cba_utils.telling import report_controls
 from cba_utils.telling.report import Report, pick
 from cba_utils.instrument.respondents import simulate_respondents, simulate_study
 from cba_utils.measures.tests import adjust
-from cba_utils.measures.frames import item_table
 
 PROVENANCE = pd.DataFrame([{
     "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
@@ -50,20 +49,6 @@ def test_tests_that_are_not_defined_are_not_counted():
     said = report_controls.chi_sentence(tests)
     assert said.startswith("Of 3 tests (4 comparisons") and "3 are below 5 %" in said
     assert "of them 1," in said and said.endswith("Hochberg 3.")
-
-
-def test_sure_sentences_say_what_they_rest_on(report):
-    alike = report_of("retrained", precisions=["bf16", "q8"], effect=0.05)
-    same = report_controls.same_rates(alike)
-    assert same["equivalent"].all()
-    assert "in 1 of 1 checkpoint (" in report_controls.same_sentence(alike, same)
-    apart = report_controls.same_sentence(report, report_controls.same_rates(report))
-    assert "in 0 of 1 checkpoint (" in apart
-    power = report_controls.power_curves(report, simulations=50)
-    exact = item_table(report.answers, "study", "original").query(
-        "precision == 'bf16' and context_condition == 'ambig'")["stereotyped"].mean()
-    baseline = report_controls.percent(exact, 2)
-    assert f"(BF16: {baseline})" in report_controls.power_sentence(report, power)
 
 
 @pytest.fixture(scope="module")

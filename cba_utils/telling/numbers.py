@@ -150,6 +150,29 @@ def p_text(p):
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def span(ends, digits=1, text=None):
+    """From the least to the greatest of some numbers; one number where both print alike.
+
+    Examples
+    --------
+    >>> span([2.45, 0.864, 1.0], 2), span((0.5, 0.501))
+    ('0.86 to 2.45', '0.5')
+    """
+    text = text or (lambda value: in_points(value, digits))
+    return " to ".join(dict.fromkeys([text(min(ends)), text(max(ends))]))
+
+
+def percents(values, digits=1):
+    """The same of rates.
+
+    Examples
+    --------
+    >>> percents([0.05, 0.02]).replace("\\u00a0", " ")
+    '2.0 % to 5.0 %'
+    """
+    return span(values, text=lambda value: percent(value, digits))
+
+
 def count(value):
     """A whole number with commas.
 
@@ -266,5 +289,5 @@ def reading(row, null=0.0, digits=None):
 
 # What templates can write behind a bar.
 FILTERS = {f.__name__: f for f in (
-    percent, interval, measured, in_points, scores, points, factor, odds_text, times, p_text, count, large,
-    spoken, spoken_scores, published, source)}
+    percent, interval, measured, in_points, scores, points, factor, odds_text, times, p_text, span, percents,
+    count, large, spoken, spoken_scores, published, source)}

@@ -13,117 +13,15 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.instrument import verdicts as instrument
-from cba_utils.measures import certainty, models, published_analysis, sensitivity, tests as stats
+from cba_utils.measures import models, published_analysis, tests as stats
 from cba_utils.telling.figures import alt_text, told
 from cba_utils.telling.numbers import (
-    interval, odds_text, p_text, percent, times,
+    interval, odds_text, p_text, percent,
 )
 from cba_utils.names import PROJECT
-from cba_utils.measures.frames import item_table
 from cba_utils.telling.report import ABSENT, common_words
 
 INSTRUMENT = PROJECT / "results" / "instrument" / "rejections.csv"
-# How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
-FLIPS_ELSEWHERE = (3, 11)
-
-
-def many(report, frame, columns):
-    """Pooled estimates that further columns group; None where there are none."""
-    return None if frame is None else report.pooled(frame, columns)
-
-
-def each(report, frame, say):
-    """What ``say`` makes of estimates: pooled, or of each model where a family has only one.
-
-    A mean over a few unlike families with Student's interval says nothing about any of them.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Estimates of every checkpoint.
-    say : callable
-        Takes the estimates of one model, or the pooled ones, and returns a text.
-    """
-    if report.several or frame["model"].nunique() == 1:
-        return say(report.pooled(frame))
-    by = "family" if frame.groupby("family")["model"].nunique().max() == 1 else "model"
-    return "; ".join(f"{name} {say(part)}" for name, part in frame.groupby(by, observed=True))
-
-
-def significant(tests):
-    """How many of the tests hold after Holm's correction over all of them.
-
-    Examples
-    --------
-    >>> significant(pd.DataFrame({"p_holm": [0.01, 0.2, np.nan]}))
-    '1 of 2'
-    """
-    tested = tests["p_holm"].dropna()
-    return f"{(tested < 0.05).sum()} of {len(tested)}"
-
-
-def same_rates(report):
-    """Whether the rate at the highest quantized precision is BF16's: equivalence, each checkpoint."""
-    first = ["bf16", report.precisions[1]]
-    return stats.equivalence(report.best[report.best["precision"].isin(first)])
-
-
-def same_sentence(report, same):
-    """In how many checkpoints the rates are the same, and what cannot be excluded."""
-    first, yes, count = same["precision"].iloc[0].upper(), same["equivalent"].sum(), len(same)
-    source = ("from the probabilities themselves, so that no draw hides a change" if report.exact else
-              "from the draws of the records, where templates in which nothing differs prove little")
-    return (f"The stereotyped rate of {first} is shown to be that of BF16 in this sense in {yes} of "
-            f"{count} {'checkpoint' if count == 1 else 'checkpoints'} (two one-sided tests over "
-            f"templates, {source}). The largest change that cannot be excluded in any is "
-            f"{percent(same['smallest_margin'].max(), 2)}.")
-
-
-def power_curves(report, simulations=200):
-    """Power against a rise of SRS for the first checkpoint of each family."""
-    table = item_table(report.answers, "study", "original") if report.exact else report.drawn
-    before = table[table["precision"] == "bf16"]
-    first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
-    curves = []
-    for family, part in before[first].groupby("family"):
-        curve = stats.minimum_detectable_effect(part, simulations=simulations)
-        curves.append(curve.assign(family=family, **curve.attrs))
-    return pd.concat(curves, ignore_index=True)
-
-
-def power_sentence(report, power):
-    """The smallest rise that would have been found, and the rate from which it rises."""
-    parts = []
-    for family, rows in power.groupby("family"):
-        found = percent(rows["mde"].iloc[0]) if rows["mde"].notna().all() else "not reached"
-        parts.append(f"{family} {found} (BF16: {percent(rows['baseline'].iloc[0], 2)})")
-    smoothed = ("" if report.exact else " These records hold draws, and five draws cannot tell a small "
-                "probability from none: an item without a stereotyped draw was given a small one, which "
-                "raises the rate that the simulation starts from.")
-    return f"With 80 % power, the smallest rise that would have been found: {', '.join(parts)}.{smoothed}"
-
-
-def flip_rates(report):
-    """Flips by uncertainty, or None without probabilities."""
-    return certainty.flip_rates(report.answers) if report.exact else None
-
-
-def flip_sentence(report):
-    """How much more often the least sure answers flip, at the lowest precision."""
-    if not report.exact:
-        return ("How sure BF16 was of an answer is in its probabilities, which these records do "
-                "not hold.")
-    found = certainty.flip_ratio(report.answers).set_index("precision").loc[report.lowest]
-    low = report.lowest.upper()
-    if not np.isfinite(found["estimate"]):
-        return f"At {low} the surest fifth never changes its first choice: there is no ratio."
-    text = (f"At {low} the least sure fifth of ambiguous items changed its first choice "
-            f"{times(found)} times as often as the surest fifth")
-    if found["low"] > 1:
-        return f"{text}: answers that were uncertain at BF16 change more easily."
-    if found["high"] < 1:
-        return f"{text}: answers that were uncertain at BF16 change less easily."
-    return f"{text}: whether answers that were uncertain at BF16 change more easily cannot be told."
 
 
 def steps_sentence(odds, samples, lowest):
@@ -145,101 +43,6 @@ def steps_sentence(odds, samples, lowest):
     without = models.dose_response(samples[samples["precision"] != lowest])
     without = without[without["term"] == "trend"].iloc[0]
     return f"{text} Without {lowest.upper()} the average is {odds_text(without)}."
-
-
-def flip_alt(report, curve):
-    """Alt text of the flip curve at the lowest precision."""
-    if curve is None:
-        return f"Flip rate by certainty: {ABSENT}."
-    ends = curve[(curve["measure"] == "flip_rate") & (curve["precision"] == report.lowest)]
-    shares = ends[ends["bin"] > 0].sort_values("bin")["estimate"]
-    return (f"Flip rate at {report.lowest.upper()} from the surest to the least sure fifth: "
-            f"{', '.join(map(percent, shares))}.")
-
-
-def choices(report):
-    """The headline number under every combination of choices, over all checkpoints.
-
-    Where imported records have items without a defined target, taking them as the published code
-    did is one more choice.
-    """
-    def curve(samples, items):
-        return sensitivity.specification_curve(report.answers, samples, items, report.lowest)
-
-    each, columns = curve(report.samples, report.items), ["draws", "parser", "weights", "counting"]
-    more = report.undefined
-    if more is not None:
-        indices = ["stereotyped_index", "anti_stereotyped_index", "unknown_index"]
-        asked = more.drop_duplicates("item_id")[["item_id", "category", *indices]]
-        items = pd.concat([report.items, asked.assign(label=asked["unknown_index"])])
-        kept = curve(pd.concat([report.samples, more.drop(columns=indices)]), items)
-        each = pd.concat([each.assign(undefined="left out"), kept.assign(undefined="letter C")])
-        columns.append("undefined")
-    return report.pooled(each, columns)
-
-
-def undefined_note(report):
-    """What became of items without a defined target, for the figure of choices."""
-    if not report.imported:
-        return ("Questions without a defined target are excluded by name before anything is asked, "
-                "so that choice cannot move it")
-    if report.undefined is None:
-        return "No item of these records lacks a defined target, so that choice cannot move it"
-    count = report.undefined["item_id"].nunique()
-    return (f"Items without a defined target ({count:,}) are left out, or taken as the published "
-            f"code took them: its index −1 is the last answer, letter C")
-
-
-def choices_sentence(report, choices):
-    """Which choices were varied, and how far the headline number goes with them."""
-    draws = ("the draws (the study's five seeds or fresh ones), " if report.exact else "")
-    null = "minus the placebo, " if report.exact else ""
-    lacking = ("" if report.exact else " Fresh draws and the placebo are not among them, because "
-               "these records hold no probabilities.")
-    kept = "undefined" in choices
-    kept_text = ", and what items without a defined target count for" if kept else ""
-    number = {3: "three", 4: "four", 5: "five"}[3 + report.exact + kept]
-    return (
-        f"The headline number, items that became biased at {report.lowest.upper()}, under each of "
-        f"{len(choices)} combinations of {number} choices: {draws}"
-        f"the parser (strict, or the published one), the weights (items or categories alike), "
-        f"{'' if kept else 'and '}what is counted (one way, {null}minus the items that lost their "
-        f"bias){kept_text}. It goes from "
-        f"{percent(choices['estimate'].min())} to {percent(choices['estimate'].max())}.{lacking}"
-    )
-
-
-def same_perplexity_sentence(perplexity):
-    """In how many cells perplexity is the same."""
-    if perplexity.empty:
-        return "These records hold no perplexity."
-    return (
-        f"The perplexity of {perplexity['equivalent'].sum()} of {len(perplexity)} cells is the "
-        f"same within 1 %; the largest change that cannot be excluded in any cell is "
-        f"{percent(perplexity['bound'].max())}."
-    )
-
-
-def odds_clusters(report):
-    """Between which answers the odds' intervals allow any dependence."""
-    unit = "question template" if report.templates else "run of consecutive questions"
-    return f"by {unit} and by checkpoint" if report.several else f"by {unit}"
-
-
-def sure_words(report, odds, same, power, choices, perplexity):
-    """Numbers and sentences of *How sure are we?*."""
-    return {
-        **common_words(report),
-        "steps_sentence": steps_sentence(odds, report.drawn, report.lowest),
-        "odds_clusters": odds_clusters(report),
-        "margin": percent(stats.MARGIN), "same_sentence": same_sentence(report, same),
-        "same_perplexity": same_perplexity_sentence(perplexity),
-        "power_sentence": power_sentence(report, power),
-        "flip_sentence": flip_sentence(report),
-        "flips_elsewhere": "{} to {}".format(*FLIPS_ELSEWHERE),
-        "choices_sentence": choices_sentence(report, choices),
-        "undefined_note": undefined_note(report),
-    }
 
 
 def published_design(report):

@@ -1,0 +1,185 @@
+"""How sure are we? Odds by precision, what counts as no change, power, and our own choices."""
+
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from cba_utils.measures import certainty, models, sensitivity, tests
+from cba_utils.measures.frames import item_table
+from cba_utils.measures.perplexity import perplexity_change
+from cba_utils.telling import figures_controls as draw
+from cba_utils.telling.numbers import odds_text, percent, reading
+from cba_utils.telling.page import PERPLEXITY, PROBABILITIES, Page
+
+# How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
+FLIPS_ELSEWHERE = (3, 11)
+
+
+def steps_of(odds, samples, lowest):
+    """The average factor of a step down, which step carries it, and the average without the lowest.
+
+    Parameters
+    ----------
+    odds : DataFrame
+        From `models.dose_response` of ``samples``.
+    lowest : str
+        The precision that is left out for the last.
+
+    Returns
+    -------
+    dict
+        ``trend`` (a row, or None where it is not defined); with two steps or more also ``most``,
+        ``before``, ``factor`` and the range of the ``rest``; and ``without`` (a row).
+    """
+    def trend(table):
+        return table[table["term"] == "trend"].iloc[0]
+
+    if np.isnan(trend(odds)["estimate"]):
+        return {"trend": None, "most": None}
+    each = models.steps(odds)
+    if len(each) < 2:
+        return {"trend": trend(odds), "most": None}
+    most = np.log(each).abs().idxmax()
+    rest = each.drop(most)
+    return {"trend": trend(odds), "most": most, "factor": each[most],
+            "before": ["bf16", *each.index][each.index.get_loc(most)],
+            "rest": (rest.min(), rest.max()),
+            "without": trend(models.dose_response(samples[samples["precision"] != lowest]))}
+
+
+class Chapter(Page):
+    """Notebook ``43_how_sure``."""
+
+    needs = {"sure_flips": PROBABILITIES, "flip_sentence": PROBABILITIES, "flips": PROBABILITIES,
+             "same_perplexity": PERPLEXITY}
+    margin = tests.MARGIN
+    simulations = 200
+    flips_elsewhere = FLIPS_ELSEWHERE
+
+    @cached_property
+    def odds(self):
+        """Odds of a stereotyped answer by precision."""
+        return models.dose_response(self.study.drawn)
+
+    @cached_property
+    def same(self):
+        """Whether the rate at the highest quantized precision is BF16's: equivalence, each checkpoint."""
+        rates = self.study.best
+        return tests.equivalence(rates[rates["precision"].isin(["bf16", self.study.precisions[1]])])
+
+    @cached_property
+    def perplexity(self):
+        """Whether perplexity is the same, each checkpoint and precision."""
+        return perplexity_change(self.study.perplexity)
+
+    @cached_property
+    def power(self):
+        """Power against a rise of SRS for the first checkpoint of each family."""
+        exact = self.study.exact
+        table = item_table(self.study.answers, "study", "original") if exact else self.study.drawn
+        before = table[table["precision"] == "bf16"]
+        first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
+        curves = []
+        for family, part in before[first].groupby("family"):
+            curve = tests.minimum_detectable_effect(part, simulations=self.simulations)
+            curves.append(curve.assign(family=family, **curve.attrs))
+        return pd.concat(curves, ignore_index=True)
+
+    @cached_property
+    def choices(self):
+        """The headline number under every combination of choices, over all checkpoints.
+
+        Where imported records have items without a defined target, taking them as the published code
+        did is one more choice.
+        """
+        study = self.study
+        columns = ["draws", "parser", "weights", "counting"]
+        each = self._specified(study.samples, study.items)
+        more = study.undefined
+        if more is not None:
+            indices = ["stereotyped_index", "anti_stereotyped_index", "unknown_index"]
+            asked = more.drop_duplicates("item_id")[["item_id", "category", *indices]]
+            items = pd.concat([study.items, asked.assign(label=asked["unknown_index"])])
+            kept = self._specified(pd.concat([study.samples, more.drop(columns=indices)]), items)
+            each = pd.concat([each.assign(undefined="left out"), kept.assign(undefined="letter C")])
+            columns.append("undefined")
+        return study.pooled(each, columns)
+
+    def _specified(self, samples, items):
+        return sensitivity.specification_curve(self.study.answers, samples, items, self.study.lowest)
+
+    # Readings: what the template says
+
+    @property
+    def steps(self):
+        """How the odds go down the ladder."""
+        return steps_of(self.odds, self.study.drawn, self.study.lowest)
+
+    @property
+    def alike(self):
+        """In how many checkpoints the rates are shown to be the same, and what cannot be excluded."""
+        return {"precision": self.same["precision"].iloc[0], "yes": int(self.same["equivalent"].sum()),
+                "of": len(self.same), "largest": self.same["smallest_margin"].max()}
+
+    @property
+    def alike_in_perplexity(self):
+        """In how many cells perplexity is the same, and what cannot be excluded."""
+        return {"yes": int(self.perplexity["equivalent"].sum()), "of": len(self.perplexity),
+                "largest": self.perplexity["bound"].max()}
+
+    @property
+    def detectable(self):
+        """The smallest rise that would have been found, None if none, and the rate from which it rises."""
+        return [{"name": family, "baseline": rows["baseline"].iloc[0],
+                 "rise": rows["mde"].iloc[0] if rows["mde"].notna().all() else None}
+                for family, rows in self.power.groupby("family")]
+
+    @property
+    def ratio(self):
+        """How much more often the least sure answers flip, at the lowest precision."""
+        row = certainty.flip_ratio(self.study.answers).set_index("precision").loc[self.study.lowest]
+        return {"row": row, "reading": reading(row, null=1.0), "defined": bool(np.isfinite(row["estimate"]))}
+
+    @property
+    def headline(self):
+        """How many combinations of how many choices there are, and how far the headline number goes."""
+        kept = "undefined" in self.choices
+        number = {3: "three", 4: "four", 5: "five"}[3 + self.study.exact + kept]
+        return {"combinations": len(self.choices), "choices": number, "undefined": kept,
+                "low": self.choices["estimate"].min(), "high": self.choices["estimate"].max()}
+
+    @property
+    def left_out(self):
+        """How many items of imported records lack a defined target."""
+        return 0 if self.study.undefined is None else self.study.undefined["item_id"].nunique()
+
+    # Figures
+
+    def figure_sure_odds(self):
+        """Odds ratios against BF16, and for one step down."""
+        shown = self.odds[~self.odds["term"].str.startswith("C(")]
+        parts = [f"{row.term} {odds_text(row._asdict())}" for row in shown.itertuples()]
+        return draw.odds(shown), f"Odds ratios against BF16: {', '.join(parts)}.", self.odds
+
+    def figure_sure_power(self):
+        """Power against the true rise."""
+        parts = [f"{part['name']} 80 % {'not reached' if part['rise'] is None else 'at ' + percent(part['rise'])}"
+                 for part in self.detectable]
+        return draw.power_curve(self.power), f"Power against the true rise: {', '.join(parts)}.", self.power
+
+    def figure_sure_flips(self):
+        """Flips by uncertainty."""
+        curve = self.study.pooled(certainty.flip_rates(self.study.answers), ["bin"])
+        ends = curve[(curve["measure"] == "flip_rate") & (curve["precision"] == self.study.lowest)]
+        shares = ends[ends["bin"] > 0].sort_values("bin")["estimate"]
+        alt = (f"Flip rate at {self.study.lowest.upper()} from the surest to the least sure fifth: "
+               f"{', '.join(map(percent, shares))}.")
+        return draw.flip_curve(curve, [self.study.middle, self.study.lowest]), alt, curve
+
+    def figure_sure_choices(self):
+        """The headline number under every combination of choices."""
+        seen = self.headline
+        alt = (f"Items that became biased at {self.study.lowest.upper()} under {seen['combinations']} "
+               f"combinations of choices, from {percent(seen['low'])} to {percent(seen['high'])}.")
+        return draw.specification(self.choices), alt, self.choices
