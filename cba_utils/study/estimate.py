@@ -4,7 +4,7 @@ import os
 import time
 
 from cba_utils.answering.precisions import stored_bits
-from cba_utils.answering.sources import at_precision
+from cba_utils.answering.sources import PACKAGE, at_precision
 from cba_utils.study.protocol import cells
 
 # Models that `cba_utils.study.rounding.variants` makes of one, at most, and copies of the weights that it
@@ -92,9 +92,13 @@ def _item_count(study):
 
 
 def _parameters(model):
-    """Weights of a model: as stated, else read from the headers of its local files."""
+    """Weights of a model: as stated or known of its package, else read from the headers of its local files."""
     if "parameters" in model:
         return model["parameters"]
+    if model["source"].startswith(PACKAGE):
+        from cba_utils.answering.packages import PACKAGES
+
+        return PACKAGES[model["source"].removeprefix(PACKAGE)].parameters
     from safetensors import safe_open
 
     from cba_utils.answering.sources import find_checkpoint
