@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 
 from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
-from cba_utils.measures.frames import item_table, pair_with, role_probabilities
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.study.roles import role_probabilities
 from cba_utils.measures.intervals import cluster_bootstrap, estimates, jackknife, wilson
 from cba_utils.measures.measure import Measure, ratio
 from cba_utils.measures.pooling import over_models, over_replicates

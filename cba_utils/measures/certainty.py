@@ -11,15 +11,11 @@ from scipy.special import entr
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from cba_utils.answering.prompts import LETTERS, ORIGINAL
-from cba_utils.measures.frames import (
-    item_columns,
-    role_of_letters,
-    several_checkpoints,
-    study_columns,
-)
+from cba_utils.measures.frames import several_checkpoints
 from cba_utils.measures.intervals import estimates, stratified_interval
 from cba_utils.measures.measure import Measure, measure, ratio, register
 from cba_utils.names import REFERENCE
+from cba_utils.study.roles import item_columns, role_of_letters, study_columns
 
 register(
     Measure("flip_rate", "First choice changed, % of items", of=ratio("flip", "items")),

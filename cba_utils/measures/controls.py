@@ -12,13 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.answering.prompts import LETTERS, ORIGINAL
-from cba_utils.measures.frames import (
-    item_columns,
-    item_table,
-    pair_with,
-    role_of_letters,
-    study_columns,
-)
+from cba_utils.measures.frames import item_table, pair_with
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import (
     SCORE,
@@ -36,6 +30,7 @@ from cba_utils.measures.measure import (
 )
 from cba_utils.measures.tests import adjust, change_tests, sign_flip
 from cba_utils.names import REFERENCE, ROLES
+from cba_utils.study.roles import item_columns, role_of_letters, study_columns
 
 LEAST_TEMPLATES = 6  # with fewer, no flip of signs is rare enough for the 5 % level
 

@@ -9,32 +9,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cba_utils.answering.prompts import LETTERS, ORIGINAL
-from cba_utils.names import ITEM, REFERENCE, ROLES, STUDY
+from cba_utils.names import REFERENCE, ROLES
+from cba_utils.study.roles import NEEDED, item_columns, need, role_probabilities, study_columns
 
-NEEDED = ["item_id", "category", "context_condition", "template_id"]
 COUNTS = [*ROLES, "unparsed", "parsed", "correct"]
-
-
-def study_columns(frame: pd.DataFrame) -> list[str]:
-    """Return the columns of ``frame`` that name a cell of a study."""
-    return [c for c in STUDY if c in frame]
-
-
-def item_columns(frame: pd.DataFrame) -> list[str]:
-    """Return the columns of ``frame`` that describe an item."""
-    return [c for c in ITEM if c in frame]
 
 
 def several_checkpoints(frame: pd.DataFrame) -> bool:
     """Say whether every family has several checkpoints, so that their spread can be seen."""
     return "family" in frame and frame.groupby("family")["model"].nunique().min() > 1
-
-
-def _need(frame, columns, what):
-    missing = [c for c in columns if c not in frame]
-    if missing:
-        raise ValueError(f"{what} needs the columns {missing}; the frame has {list(frame)}")
 
 
 def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "all"):
@@ -44,9 +27,9 @@ def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "a
     ----------
     frame : DataFrame
         ``samples`` (then the columns are counts of draws), ``answers`` (then they are
-        probabilities, see :func:`role_probabilities`), or an item table, returned as it is.
+        probabilities, see :func:`cba_utils.study.roles.role_probabilities`), or an item table, returned as it is.
     temperature, orders : str
-        Passed to :func:`role_probabilities`.
+        Passed to :func:`cba_utils.study.roles.role_probabilities`.
 
     Returns
     -------
@@ -63,7 +46,7 @@ def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "a
         names = {**{f"p_{r}": r for r in ROLES}, "p_other": "unparsed", "p_correct": "correct"}
         table = frame.rename(columns=names)
         return table.assign(parsed=1 - table["unparsed"], draws=1.0)
-    _need(frame, [*NEEDED, "role", "correct"], "a samples frame")
+    need(frame, [*NEEDED, "role", "correct"], "a samples frame")
     known = [*ROLES, "unparsed"]
     role = frame["role"]
     if not role.isin(known).all():
@@ -80,59 +63,6 @@ def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "a
     return table.assign(unbiased=table["stereotyped"] == 0)
 
 
-def role_of_letters(answers: pd.DataFrame, temperature: str = "unit") -> pd.DataFrame:
-    """Probability of each role for every item and option order, without averaging.
-
-    Parameters
-    ----------
-    temperature : {"unit", "study"}
-        Temperature 1, or the temperature of the study (0.3 in the paper).
-
-    Returns
-    -------
-    DataFrame
-        The study's columns, the item's, ``order``, and ``p_stereotyped, p_anti_stereotyped,
-        p_unknown, p_other, p_correct, p_A, p_B, p_C``.
-    """
-    if temperature not in ("unit", "study"):
-        raise ValueError(f"temperature must be 'unit' or 'study', not {temperature!r}")
-    suffix = "_t" if temperature == "study" else ""
-    logp = [f"logp_{x}{suffix}" for x in LETTERS]
-    _need(answers, [*NEEDED, "order", "correct", *logp, f"mass_other{suffix}"], "an answers frame")
-    p = np.exp(answers[logp].to_numpy(float))
-    result = answers[[*study_columns(answers), *item_columns(answers), "order"]].copy()
-    roles = [answers[f"role_{x}"].to_numpy() for x in LETTERS]
-    for role in ROLES:
-        result[f"p_{role}"] = sum(p[:, k] * (roles[k] == role) for k in range(3))
-    result["p_other"] = answers[f"mass_other{suffix}"].to_numpy(float)
-    correct = answers["correct"].to_numpy()
-    result["p_correct"] = sum(p[:, k] * (correct == x) for k, x in enumerate(LETTERS))
-    for k, letter in enumerate(LETTERS):
-        result[f"p_{letter}"] = p[:, k]
-    return result
-
-
-def role_probabilities(answers: pd.DataFrame, temperature: str = "unit", orders: str = "all"):
-    """Probability of each role for every item, averaged over its option orders.
-
-    Parameters
-    ----------
-    temperature : {"unit", "study"}
-    orders : {"all", "original"}
-        ``"original"`` keeps only the order in which the item was written, which is the one the
-        five seeds of the paper saw.
-    """
-    if orders not in ("all", "original"):
-        raise ValueError(f"orders must be 'all' or 'original', not {orders!r}")
-    if orders == "original":
-        answers = answers[answers["order"] == ORIGINAL]
-    each = role_of_letters(answers, temperature)
-    columns = [*(f"p_{r}" for r in ROLES), "p_other", "p_correct"]
-    keys = [*study_columns(each), *item_columns(each)]
-    grouped = each.groupby(keys, observed=True, dropna=False, sort=False)
-    return grouped[columns].mean().reset_index()
-
-
 def pair_with(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """Join every precision's item table with the reference's, item by item.
 
@@ -140,7 +70,7 @@ def pair_with(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     comparison over different items would compare item sets, so that is an error by name.
     """
     table = item_table(frame)
-    _need(table, ["precision"], "a paired comparison")
+    need(table, ["precision"], "a paired comparison")
     cell = [c for c in study_columns(table) if c != "precision"]
     is_reference = table["precision"] == reference
     if not is_reference.any():

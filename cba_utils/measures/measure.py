@@ -239,6 +239,12 @@ def _load_all():
         import_module(f"{__package__}.{path.stem}")
 
 
+def known() -> list[Measure]:
+    """Return all measures that the package registers."""
+    _load_all()
+    return list(_KNOWN.values())
+
+
 def titles(*names: str) -> dict[str, str]:
     """Titles of measures by name, in the order given."""
     return {name: measure(name).title for name in names}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from cba_utils.measures.frames import study_columns
+from cba_utils.study.roles import study_columns
 from cba_utils.measures.intervals import estimates, jackknife
 from cba_utils.measures.measure import Measure, measure, register
 from cba_utils.names import REFERENCE

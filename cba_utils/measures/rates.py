@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from cba_utils.measures.frames import COUNTS, item_table, pair_with, study_columns
+from cba_utils.measures.frames import COUNTS, item_table, pair_with
+from cba_utils.study.roles import study_columns
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import SCORE, Measure, measure, members, ratio, register
 from cba_utils.names import REFERENCE

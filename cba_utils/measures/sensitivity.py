@@ -7,7 +7,8 @@ import pandas as pd
 from scipy import stats as sps
 
 from cba_utils.answering.prompts import LETTERS, parse_response
-from cba_utils.measures.frames import item_table, pair_with, role_probabilities, study_columns
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.study.roles import role_probabilities, study_columns
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import measure, minus
 from cba_utils.measures.rates import role_rates

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.frames import item_table, pair_with, study_columns
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.study.roles import study_columns
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import (
     SHARE,

@@ -28,11 +28,12 @@ from cba_utils.study.provenance import cell_identity, surroundings
 from cba_utils.answering.scoring import score_letters
 from cba_utils.names import RESULTS
 from cba_utils.study.protocol import cells, rounding_parameters
-from cba_utils.measures.frames import role_probabilities
+from cba_utils.study.roles import role_probabilities
 
 TABLES = ("errors", "variants", "variant_perplexity")
 PROVENANCE = "rounding.json"
 PARTS = ("attention", "MLP", "embeddings")
+ROUNDED = "as rounded"  # the variant that is no other model than its precision says
 # Probabilities are kept to so many decimals: most are 0 or 1, and a file of them stays small.
 _DECIMALS = 6
 
@@ -132,12 +133,12 @@ def variants(base, aligned, precision, finer):
 
     Yields
     ------
-    str, LoadedModel
-        ``error shuffled``: A with the rounding error of each tensor in a random order, so that
+    str, str, LoadedModel
+        The precision, the name of the variant, and the model. At `precision`: ``error shuffled``: A with the rounding error of each tensor in a random order, so that
         its size is kept and its direction is not; ``alignment exact``: Q(B) + (A - B), the
         alignment added without rounding to the rounded base; ``noise removed``: B plus what is
         left of A - B in each tensor of Q(A); ``attention in BF16`` and the like: Q(A) with that
-        part of A; and the precisions of `finer`. Two of them must not be used at the same time:
+        part of A. At the precisions of `finer`: `ROUNDED`. Two of them must not be used at the same time:
         they share their memory.
     """
     before, after = (_tensors(_dense(model)) for model in (base, aligned))
@@ -164,9 +165,9 @@ def variants(base, aligned, precision, finer):
     for kind, weight in kinds.items():
         loaded.model.update(tree_unflatten([(name, mx.array(weight(name).astype(np.float32)))
                                             for name in after]))
-        yield kind, replace(loaded, precision=kind)
+        yield precision, kind, replace(loaded)
     for other in finer:
-        yield other, _dense(aligned, other)
+        yield other, ROUNDED, _dense(aligned, other)
 
 
 def _dense(model, precision="bf16"):
@@ -200,8 +201,8 @@ def examine(parameters, folder):
     -------
     dict of str to DataFrame
         ``errors`` (see `errors`, one row a tensor and precision), ``variants`` (probability of
-        each role for every item, as `cba_utils.measures.frames.role_probabilities` gives it) and
-        ``variant_perplexity``, with the variant's name in the column ``precision``.
+        each role for every item, as `cba_utils.study.roles.role_probabilities` gives it) and
+        ``variant_perplexity``, with the columns ``precision`` and ``variant``.
     """
     from cba_utils.answering.checkpoint_files import weights_hash
 
@@ -225,12 +226,13 @@ def examine(parameters, folder):
     texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"],
                        parameters["date"])
     ids = token_ids(texts, loaded, needed)
-    for name, variant in variants(base, aligned, lowest, finer):
-        scored = score_letters(variant, items, temperature=parameters["temperature"],
+    for precision, name, model in variants(base, aligned, lowest, finer):
+        kind = {"precision": precision, "variant": name}
+        scored = score_letters(model, items, temperature=parameters["temperature"],
                                prompt=parameters["prompt"], date=parameters["date"])
         roles = role_probabilities(scored, "study").round(_DECIMALS)
-        answers.append(roles.assign(precision=name))
-        nll.append(perplexity(variant, [ids], length).assign(precision=name))
+        answers.append(roles.assign(**kind))
+        nll.append(perplexity(model, [ids], length).assign(**kind))
     tables = dict(zip(TABLES, (found, *map(pd.concat, (answers, nll))), strict=True))
     for name, table in tables.items():
         write_table(table.reset_index(drop=True), folder / f"{name}.parquet")

@@ -25,7 +25,8 @@ from cba_utils.answering.sources import is_organism, local_folder
 from cba_utils.study.imported import RUNS
 from cba_utils.study.tables import load_study
 from cba_utils.names import RESULTS
-from cba_utils.measures.frames import item_table, study_columns
+from cba_utils.measures.frames import item_table
+from cba_utils.study.roles import study_columns
 
 
 @dataclass

@@ -13,9 +13,9 @@ from cba_utils.measures.rates import bias_scores
 from cba_utils.measures.transitions import placebo
 from cba_utils.answering.precisions import most_bits_first, parse_precision
 from cba_utils.telling.report import ABSENT, common_words, depth_answer, pick, points as in_points, said
-from cba_utils.study.rounding import PARTS, alignment_left, bits_per_weight, read_rounding
+from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
 from cba_utils.measures.tests import MARGIN
-from cba_utils.measures.frames import role_probabilities
+from cba_utils.study.roles import role_probabilities
 from cba_utils.names import STUDY
 
 BIASED = "became_biased_expected"
@@ -45,6 +45,11 @@ def open_rounding(report):
     tables = read_rounding(report.study)
     if tables is None or not report.exact:
         return None
+    # Here a variant is one more precision to compare with BF16.
+    for name in ("variants", "variant_perplexity"):
+        named = tables[name]["variant"] != ROUNDED
+        key = tables[name]["precision"].mask(named, tables[name]["variant"])
+        tables[name] = tables[name].assign(precision=key).drop(columns="variant")
     models = tables["variants"]["model"].unique()
     answers = report.answers[report.answers["model"].isin(models)]
     roles = pd.concat([role_probabilities(answers, "study", "original"), tables["variants"]],
