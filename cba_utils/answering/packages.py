@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cba_utils.answering import gguf
-from cba_utils.answering.sources import PACKAGE
-from cba_utils.names import PROJECT
+from cba_utils.names import PACKAGE, PROJECT
 
 _SOURCE = "source.json"
 

@@ -9,9 +9,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 
-from cba_utils.names import ORGANISMS
+from cba_utils.names import ORGANISMS, PACKAGE
 
-PACKAGE = "pypi:"
 INDEX = "model.safetensors.index.json"
 # What is read of a checkpoint beside its weights: nothing else is fetched, linked or hashed.
 CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
