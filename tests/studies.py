@@ -1,5 +1,7 @@
 """Simulated studies whose truth is known, for tests of what pages say."""
 
+from dataclasses import replace
+
 import pandas as pd
 
 from cba_utils.instrument.respondents import simulate_study
@@ -23,3 +25,12 @@ def without_probabilities(study):
     study.answers = study.answers.iloc[:0]
     study.perplexity = study.perplexity.iloc[:0]
     return study
+
+
+def without_letters(study, cells=lambda table: table["model"] == table["model"],
+                    response="<think> Well"):
+    """The same study, in some of whose cells (by default in all) no answer is a letter."""
+    samples, answers = study.samples.copy(), study.answers.copy()
+    samples.loc[cells(samples), ["role", "raw_response", "parsed_answer"]] = "unparsed", response, None
+    answers.loc[cells(answers), ["mass_other", "mass_other_t"]] = 1.0
+    return replace(study, samples=samples, answers=answers, letters=None)

@@ -1,13 +1,15 @@
 """Every chapter, whole, on studies of every kind: nothing is left out, nothing speaks of what is not there."""
 
+import hashlib
 import re
 
 import matplotlib
 import pytest
 
+from cba_utils.chapters.dose_response import Chapter
 from cba_utils.telling import page as pages
-from cba_utils.telling.page import CHAPTERS
-from studies import study_of, without_probabilities
+from cba_utils.telling.page import CHAPTERS, plain
+from studies import study_of, without_letters, without_probabilities
 
 NAMES = sorted(p.stem for p in CHAPTERS.glob("*.py") if p.stem != "__init__")
 
@@ -42,6 +44,10 @@ def of_kind(kind):
     if kind == "draws":
         return without_probabilities(study_of(templates=6))
     study = study_of(replicates=2 if kind == "several" else 1, orders="all", templates=6)
+    if kind == "silent":
+        return without_letters(study)
+    if kind == "silent at Q3":
+        return without_letters(study, lambda table: table["precision"] == "q3")
     if kind in FOREIGN:
         study.provenance = study.provenance.assign(**{"identity.parameters.model": FOREIGN[kind]})
     return study
@@ -51,13 +57,15 @@ FOREIGN = {"absolute": "/models/My_model *1*", "local": "models/mine", "hub": "Q
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["several", "draws", *FOREIGN])
+@pytest.mark.parametrize("kind", ["several", "draws", "silent", "silent at Q3", *FOREIGN])
 def test_a_chapter_tells_every_kind_of_study_all_it_can(name, kind, monkeypatch):
     chapter = pages.import_module(f"cba_utils.chapters.{name}").Chapter(of_kind(kind))
     study = chapter.study
     monkeypatch.setattr("cba_utils.telling.page.open_study", lambda *_, **__: study)
     texts = whole(chapter)
     assert not [t for t in texts if re.search(r"\bnan\b|\bNone\b(?! of)|Undefined|\{\{|\{%", t)]
+    if kind == "silent":
+        assert not [t for t in texts if re.search(r"became biased|stereotyped", t) and "%" in t]
     if kind in FOREIGN:
         told = [t for t in texts if re.search("organism|planted", t)]
         assert not told
@@ -77,3 +85,17 @@ def test_every_part_is_in_the_notebook_and_every_block_is_said(name):
     for block in pages._TEMPLATES.get_template(f"{name}.md.j2").blocks:
         if not block.startswith(("fig_", "tab_")):
             assert re.search(rf'\\?"{block}\\?"|common\.{block}\b', used), f"{block} is never said"
+
+
+def test_a_model_that_gives_no_letter_is_said_to_give_none_and_why():
+    quiet = Chapter(of_kind("silent"))
+    assert "gives no letter at BF16, Q4, Q3, so no rate is computed for it at all" in quiet.text("letters")
+    assert "thinking aloud" in quiet.text("letters") and "“<think> Well”" in plain(quiet.text("letters"))
+    assert quiet.text("answer_bias").startswith("These models gave no letter")
+    half = Chapter(of_kind("silent at Q3"))
+    assert half.study.lowest == "q4" and "gives no letter at Q3" in half.text("letters_here")
+    untaught = study_of(templates=6)
+    untaught.provenance = untaught.provenance.assign(
+        **{"identity.chat_template_sha256": hashlib.sha256(b"").hexdigest()})
+    said = Chapter(without_letters(untaught, response="Well")).text("silent")
+    assert "no chat template" in said and "thinking" not in said

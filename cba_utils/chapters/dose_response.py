@@ -19,6 +19,9 @@ from cba_utils.telling.walk import Walk
 class Chapter(Page):
     """Notebook ``20_dose_response``."""
 
+    without_letters = ("study_records", "letters_here", "n_text", "interval_over", "scope_note", "study_name",
+                       "note_here", "published_decline", "published_ranges", "pub_became_biased_q4",
+                       "pub_became_biased_q3", "pub_items", "pub_seeds", "first_page_letters")
     needs = {"held_out_method": HELD_OUT, "held_out": HELD_OUT, "held_out_sentence": HELD_OUT}
 
     @cached_property

@@ -1,6 +1,5 @@
 """Is it the letter? Letters that drift, and what a drift cannot do, over balanced option orders."""
 
-from dataclasses import fields, replace
 from functools import cached_property
 
 from cba_utils.chapters.noise import lean_at
@@ -30,10 +29,7 @@ def balanced(study):
         return study
     depths = answers[answers["model"].isin(chosen)].groupby("depth")["model"].nunique()
     kept = set(chosen) & set(answers.loc[answers["depth"] == depths.idxmax(), "model"])
-    tables = {field.name: getattr(study, field.name) for field in fields(study)
-              if field.name not in ("study", "items")}
-    return replace(study, **{name: table[table["model"].isin(kept)].reset_index(drop=True)
-                             for name, table in tables.items()})
+    return study.of(kept)
 
 
 class Chapter(Page):

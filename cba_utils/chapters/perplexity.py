@@ -17,6 +17,7 @@ from cba_utils.telling.report import changes, find, pick
 class Chapter(Page):
     """Notebook ``21_perplexity_gap``."""
 
+    without_letters = ("answer_perplexity", "level_sentence", "published_bounds")
     needs = {name: PERPLEXITY for name in ("gap", "answer_perplexity", "level_sentence", "pair_sentence")}
 
     @cached_property

@@ -107,6 +107,7 @@ class Chapter(Page):
     """Notebook ``22_run_log``."""
 
     keep = "all"
+    without_letters = ("all",)
     needs = {"rounding_log": ROUNDING}
 
     @property

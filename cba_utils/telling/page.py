@@ -41,6 +41,7 @@ class Need:
     met: callable
 
 
+LETTERS = Need("letters", lambda study: not study.speechless)
 PROBABILITIES = Need("probabilities", lambda study: study.exact)
 PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
 SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
@@ -69,17 +70,21 @@ class Page:
     needs : dict of str to Need
         What a figure, a table or a sentence needs from the records. Where they lack it, the page says
         so in one sentence in its place, and the part is not asked. The empty name stands for all parts.
+    without_letters : tuple of str
+        What the chapter can tell of models that give no letter: figures, tables and sentences, or ``("all",)``.
     """
 
     keep = "main"
     needs: dict[str, Need] = {}
+    without_letters: tuple[str, ...] = ()
 
     def __init__(self, study: Report):
         self.study = study
 
     def lacks(self, name):
         """The need of a part that the records do not meet; None if they meet all."""
-        for need in (self.needs.get(""), self.needs.get(name)):
+        free = name in self.without_letters or "all" in self.without_letters
+        for need in (None if free else LETTERS, self.needs.get(""), self.needs.get(name)):
             if need is not None and not need.met(self.study):
                 return need
         return None
@@ -129,22 +134,25 @@ class Page:
 
     def cite_table(self, name):
         """Glue a table for another page, under ``tab_<name>``; that page gives it its caption."""
-        _glue(f"tab_{name}", "text/html", table_html(*self._part("table", name)()))
+        found = f"<p>{escape(self.text(name))}</p>" if self.lacks(name) else table_html(
+            *self._part("table", name)())
+        _glue(f"tab_{name}", "text/html", found)
 
     def cite_code(self, name):
         """Glue a text whose lines count, from a method ``code_<name>``, for another page."""
-        text = self._part("code", name)()
+        text = self.text(name) if self.lacks(name) else self._part("code", name)()
         _glue(name, "text/html", f'<pre class="cba-prompt">{escape(text)}</pre>')
 
     # What makes it
 
     def text(self, name):
         """A block of the chapter's template, or of the common one, as Markdown."""
-        lacking = self.lacks(name)
+        own, common = map(_TEMPLATES.get_template,
+                          (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"))
+        lacking = self.lacks(name) if name in own.blocks or name not in common.blocks else None
         if lacking:
             name = f"no_{lacking.name}"
-        for template in (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"):
-            found = _TEMPLATES.get_template(template)
+        for found in (own, common):
             if name in found.blocks:
                 context = found.new_context({"page": self, "study": self.study, "common": _Common(self)})
                 return Rendered(_tidy("".join(found.blocks[name](context))))

@@ -6,8 +6,10 @@ their spread; where it has one, they are that checkpoint's own estimates. Famili
 sample of families: what is pooled over them holds for those at hand.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 
@@ -39,6 +41,63 @@ class Report:
     samples: pd.DataFrame
     perplexity: pd.DataFrame
     provenance: pd.DataFrame
+    note: str = ""
+    letters: pd.DataFrame | None = None
+
+    def __post_init__(self):
+        """Set aside the cells that give no letter: no rate is computed over an empty base."""
+        if self.letters is None:
+            self.letters = letters(self)
+        silent = set(self.letters.index[self.letters["silent"]])
+        if silent:
+            for name in ("answers", "samples"):
+                table = getattr(self, name)
+                cells = pd.MultiIndex.from_frame(table[["model", "precision"]])
+                setattr(self, name, table[~cells.isin(silent)].reset_index(drop=True))
+
+    @property
+    def speechless(self):
+        """Whether no model gives letters, so that nothing can be said of its answers."""
+        return self.samples.empty and self.answers.empty
+
+    @property
+    def silent(self):
+        """Cells that were set aside, one entry a model.
+
+        Returns
+        -------
+        list of dict
+            ``model``, ``precisions`` without letters, ``all`` (whether there are no others, or the reference
+            is among them), the likely ``reason`` and the commonest ``response``.
+        """
+        found = []
+        for model, rows in self.letters.groupby(level="model", sort=False):
+            quiet = rows[rows["silent"]]
+            if quiet["own"].any():
+                at = most_bits_first(quiet.index.get_level_values("precision")[quiet["own"]])
+                first = quiet[quiet["own"]].iloc[0]
+                found.append({"model": model, "precisions": at, "all": bool(rows["silent"].all()),
+                              "reason": first["reason"], "response": first["response"]})
+        return found
+
+    @property
+    def unparsed(self):
+        """Share of the answers that are no letter, a precision, over all models.
+
+        Returns
+        -------
+        dict of str to float
+        """
+        shares = self.letters.groupby(level="precision")["none"].mean()
+        return {p: float(shares[p]) for p in most_bits_first(shares.index)}
+
+    def of(self, models):
+        """The same study with some of its models alone."""
+        tables = {name: getattr(self, name) for name in ("answers", "samples", "perplexity", "provenance")}
+        kept = {name: table[table["model"].isin(models)].reset_index(drop=True)
+                for name, table in tables.items()}
+        return replace(self, **kept, letters=self.letters[
+            self.letters.index.get_level_values("model").isin(models)])
 
     @property
     def folder(self):
@@ -104,7 +163,8 @@ class Report:
     @property
     def precisions(self):
         """Precisions of the study, from most to fewest bits."""
-        return most_bits_first(self.samples["precision"].unique())
+        cells = self.provenance if self.speechless else self.samples
+        return most_bits_first(cells["precision"].unique())
 
     @property
     def lowest(self):
@@ -188,6 +248,8 @@ class Report:
         unit = "question templates" if self.templates else "runs of consecutive questions"
         items = f"{ambiguous:,} ambiguous items from {templates:,} {unit}"
         per = self.samples.groupby("family")["replicate"].nunique()
+        if self.speechless:
+            return f"{ambiguous:,} ambiguous items, and no letter in answer"
         if len(self.samples["model"].unique()) == 1:
             return f"one checkpoint, {items}"
         count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
@@ -206,7 +268,7 @@ class Report:
                     f"which are taken as they are")
         unit = "question templates" if self.templates else "runs of consecutive questions"
         alone = f"over {unit}, for one checkpoint alone"
-        if self.samples["model"].nunique() == 1:
+        if self.samples["model"].nunique() <= 1:
             return alone
         return (f"{alone} (a mean over models takes these as they are, and its interval is the "
                 f"mean of their interval ends)")
@@ -338,6 +400,66 @@ class Report:
         )
 
 
+# More than this share of no letters counts as none; so does not one letter among all samples.
+SILENT = 0.99
+
+
+def letters(study):
+    """How often each cell gives no letter in answer to ambiguous items.
+
+    Parameters
+    ----------
+    study : Report
+
+    Returns
+    -------
+    DataFrame
+        One row a model and precision: ``none``, the share of the answers that are no letter; ``own``,
+        whether the cell gives so few letters that it is said to give none; ``silent``, whether it is set
+        aside, which all cells of a model are whose reference gives none; the commonest ``response`` of such
+        a cell and the likely ``reason``: ``"thinking"``, ``"base"`` (no chat template) or ``"unknown"``.
+    """
+    keys = ["model", "precision"]
+    columns = ["none", "own", "silent", "response", "reason"]
+    asked = [t[t["context_condition"] == "ambig"] for t in (study.answers, study.samples)]
+    shares = []
+    for table, of in zip(asked, ("mass_other_t", "role"), strict=True):
+        if len(table):
+            none = table[of] if of != "role" else table["role"].eq("unparsed").astype(float)
+            shares.append(none.groupby([table["model"], table["precision"]], sort=False).mean())
+    if not shares:
+        return pd.DataFrame(columns=columns, index=pd.MultiIndex.from_arrays([[], []], names=keys))
+    found = pd.DataFrame({"none": shares[0]})
+    drawn = shares[-1].reindex(found.index)
+    found["own"] = (found["none"] > SILENT) | (drawn == 1.0)
+    reference = found["own"].xs("bf16", level="precision") if "bf16" in drawn.index.levels[1] else {}
+    lost = found.index.get_level_values("model").map(lambda model: bool(reference.get(model, False)))
+    found["silent"] = found["own"] | lost
+    found["response"], found["reason"] = "", ""
+    for cell in found.index[found["own"]]:
+        rows = asked[1][(asked[1]["model"] == cell[0]) & (asked[1]["precision"] == cell[1])]
+        responses = rows.get("raw_response", pd.Series(dtype=object)).value_counts()
+        response = str(responses.index[0]) if len(responses) else ""
+        found.loc[cell, ["response", "reason"]] = response, _reason(study, cell, response)
+    return found[columns]
+
+
+_THINKS = re.compile(r"\s*(<\W?think|<\|channel|<thought|\[THINK|<reason)", re.IGNORECASE)
+_NO_TEMPLATE = hashlib.sha256(b"").hexdigest()
+
+
+def _reason(study, cell, response):
+    """Why a cell gives no letter, as far as it shows."""
+    if _THINKS.match(response):
+        return "thinking"
+    known = study.provenance
+    if "identity.chat_template_sha256" in known:
+        rows = known[(known["model"] == cell[0]) & (known["precision"] == cell[1])]
+        if rows["identity.chat_template_sha256"].isin([_NO_TEMPLATE]).any():
+            return "base"
+    return "unknown"
+
+
 def open_study(study, keep="main"):
     """Read a study's records.
 
@@ -354,6 +476,7 @@ def open_study(study, keep="main"):
     Report
     """
     tables = load_study(study)
+    note = tables["items"].attrs.get("study", {}).get("note", "")
     models = tables["provenance"].drop_duplicates(["model", "depth"])
     if keep == "main":
         kept = models[models["depth"] == models["depth"].value_counts().index[0]]
@@ -372,7 +495,7 @@ def open_study(study, keep="main"):
     for name, table in tables.items():
         if "model" in table:
             tables[name] = table[table["model"].isin(kept["model"])].reset_index(drop=True)
-    return Report(study, **tables)
+    return Report(study, **tables, note=note)
 
 
 def _steps(depth):
