@@ -147,6 +147,44 @@ def test_jsonl_of_the_published_code_survives_a_round_trip(parameters, tmp_path)
     pd.testing.assert_frame_equal(found[roles], asked.astype(found[roles].dtypes), check_like=True)
 
 
+def test_items_without_a_target_are_asked_and_kept_apart(parameters, tmp_path, monkeypatch):
+    """As many records as the published study has; the measures' tables hold none of these items."""
+    from cba_utils.study import published_jsonl
+    from cba_utils.study.protocol import cells, read_study
+    from test_items import ROW
+
+    (tmp_path / "items").mkdir()
+    both = {"stereotyped_groups": ["old", "nonOld"]}
+    rows = [{**ROW, "example_id": n, "context": f"X met Y {n} times.",
+             "additional_metadata": both if n % 4 == 1 else ROW["additional_metadata"]}
+            for n in range(8)]
+    (tmp_path / "items" / "Test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study = read_study(ROOT / "config" / "smoke.yml")
+    study["models"][0]["source"] = parameters["model"]
+    study["items"] = {"source": str(tmp_path / "items"), "condition": "ambig"}
+    for asked in cells(study):
+        folder = tmp_path / "smoke" / asked.folder
+        tables = cell.evaluate(asked.parameters(), folder)
+        assert set(tables["samples"]["item_id"]) == {f"Test/{n}" for n in (0, 2, 3, 4, 6, 7)}
+        again = (folder / "undefined.parquet").read_bytes()
+        (folder / "provenance.json").unlink()
+        cell.evaluate(asked.parameters(), folder)
+        assert (folder / "undefined.parquet").read_bytes() == again
+    collect(study, tmp_path)
+    monkeypatch.setattr(published_jsonl, "RESULTS", tmp_path)
+    monkeypatch.setattr("cba_utils.study.tables.load_study", lambda name: load_study(name, tmp_path))
+    files, left_out = published_jsonl.export("smoke")
+    records = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert len(records) == 2 * 8 * 5 and left_out == []
+    targets = {row["item_id"]: row["stereotype_target_index"] for row in records}
+    assert {n for n, target in targets.items() if target == -1} == {1, 5}
+    assert all(row["unknown_index"] == 2 for row in records)
+    _, items = read_jsonl(files)
+    assert items.attrs["undefined_targets"] == ["Test/1", "Test/5"] and len(items) == 6
+    small = {**cells(study)[0].parameters(), "limit": 3}
+    assert cell.undefined_items(small, cell.select_items(small)).empty
+
+
 def test_collected_tables_hold_what_the_cells_hold(parameters, tmp_path, monkeypatch):
     from cba_utils.study.protocol import cells, read_study
 

@@ -39,7 +39,7 @@ _NEEDED = ("example_id", "category", "question_index", "question_polarity", "con
            "answer_info", "additional_metadata", "label", *_TEXTS)
 
 
-def load_items(source, categories=None, condition="ambig"):
+def load_items(source, categories=None, condition="ambig", targets="defined"):
     """Load items and assign the role of each answer.
 
     Parameters
@@ -51,13 +51,15 @@ def load_items(source, categories=None, condition="ambig"):
         Categories to keep; all by default.
     condition : {"ambig", "disambig", "both"}
         Which contexts to keep.
+    targets : {"defined", "undefined"}
+        Items with a stereotyped answer, which measures are about, or those that the rule gives none
+        (both persons or neither belong to a stereotyped group), which no measure holds.
 
     Returns
     -------
     DataFrame
         One row an item, columns `COLUMNS`, in the source's order. ``attrs["undefined_targets"]``
-        lists the ids of the items left out because the rule gives them no stereotyped answer
-        (both persons or neither belong to a stereotyped group).
+        lists the ids of the items without a target.
 
     Raises
     ------
@@ -88,9 +90,12 @@ def load_items(source, categories=None, condition="ambig"):
         items = items[items["category"].isin(categories)]
     if condition != "both":
         items = items[items["context_condition"] == condition]
+    if targets not in ("defined", "undefined"):
+        raise ValueError(f"targets: {targets!r} is not 'defined' or 'undefined'")
     undefined = items["stereotyped_index"].isna()
     names = items.loc[undefined, "item_id"].tolist()
-    items = items.loc[~undefined, COLUMNS].reset_index(drop=True)
+    kept = undefined if targets == "undefined" else ~undefined
+    items = items.loc[kept, COLUMNS].reset_index(drop=True)
     items.attrs["undefined_targets"] = names
     return items
 

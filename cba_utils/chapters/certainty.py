@@ -90,8 +90,8 @@ class Chapter(Page):
     def choices(self):
         """The headline number under every combination of choices, over all checkpoints.
 
-        Where imported records have items without a defined target, taking them as the published code
-        did is one more choice.
+        Where items without a defined target were answered, taking them as the published code did is
+        one more choice.
         """
         study = self.study
         columns = ["draws", "parser", "weights", "counting"]
@@ -102,6 +102,8 @@ class Chapter(Page):
             asked = more.drop_duplicates("item_id")[["item_id", "category", *indices]]
             items = pd.concat([study.items, asked.assign(label=asked["unknown_index"])])
             kept = self._specified(pd.concat([study.samples, more.drop(columns=indices)]), items)
+            # Fresh draws come from probabilities, which these items have none of.
+            kept = kept[kept["draws"] == "study's"]
             each = pd.concat([each.assign(undefined="left out"), kept.assign(undefined="letter C")])
             columns.append("undefined")
         return study.pooled(each, columns)
@@ -151,7 +153,7 @@ class Chapter(Page):
 
     @property
     def left_out(self):
-        """How many items of imported records lack a defined target."""
+        """How many items that were answered lack a defined target."""
         return 0 if self.study.undefined is None else self.study.undefined["item_id"].nunique()
 
     # Figures

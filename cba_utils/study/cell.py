@@ -18,9 +18,12 @@ from cba_utils.answering.items import load_items
 from cba_utils.answering.prompts import ORDERS
 from cba_utils.study.files import read_json, write_table, write_text
 from cba_utils.study.protocol import check_parameters
+from cba_utils.study.published_jsonl import counted_from_the_end
 from cba_utils.study.provenance import SCHEMA_VERSION, _folded, cell_identity, surroundings
 
 TABLES = ("answers", "samples", "perplexity")
+# Answers to items without a target, of a cell that has such items: no measure holds them.
+UNDEFINED = "undefined"
 
 
 def evaluate(parameters, folder):
@@ -36,7 +39,8 @@ def evaluate(parameters, folder):
     Returns
     -------
     dict of str to DataFrame
-        ``answers``, ``samples`` and ``perplexity``.
+        ``answers``, ``samples`` and ``perplexity``. Beside them the folder may have
+        ``undefined.parquet``, see `undefined_items`.
 
     Raises
     ------
@@ -59,6 +63,9 @@ def evaluate(parameters, folder):
     started, clock = datetime.now(UTC), time.perf_counter()
     tables = _run(parameters, loaded, items, folder / "parts", identity)
     _check_complete(tables, items, parameters)
+    (folder / f"{UNDEFINED}.parquet").unlink(missing_ok=True)
+    if (folder / "parts" / f"{UNDEFINED}.parquet").exists():
+        (folder / "parts" / f"{UNDEFINED}.parquet").replace(folder / f"{UNDEFINED}.parquet")
     for name, table in tables.items():
         write_table(table, folder / f"{name}.parquet")
     provenance = {
@@ -99,6 +106,45 @@ def select_items(parameters):
     return items
 
 
+def undefined_items(parameters, items):
+    """Items that the published study asked although they have no target.
+
+    They are asked too, so that the records are as many as the published ones; no measure holds them.
+    A page shows what counting them as the published code did (-1 is its last answer, C) would change.
+
+    Parameters
+    ----------
+    parameters : dict
+    items : DataFrame
+        From `select_items`.
+
+    Returns
+    -------
+    DataFrame
+        The ambiguous ones, none if a limit makes the items a choice.
+    """
+    names = items.attrs["undefined_targets"]
+    if not names or parameters["limit"] is not None or parameters["condition"] == "disambig":
+        return items.iloc[:0]
+    return load_items(parameters["items"], parameters["categories"], "ambig", targets="undefined")
+
+
+def _ask_undefined(parameters, loaded, left, draws):
+    """Sampled answers to items without a target, with the roles that the published code gave."""
+    from cba_utils.answering.scoring import stream
+
+    # The engine's frames want a role for each answer; these are not kept.
+    shown = left.assign(stereotyped_index=(left["unknown_index"] + 1) % 3,
+                        anti_stereotyped_index=(left["unknown_index"] + 2) % 3)
+    work = stream(loaded, shown, "original", parameters["temperature"], draws,
+                  prompt=parameters["prompt"], date=parameters["date"])
+    samples = pd.concat([part for _, part in work], ignore_index=True)
+    roles = counted_from_the_end(
+        left[["unknown_index"]].assign(stereotyped_index=-1, anti_stereotyped_index=-1).astype(int))
+    return samples.drop(columns=["role", "correct"]).merge(
+        roles.assign(item_id=left["item_id"]), on="item_id")
+
+
 def _run(parameters, loaded, items, parts, identity):
     """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
     from cba_utils.answering.likelihood import (
@@ -121,6 +167,10 @@ def _run(parameters, loaded, items, parts, identity):
         for block, (answers, samples) in zip(blocks[blocks.index(todo[0]):], work, strict=True):
             write_table(answers, parts / f"answers-{block}.parquet")
             write_table(samples, parts / f"samples-{block}.parquet")
+    left = undefined_items(parameters, items)
+    if len(left) and not (parts / f"{UNDEFINED}.parquet").exists():
+        write_table(_ask_undefined(parameters, loaded, left, draws),
+                    parts / f"{UNDEFINED}.parquet")
     if not (parts / "perplexity.parquet").exists():
         length = parameters["sequence_length"]
         needed = parameters["sequences"] * length

@@ -17,7 +17,9 @@ from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.study.provenance import SCHEMA_VERSION, code_version
-from cba_utils.study.published_jsonl import item_number, read_records, with_roles
+from cba_utils.study.published_jsonl import (
+    counted_from_the_end, item_number, read_records, with_roles,
+)
 from cba_utils.study.tables import write_study
 from cba_utils.names import ITEM, RESULTS, STUDY
 
@@ -173,18 +175,15 @@ def as_published(rows, told, items):
     """
     names = items.attrs["undefined_targets"]
     indices = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
-    columns = [*STUDY, *ITEM, "seed", "raw_response", *indices]
+    columns = [*STUDY, *ITEM, "seed", "raw_response", "parsed_answer", *indices]
     if not names:
         return _no_rows(columns, [])
     left = told[told["item_id"].isin(names)].drop(columns="place").reset_index(drop=True)
-    left[indices] %= 3
-    # What was counted as stereotyped was so before it was anything else.
-    for k, name in enumerate(indices[1:], 1):
-        taken = left[indices[:k]].eq(left[name], axis=0).any(axis=1)
-        left[name] = left[name].mask(taken, -1)
+    left[indices] = counted_from_the_end(left)
     left = left.assign(context_condition="ambig",
                        template_id=left["item_id"].map(_nearest_template(left, items)))
-    rows = rows.drop(columns="answer").merge(left, on="item_id")
+    rows = rows.merge(left, on="item_id")
+    rows["parsed_answer"] = np.array([*LETTERS, None], object)[rows["answer"]]
     rows = rows.assign(family=rows["model"], replicate=1, depth="full")
     return rows.reindex(columns=columns)
 

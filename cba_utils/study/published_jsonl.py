@@ -13,7 +13,6 @@ from cba_utils.answering.items import lines
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.names import RESULTS
 from cba_utils.study.files import _atomically
-from cba_utils.study.tables import load_study
 
 _BITS_OF_JSONL = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4, "q3": 3}
 
@@ -81,6 +80,29 @@ def write_jsonl(samples, items, folder):
         _atomically(path, lambda scratch, rows=rows: rows.to_json(
             scratch, orient="records", lines=True))
     return list(written)
+
+
+def counted_from_the_end(indices):
+    """The roles that the published code gave where a target is -1: Python's last answer, letter C.
+
+    Parameters
+    ----------
+    indices : DataFrame
+        ``stereotyped_index``, ``unknown_index`` and ``anti_stereotyped_index`` of items, some of
+        them -1.
+
+    Returns
+    -------
+    DataFrame
+        Each answer in one role: what was counted as stereotyped was so before it was anything else,
+        and -1 is left where a role has no answer.
+    """
+    names = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
+    roles = indices[names] % 3
+    for k, name in enumerate(names[1:], 1):
+        taken = roles[names[:k]].eq(roles[name], axis=0).any(axis=1)
+        roles[name] = roles[name].mask(taken, -1)
+    return roles
 
 
 def item_number(names):
@@ -350,10 +372,21 @@ def export(study):
     left_out : list of str
         Precisions that the format has no number for.
     """
+    from cba_utils.study.tables import load_study
+
     tables = load_study(study)
-    samples = tables["samples"]
+    samples, items = tables["samples"], tables["items"]
+    left = RESULTS / study / "tables" / "undefined.parquet"
+    if left.is_file():
+        more = pd.read_parquet(left)
+        # The answer that was counted as stereotyped for want of a target has no other index.
+        unknown = more["unknown_index"].where(more["unknown_index"] >= 0, 2)
+        about = more.assign(stereotyped_index=-1, anti_stereotyped_index=-1, unknown_index=unknown)
+        samples = pd.concat([samples, more.drop(columns=more.filter(like="_index").columns.drop(
+            "question_index"))])
+        items = pd.concat([items, about.drop_duplicates("item_id")])
     known = samples["precision"].isin(list(_BITS_OF_JSONL))
-    files = write_jsonl(samples[known], tables["items"], RESULTS / study / "raw")
+    files = write_jsonl(samples[known], items, RESULTS / study / "raw")
     return files, sorted(samples.loc[~known, "precision"].astype(str).unique())
 
 

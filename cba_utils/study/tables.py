@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from cba_utils.names import RESULTS
-from cba_utils.study.cell import TABLES, select_items
+from cba_utils.study.cell import TABLES, UNDEFINED, select_items
 from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells
 
@@ -31,7 +31,7 @@ def collect(study, results=RESULTS):
         If a cell is not finished.
     """
     base = Path(results) / study["name"]
-    frames, provenance = {name: [] for name in TABLES}, []
+    frames, provenance = {name: [] for name in (*TABLES, UNDEFINED)}, []
     for cell in cells(study):
         folder = base / cell.folder
         known = read_json(folder / "provenance.json")
@@ -40,14 +40,16 @@ def collect(study, results=RESULTS):
         labels = {"model": cell.name, "family": cell.family, "replicate": cell.replicate,
                   "depth": cell.depth, "precision": cell.precision}
         provenance.append({**labels, **known})
-        for name in TABLES:
+        for name in frames:
+            if name == UNDEFINED and not (folder / f"{name}.parquet").is_file():
+                continue
             frame = pd.read_parquet(folder / f"{name}.parquet")
             for position, (key, value) in enumerate(labels.items()):
                 frame.insert(position, key, value)
             frames[name].append(frame)
     items = select_items(cells(study)[0].parameters())
     about = {key: study[key] for key in ("name", "title", "note", "precisions") if key in study}
-    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items() if parts}
     return write_study(base, about, items, tables, provenance)
 
 
@@ -62,7 +64,8 @@ def write_study(base, about, items, tables, provenance):
         The study's ``name``, ``title``, ``precisions`` and, if it has one, ``note``.
     items : DataFrame
     tables : dict of str to DataFrame
-        ``answers``, ``samples`` and ``perplexity`` of all cells.
+        ``answers``, ``samples`` and ``perplexity`` of all cells, and ``undefined`` where there is
+        such a table.
     provenance : list of dict
         One entry a cell; written last, so that tables without it are not finished.
 
@@ -73,6 +76,7 @@ def write_study(base, about, items, tables, provenance):
     """
     target = base / "tables"
     write_table(items, target / "items.parquet")
+    (target / f"{UNDEFINED}.parquet").unlink(missing_ok=True)
     for name, table in tables.items():
         write_table(compact(table), target / f"{name}.parquet")
     write_text(
