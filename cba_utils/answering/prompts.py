@@ -35,12 +35,16 @@ class Prompt:
         those of the item go.
     source : str
         Where it comes from, in a line.
+    template_is_all : bool
+        Whether a chat template that writes no beginning-of-text token means that there is none, as
+        where the models were trained so; else the tokenizer adds what it adds to every text.
     """
 
     name: str
     system: str
     layout: str
     source: str
+    template_is_all: bool = False
 
 
 _ALL = (
@@ -49,6 +53,7 @@ _ALL = (
         system="Answer with only the letter A, B, or C.",
         layout="Context: {context}\nQuestion: {question}\nA) {A}\nB) {B}\nC) {C}\nAnswer:",
         source="the prompt that this project's small models were trained with",
+        template_is_all=True,
     ),
     Prompt(
         name="published",
@@ -143,7 +148,7 @@ def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
     Chat templates that refuse or drop a system role (Gemma's refuses) get the sentence at the head
     of the user's turn instead. The rendered text is tokenized as mlx-lm tokenizes a prompt that is
     a string: a template that does not begin with the beginning-of-text token leaves adding it to
-    the tokenizer.
+    the tokenizer, unless the prompt says that the template is all.
 
     Parameters
     ----------
@@ -170,14 +175,17 @@ def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
             f"use an instruction-tuned model or add a chat_template.jinja"
         )
-    system = named(prompt).system
+    asked = named(prompt)
+    system = asked.system
     try:
         folded = not _takes_system(tokenizer, system, date)
         rendered = _render_all(tokenizer, texts, system, folded, date)
     except TemplateError as error:
         raise ValueError(f"{tokenizer.name_or_path}: the chat template cannot render a question: "
                          f"{error}") from None
-    begun = bool(tokenizer.bos_token) and rendered[0].startswith(tokenizer.bos_token)
+    begun = asked.template_is_all or (
+        bool(tokenizer.bos_token) and rendered[0].startswith(tokenizer.bos_token)
+    )
     return tokenizer(rendered, add_special_tokens=not begun)["input_ids"], folded
 
 
