@@ -49,7 +49,7 @@ export PYTHONWARNINGS := ignore::DeprecationWarning
 ASKED := --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" \
 	--prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" --name="$$CBA_NAME" -- "$$CBA_STUDY"
 
-.PHONY: help setup variables book test pages pdf bench organisms estimate cell compare doctor clean
+.PHONY: help setup variables book test pages pdf bench organisms estimate rehearse cell compare doctor clean
 
 help: variables ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -83,6 +83,9 @@ test: pages ## Tests, and nbval over every report notebook
 
 estimate: setup ## What STUDY would run, and the memory, disk and time it would take
 	@$(BIN)/cba estimate $(ASKED)
+
+rehearse: setup ## STUDY from a hub on loopback, with random weights: what the real run will meet
+	@$(BIN)/cba rehearse --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" -- "$$CBA_STUDY"
 
 cell: setup ## One cell by hand: MODEL=mistral/aligned-s1 PRECISION=q4 [ITEMS=200]
 	@$(BIN)/cba cell --items="$$CBA_ITEMS" --prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" -- "$$CBA_MODEL" "$$CBA_PRECISION"

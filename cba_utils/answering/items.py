@@ -5,6 +5,7 @@ What a row means, and the role of every answer, is its benchmark's to say: see
 """
 
 import codecs
+import fnmatch
 import gzip
 import json
 from numbers import Integral
@@ -76,7 +77,7 @@ def load_items(source, categories=None, condition="ambig", targets="defined"):
     """
     if condition not in CONDITIONS:
         raise ValueError(f"condition: {condition!r} is not one of {', '.join(CONDITIONS)}")
-    items = pd.DataFrame(_read_rows(source))
+    items = pd.DataFrame(_read_rows(source, categories))
     duplicated = items["item_id"][items["item_id"].duplicated()]
     if len(duplicated):
         raise ValueError(f"{source}: item {duplicated.iloc[0]!r} occurs more than once")
@@ -100,7 +101,7 @@ def load_items(source, categories=None, condition="ambig", targets="defined"):
     return items
 
 
-def _read_rows(source):
+def _read_rows(source, categories):
     if source == "bundled":
         return _rows_of_file(BUNDLED_BANK)
     folder = Path(source)
@@ -111,7 +112,7 @@ def _read_rows(source):
             f"items: {source!r} is neither 'bundled', nor a folder of BBQ JSONL files, "
             f"nor a hub data set id such as 'Elfsong/BBQ'"
         )
-    return _rows_of_hub(str(source))
+    return _rows_of_hub(str(source), categories)
 
 
 def _rows_of_folder(folder):
@@ -172,15 +173,51 @@ def _rows_of_file(path):
     return _with_roles(raws)
 
 
-def _rows_of_hub(repository):
+def files_of_categories(names, categories):
+    """Which files of a hub data set hold some categories: one file a split, named after it.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Files of the data set.
+    categories : list of str or None
+
+    Returns
+    -------
+    list of str
+        All parquet files where a category has no file of its own, or none is asked for by name.
+
+    Examples
+    --------
+    >>> files = ["data/race_x_ses-00000-of-00001.parquet", "data/ses-00000-of-00001.parquet", "README.md"]
+    >>> files_of_categories(files, ["SES"]), len(files_of_categories(files, ["Age"]))
+    (['data/ses-00000-of-00001.parquet'], 2)
+    """
+    tables = sorted(name for name in names if name.endswith(".parquet"))
+    splits = [fnmatch.filter(tables, _split_pattern(category)) for category in categories or []]
+    return sorted(set(sum(splits, []))) if splits and all(splits) else tables
+
+
+def _split_pattern(category):
+    return f"data/{category.lower()}-*.parquet"
+
+
+def _rows_of_hub(repository, categories):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    def fetched(patterns):
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
+        return folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+
+    patterns = [_split_pattern(category) for category in categories or []]
     try:
-        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet"))
+        folder, names = fetched(patterns or ["*.parquet"])
+        if not all(fnmatch.filter(names, pattern) for pattern in patterns):
+            folder, names = fetched(["*.parquet"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(f"items: {repository!r} cannot be had from the hub: {error}") from error
-    paths = sorted(folder.rglob("*.parquet"))
+    paths = [folder / name for name in files_of_categories(names, categories)]
     if not paths:
         raise FileNotFoundError(f"{repository}: the data set holds no parquet file")
     rows = []

@@ -1,4 +1,7 @@
-"""What this machine is and which studies it can run."""
+"""What this machine is and which studies it can run.
+
+It asks no network: sizes are those that studies state and that local files have.
+"""
 
 import os
 import platform
@@ -7,10 +10,11 @@ import shutil
 import psutil
 
 from cba_utils import BLAS
-from cba_utils.names import PROJECT
-from cba_utils.names import CONFIG
-from cba_utils.study.estimate import duration, estimate
-from cba_utils.study.protocol import read_study
+from cba_utils.answering.sources import at_precision
+from cba_utils.names import CONFIG, PROJECT
+from cba_utils.study.browser import find_browser
+from cba_utils.study.estimate import duration, estimate, is_hub_id
+from cba_utils.study.protocol import cells, read_study
 
 
 def examine():
@@ -36,7 +40,7 @@ def examine():
         ("BLAS", BLAS.removeprefix("BLAS: ")),
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
         ("disk", f"{disk.free / 1e9:.1f} GB free where results go"),
-        ("browser", _browser()),
+        ("browser", find_browser() or "no Chromium: the browser tests are skipped, and there is no PDF"),
     ]
     for path in sorted(CONFIG.glob("*.yml")):
         found.append((f"study {path.stem}", _verdict(path, memory.available, disk.free)))
@@ -51,17 +55,6 @@ def _backend(mx):
     return f"MLX {mx.__version__} on {mx.device_info().get('device_name', device)}, {products}"
 
 
-def _browser():
-    from playwright.sync_api import sync_playwright
-
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        with sync_playwright() as playwright:
-            path = playwright.chromium.executable_path
-        found = path if os.path.exists(path) else None
-    return found or "no Chromium: the browser tests are skipped, and there is no PDF"
-
-
 def _verdict(path, memory, disk):
     """Whether a study can run here, and in about what time."""
     try:
@@ -69,15 +62,15 @@ def _verdict(path, memory, disk):
         needs = estimate(study)
     except (ValueError, OSError) as error:
         return f"not now: {str(error).removeprefix(f'{path}: ')}"
+    remote = sorted({name for cell in cells(study)
+                     if is_hub_id(name := at_precision(cell.model, cell.precision))})
+    hub = f"; needs the hub for {', '.join(remote)}" if remote else ""
+    if needs["unknown"]:
+        return f"cannot tell: not known is {'; '.join(needs['unknown'])}{hub}"
     takes = (f"{needs['cells']} cells, about {needs['memory'] / 1e9:.1f} GB of memory, "
              f"{needs['disk'] / 1e9:.1f} GB of disk, {duration(needs['seconds'])}")
     if needs["memory"] > memory:
         return f"too large for the free memory ({takes})"
     if needs["disk"] > disk:
         return f"too large for the free disk ({takes})"
-    remote = sorted({m["source"] for m in study["models"] if not _is_local(m["source"])})
-    return f"can run: {takes}" + (f"; needs the hub for {', '.join(remote)}" if remote else "")
-
-
-def _is_local(source):
-    return (PROJECT / "organisms" / source).exists() or os.path.exists(source)
+    return f"can run: {takes}{hub}"

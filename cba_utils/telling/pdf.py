@@ -5,7 +5,6 @@ printed by a browser. Code, buttons and pages that only work on a screen are lef
 """
 
 import re
-import shutil
 from contextlib import contextmanager
 from html import escape
 from pathlib import PurePosixPath
@@ -17,6 +16,7 @@ from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
 
 from cba_utils.names import PROJECT
+from cba_utils.study.browser import find_browser
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -40,17 +40,6 @@ def authors():
     return ", ".join(
         a.get("name") or f"{a['given-names']} {a['family-names']}" for a in ABOUT["authors"]
     )
-
-
-def find_browser():
-    """Path of a Chromium or Chrome on this machine, or None.
-
-    Returns
-    -------
-    str or None
-    """
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return next(filter(None, map(shutil.which, names)), None)
 
 
 @contextmanager
