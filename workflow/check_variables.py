@@ -14,6 +14,7 @@ USED = {
     "pdf": CHANGES + ["RAW"],
     "estimate": CHANGES,
     "cell": ["MODEL", "PRECISION", "ITEMS", "PROMPT", "COMPUTE"],
+    "rehearse": ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "BBQ_DIR"],
     "compare": ["A", "B"],
     "doctor": ["BBQ_DIR"],
     "organisms": ["ALIGN"],
