@@ -1,16 +1,14 @@
 """The control chapters' words on simulated studies, and the instrument's own validation."""
 
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from cba_utils.instrument import verdicts as instrument
-from cba_utils.measures import controls, published_analysis, rates as metrics
+from cba_utils.measures import controls, rates as metrics
 from cba_utils.telling import report_controls
 from cba_utils.telling.report import Report, pick
 from cba_utils.instrument.respondents import simulate_respondents, simulate_study
-from cba_utils.measures.tests import adjust
 
 PROVENANCE = pd.DataFrame([{
     "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
@@ -28,27 +26,6 @@ def report_of(truth="bias", **options):
 @pytest.fixture(scope="module")
 def report():
     return report_of()
-
-
-def test_published_design_keeps_one_checkpoint_a_family():
-    several = report_of(replicates=2)
-    table, perplexity = report_controls.published_design(several)
-    assert set(table["model"]) == set(perplexity["model"]) == {"simulated"}
-    first = several.samples["replicate"] == 1
-    assert table["draws"].sum() == first.sum()
-    _, correlation = published_analysis.perplexity_table(perplexity, table)
-    words = report_controls.analysis_words(several, table, correlation)
-    main = published_analysis.main_table(several.samples[first]).set_index("precision")
-    assert words["rise"] == report_controls.percent(main.loc["q3", "d_srs"])
-    assert "over 2 cells" in words["cells_sentence"]
-    assert "study simulated, 3 cells," in words["provenance_line"]
-
-
-def test_tests_that_are_not_defined_are_not_counted():
-    tests = adjust(pd.DataFrame({"p": [0.001, 0.03, 0.04, np.nan]}))
-    said = report_controls.chi_sentence(tests)
-    assert said.startswith("Of 3 tests (4 comparisons") and "3 are below 5 %" in said
-    assert "of them 1," in said and said.endswith("Hochberg 3.")
 
 
 @pytest.fixture(scope="module")

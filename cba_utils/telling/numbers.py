@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 ABSENT = "not measured in this study"
+UNDEFINED = "not defined"
 ABOVE, BELOW, NOT_TOLD_APART = "above", "below", "not told apart"
 
 
@@ -21,6 +22,8 @@ def percent(value, digits=1):
     >>> percent(-0.2), percent(-0.0001)
     ('−20.0\xa0%', '0.0\xa0%')
     """
+    if np.isnan(value):
+        return UNDEFINED
     text = f"{100 * value:.{digits}f}"
     # what rounds to zero has no sign
     text = text if float(text) else text.removeprefix("-")
@@ -39,7 +42,7 @@ def interval(row, digits=1):
     '50.0\xa0% (no interval)'
     """
     if np.isnan(row["estimate"]):
-        return "not defined"
+        return UNDEFINED
     if np.isnan(row["low"]):
         return f"{percent(row['estimate'], digits)} (no interval)"
     low, high = (percent(row[k], digits).removesuffix("\u00a0%") for k in ("low", "high"))
@@ -57,6 +60,17 @@ def measured(row, text=interval):
     return ABSENT if row is None else text(row)
 
 
+def defined(text):
+    """A format for numbers of which some may not be defined.
+
+    Examples
+    --------
+    >>> list(map(defined("{:.1f}".format), (0.25, np.nan)))
+    ['0.2', 'not defined']
+    """
+    return lambda value: UNDEFINED if np.isnan(value) else text(value)
+
+
 def in_points(value, digits=1):
     """A number of points; what rounds to zero has no sign.
 
@@ -65,6 +79,8 @@ def in_points(value, digits=1):
     >>> in_points(-1.25), in_points(-0.01)
     ('−1.2', '0.0')
     """
+    if np.isnan(value):
+        return UNDEFINED
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
@@ -82,7 +98,7 @@ def scores(row, digits=1):
 def _with_ends(row, text):
     """An estimate with the ends of its interval, as far as it has them."""
     if np.isnan(row["estimate"]):
-        return "not defined"
+        return UNDEFINED
     if np.isnan(row["low"]):
         return f"{text(row['estimate'])} (no interval)"
     if np.isinf(row["high"]):
@@ -151,7 +167,7 @@ def p_text(p):
 
 
 def span(ends, digits=1, text=None):
-    """From the least to the greatest of some numbers; one number where both print alike.
+    """From the least to the greatest of those numbers that are; one number where both print alike.
 
     Examples
     --------
@@ -159,6 +175,7 @@ def span(ends, digits=1, text=None):
     ('0.86 to 2.45', '0.5')
     """
     text = text or (lambda value: in_points(value, digits))
+    ends = [value for value in ends if not np.isnan(value)] or [np.nan]
     return " to ".join(dict.fromkeys([text(min(ends)), text(max(ends))]))
 
 
