@@ -21,7 +21,7 @@ import cba_utils  # noqa: F401  (binds the fast BLAS before MLX is imported)
 
 import mlx.core as mx
 import mlx_lm.models
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from cba_utils.answering.checkpoints import LoadedModel, to_dense, words_alone
@@ -30,6 +30,7 @@ from cba_utils.answering.sources import find_checkpoint
 from cba_utils.answering.trial import try_out
 
 TABLE = Path(__file__).with_suffix(".csv")
+MOST_WEIGHTS = 20_000_000
 COLUMNS = ["architecture", "result", "reason", "native", "dense_logits", "dense_perplexity",
            "native_logits", "native_perplexity"]
 # A tiny value for each setting that some architecture has no default for, or a default of full size.
@@ -114,6 +115,11 @@ PARTICULAR = {
     "phi3small": dict(dense_attention_every_n_layers=1, ff_intermediate_size=256, gegelu_limit=20.0),
     "plamo": dict(num_attention_heads=8, n_shared_head=4),
     "qwen": dict(kv_channels=32),
+    "recurrent_gemma": dict(conv1d_width=4, logits_soft_cap=30.0, attention_window_size=64,
+                            attn_window_size=64, lru_width=128, embeddings_scale_by_sqrt_dim=True,
+                            block_types=["recurrent", "attention"], _block_types=["recurrent",
+                                                                                   "attention"]),
+    "step3p5": dict(num_attention_groups=2),
     "baichuan_m1": dict(sliding_window_layers=[0], sliding_window=64),
     "dbrx": dict(ffn_config=dict(ffn_hidden_size=128, moe_num_experts=4, moe_top_k=2, moe_jitter_eps=0),
                  attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4)),
@@ -142,7 +148,7 @@ VARIANTS = {
     "internlm2, dynamic rope": ("internlm2", dict(rope_scaling=dict(type="dynamic", factor=2.0))),
     "phi3, long rope": ("phi3", dict(
         max_position_embeddings=4096, original_max_position_embeddings=512,
-        rope_scaling=dict(type="longrope", short_factor=[1.0] * 16, long_factor=[4.0] * 16))),
+        rope_scaling=dict(type="longrope", short_factor=[1.0] * 8, long_factor=[4.0] * 8))),
     "gemma4_text, shared keys": ("gemma4_text", dict(
         num_hidden_layers=4, num_kv_shared_layers=2,
         layer_types=["sliding_attention", "full_attention"] * 2)),
@@ -163,6 +169,10 @@ def configuration(name):
     module = importlib.import_module(f"mlx_lm.models.{base}")
     asked = inspect.signature(module.ModelArgs).parameters
     settings = {key: value for key, value in TINY.items() if key in asked}
+    if base.startswith("qwen3_5"):
+        settings["text_config"] = {**TINY, "model_type": base, "num_hidden_layers": 4,
+                                   "partial_rotary_factor": 0.5,
+                                   "num_experts": 4 if base.endswith("moe") else 0}
     if base in INSIDE:
         settings["text_config"] = configuration(INSIDE[base])
     return {"model_type": base, **settings, **PARTICULAR.get(base, {}), **more}
@@ -177,6 +187,10 @@ def build(name):
     mx.random.seed(0)
     network = module.Model(module.ModelArgs.from_dict(configuration(name)))
     network.eval()
+    # Arrays are made when they are needed: one of full size is found out before that.
+    size = sum(array.size for _, array in tree_flatten(network.parameters()))
+    if size > MOST_WEIGHTS:
+        raise ValueError(f"{size:,} weights are not tiny")
     network.update(tree_map(
         # Wide weights: an error should show in what the network says.
         lambda v: (2 * v).astype(mx.bfloat16) if mx.issubdtype(v.dtype, mx.floating) else v,
@@ -244,15 +258,18 @@ def judged(names):
 
 
 def main(arguments):
-    """Judge the architectures named, or all of them, and write the table."""
+    """Judge the architectures named, or all of them, and write their rows of the table."""
     rows = []
     for row in filter(None, judged(arguments or names())):
         rows.append(row)
         print(f"{row['architecture']:28} {row['result']:12} {row['reason'][:200]}", flush=True)
     table = pd.DataFrame(rows)
-    if not arguments:
-        table = table[[name for name in COLUMNS if name in table]]
-        table.to_csv(TABLE, index=False, float_format="%.1e")
+    if arguments and TABLE.exists():
+        old = pd.read_csv(TABLE)
+        table = pd.concat([old[~old["architecture"].isin(table["architecture"])], table])
+        table = table.sort_values("architecture", key=lambda names: names.str.lower())
+    table = table.reindex(columns=COLUMNS)
+    table.to_csv(TABLE, index=False, float_format="%.1e")
     print(table["result"].value_counts().to_string())
 
 
