@@ -1,31 +1,20 @@
-"""The control chapters' words on simulated studies, and the instrument's own validation."""
+"""The instrument's own validation: what controls say of known truths, and what the page says of that."""
 
-
-import pandas as pd
 import pytest
 
+from cba_utils.chapters.instrument import Chapter, read_rejections
 from cba_utils.instrument import verdicts as instrument
 from cba_utils.measures import controls, rates as metrics
-from cba_utils.telling import report_controls
-from cba_utils.telling.report import Report, pick
-from cba_utils.instrument.respondents import simulate_respondents, simulate_study
-
-PROVENANCE = pd.DataFrame([{
-    "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
-    "git_dirty": False, "identity.items_sha256": "0" * 64, "identity.packages.mlx": "0",
-    "started": "2026-01-01T00:00:00+00:00"}])
+from cba_utils.telling.report import pick
+from cba_utils.instrument.respondents import simulate_respondents
+from studies import study_of
 
 
-def report_of(truth="bias", **options):
-    study = simulate_study(truth, **{"templates": 15, "precisions": ["bf16", "q4", "q3"],
-                                     **options})
-    cells = study["samples"][["model", "family", "replicate", "depth", "precision"]].drop_duplicates()
-    return Report("simulated", **study, provenance=cells.merge(PROVENANCE, how="cross"))
-
-
-@pytest.fixture(scope="module")
-def report():
-    return report_of()
+def chapter_on(table):
+    """The chapter on a table of its own."""
+    page = Chapter(study_of("none"))
+    page.rejections = table
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +29,11 @@ def test_instrument_counts_verdicts(instrument_table, tmp_path):
     assert (row["should"], row["n"], row["estimate"]) == ("yes", 5, 1.0)
     path = tmp_path / "table.csv"
     instrument_table.to_csv(path, index=False)
-    words = report_controls.instrument_words(report_of("none"),
-                                             report_controls.read_instrument(path))
-    assert (words["simulations"], words["effects"]) == ("5", "0.1")
+    page = chapter_on(read_rejections(path))
+    assert "judged 5 simulated studies" in page.text("respondents")
+    assert page.text("weaker").startswith("The same controls on effects of 0.1 of that size")
     with pytest.raises(FileNotFoundError, match="cba instrument"):
-        report_controls.read_instrument(tmp_path / "none.csv")
+        read_rejections(tmp_path / "none.csv")
 
 
 def test_what_cannot_fail_is_no_success(instrument_table):
@@ -52,8 +41,8 @@ def test_what_cannot_fail_is_no_success(instrument_table):
     exact = none.loc[["direction", "lean grew", instrument.SAME]]
     assert exact["estimate"].isna().all() and set(exact["should"]) == {instrument.NOT_APPLICABLE}
     assert none.loc[["change", instrument.SAME_DRAWN], "estimate"].notna().all()
-    words = report_controls.instrument_words(report_of("none"), instrument_table)
-    assert words["worst_truth"] != "none" or words["worst_control"] in instrument.DRAWN
+    worst = chapter_on(instrument_table).worst
+    assert worst["truth"] != "none" or worst["control"] in instrument.DRAWN
 
 
 def test_equivalence_is_labelled_by_the_true_change(instrument_table):
