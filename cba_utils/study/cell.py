@@ -55,13 +55,15 @@ def evaluate(parameters, folder):
     folder = Path(folder)
     items = select_items(parameters)
     loaded = load_model(parameters["model"], parameters["precision"], parameters["compute"])
-    identity = cell_identity(parameters, items, loaded)
+    left = undefined_items(parameters, items)
+    asked = pd.concat([items, left], ignore_index=True) if len(left) else items
+    identity = cell_identity(parameters, asked, loaded)
     known = read_json(folder / "provenance.json")
     if known and known["identity"] == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     (folder / "provenance.json").unlink(missing_ok=True)
     started, clock = datetime.now(UTC), time.perf_counter()
-    tables = _run(parameters, loaded, items, folder / "parts", identity)
+    tables = _run(parameters, loaded, items, left, folder / "parts", identity)
     _check_complete(tables, items, parameters)
     (folder / f"{UNDEFINED}.parquet").unlink(missing_ok=True)
     if (folder / "parts" / f"{UNDEFINED}.parquet").exists():
@@ -145,7 +147,7 @@ def _ask_undefined(parameters, loaded, left, draws):
         roles.assign(item_id=left["item_id"]), on="item_id")
 
 
-def _run(parameters, loaded, items, parts, identity):
+def _run(parameters, loaded, items, left, parts, identity):
     """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
     from cba_utils.answering.likelihood import (
         load_texts, perplexity, published_losses, token_ids,
@@ -161,13 +163,12 @@ def _run(parameters, loaded, items, parts, identity):
     todo = [block for block in blocks
             if not all((parts / f"{name}-{block}.parquet").exists() for name in TABLES[:2])]
     if todo:
-        left = items.iloc[todo[0]:]
-        work = stream(loaded, left, parameters["orders"], parameters["temperature"], draws,
-                      prompt=parameters["prompt"], date=parameters["date"])
+        work = stream(loaded, items.iloc[todo[0]:], parameters["orders"],
+                      parameters["temperature"], draws, prompt=parameters["prompt"],
+                      date=parameters["date"])
         for block, (answers, samples) in zip(blocks[blocks.index(todo[0]):], work, strict=True):
             write_table(answers, parts / f"answers-{block}.parquet")
             write_table(samples, parts / f"samples-{block}.parquet")
-    left = undefined_items(parameters, items)
     if len(left) and not (parts / f"{UNDEFINED}.parquet").exists():
         write_table(_ask_undefined(parameters, loaded, left, draws),
                     parts / f"{UNDEFINED}.parquet")
