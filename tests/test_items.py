@@ -250,7 +250,7 @@ def test_hub_splits_in_lower_case_are_the_categories_of_bbq(tmp_path, monkeypatc
     assert items["item_id"].tolist() == ["Age/0", "Age/1", "Religion/0", "Religion/1"]
     assert items["stereotyped_index"].tolist() == [0, 1] * 2
     assert set(load_items("Someone/BBQ")["category"]) == {"Age", "Race_x_SES", "Religion"}
-    assert asked["allow_patterns"] == "*.parquet"
+    assert asked["allow_patterns"] == ["*.parquet"]
     frame.assign(target_label=2).to_parquet(tmp_path / "data" / "age-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="age-00000-of-00001.parquet, row 1: target_label is 2"):
         load_items("Someone/BBQ")
