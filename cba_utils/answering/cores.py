@@ -6,6 +6,7 @@ on how many run beside it.
 """
 
 import os
+import re
 from concurrent.futures import Future, wait
 from functools import cache
 from queue import SimpleQueue
@@ -61,12 +62,35 @@ def settle(loaded):
              if isinstance(array, mx.array)])
 
 
+def worker_count():
+    """How many pieces are worked on at a time: one a core, or as many as OMP_NUM_THREADS says.
+
+    A job among several of a workflow is told its share of the cores by it. OpenMP takes a list of
+    numbers, one a level of nesting, of which the first counts here, and what is no number above 0 for
+    none: both are read alike here, so that no setting of a machine stops a run or lets it wait for
+    workers that are not there.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> worker_count() >= 1
+    True
+    """
+    cores = os.cpu_count() or 1
+    first = re.fullmatch(r"\s*\+?(\d{1,9})(?:\.0*)?\s*(?:,.*)?", os.environ.get("OMP_NUM_THREADS", ""))
+    asked = int(first[1]) if first else 0
+    # More threads than cores would only take memory.
+    return min(asked, 4 * cores) if asked > 0 else cores
+
+
 @cache
 def _workers():
     """The queue that the workers of this process take their pieces from."""
     tasks = SimpleQueue()
-    # A job among several of a workflow is told its share of the cores by OMP_NUM_THREADS.
-    for _ in range(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())):
+    for _ in range(worker_count()):
         # Daemons, which never end: what MLX keeps for a thread is freed when it ends, and would abort
         # the process if Python itself had ended by then.
         Thread(target=_work, args=(tasks,), daemon=True).start()
