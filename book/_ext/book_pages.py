@@ -13,7 +13,7 @@ from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.published import load_published
 from cba_utils.study.notebooks import ROUNDING_NOTEBOOK, RUN_NOTEBOOK
-from cba_utils.study.protocol import SHIPPED
+from cba_utils.study.protocol import SHIPPED, documentation
 
 IMAGE = "_static/preview.png"
 
@@ -51,6 +51,14 @@ class ModelCards(SphinxDirective):
             for card in cards
         )
         return self.parse_text_to_nodes(text)
+
+
+class StudyKeys(SphinxDirective):
+    """The keys of a study file, from the models that read it."""
+
+    def run(self):
+        """Write a table a section."""
+        return self.parse_text_to_nodes(documentation())
 
 
 class ExecutedNotebooks(SphinxDirective):
@@ -136,6 +144,7 @@ def setup(app):
     """Register it all."""
     app.add_directive("model-cards", ModelCards)
     app.add_directive("executed-notebooks", ExecutedNotebooks)
+    app.add_directive("study-keys", StudyKeys)
     app.connect("config-inited", show_buttons)
     app.connect("source-read", read_notebook)
     app.connect("html-page-context", complete_page)

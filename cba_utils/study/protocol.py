@@ -60,7 +60,7 @@ def _expanded(text):
     value = os.environ.get(match[1])
     if not value:  # make exports those that were not given, as empty
         raise ValueError(f"needs the environment variable {match[1]}, a folder or file "
-                         f"(make book STUDY=<name> {match[1]}=<path>)")
+                         f"({match[1]}=<path> make book STUDY=<name>)")
     return value + text[match.end():]
 
 

@@ -1,0 +1,134 @@
+"""The workflow runs again what an edit touches, and nothing else; a run that is stopped leaves nothing."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from cba_utils.names import PROJECT, RESULTS
+from cba_utils.study.files import remove_scratch
+from cba_utils.study.protocol import cells, narrow, read_study
+from cba_utils.study.workflow import sources_of
+
+REPORTS = sorted((PROJECT / "notebooks").glob("[2-9]*.ipynb"))
+NEVER = ("cli", "study/doctor", "study/estimate", "study/workflow", "study/notebooks", "telling/pdf", "telling/compare")
+
+
+def study_named(name, items=12):
+    """A study file of two cells in the project's results."""
+    study = narrow(read_study(PROJECT / "config" / "smoke.yml"), name, ["mistral/base"], ["bf16", "q4"], items)
+    path = RESULTS / name / "study.yml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(study))
+    return study, path
+
+
+@pytest.fixture
+def made():
+    names = []
+    yield lambda name, *more: (names.append(name), study_named(name, *more))[1]
+    for name in names:
+        shutil.rmtree(RESULTS / name)
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda p: p.stem)
+def test_a_report_needs_what_it_imports_and_no_tools(report):
+    found = sources_of(report)
+    assert not {f"cba_utils/{name}.py" for name in NEVER} & set(found)
+    named = {Path(file).stem for file in found if file.startswith("cba_utils/chapters/") and file.endswith(".py")}
+    assert len(named - {"__init__"}) <= 3, "other chapters are other pages'"
+
+
+def asked_again(name, *touched):
+    """Rules that Snakemake would run after an edit of files: a number of jobs each."""
+    before = {PROJECT / file: (PROJECT / file).stat() for file in touched}
+    later = time.time() + 60
+    for path in before:
+        os.utime(path, (later, later))
+    try:
+        done = snakemake(name, "--dry-run")
+    finally:
+        for path, now in before.items():
+            os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns))
+    found = re.findall(r"^(\w[\w-]*) +(\d+)$", done.stdout, re.M)
+    return {rule: int(jobs) for rule, jobs in found}
+
+
+def snakemake(name, *more):
+    command = [Path(sys.executable).with_name("snakemake"), "-s", "workflow/Snakefile", "--cores", "1",
+               "--nolock", "--configfile", f"results/{name}/workflow.yml", *more]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(made):
+    study, path = made("test-layers")
+    base = RESULTS / "test-layers"
+    (base / "workflow.yml").write_text(yaml.safe_dump({"study": str(path.relative_to(PROJECT))}))
+    outputs = [base / cell.folder / "10_evaluate.ipynb" for cell in cells(study)]
+    outputs += [base / "reports" / "collected.done", base / "book" / "_build" / "html" / "index.html"]
+    outputs += [base / "reports" / f"{report.stem}.done" for report in REPORTS]
+    for output in outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()
+    snakemake("test-layers", "--touch")
+    assert not asked_again("test-layers", "cba_utils/study/doctor.py", "cba_utils/cli.py")
+    # A chapter is one page's, what decides an answer everybody's.
+    assert asked_again("test-layers", "cba_utils/chapters/skill.py") == {"report": 1, "book": 1, "all": 1, "total": 3}
+    again = asked_again("test-layers", "cba_utils/answering/engine.py")
+    assert again["report"] == len(REPORTS) and any(rule.startswith("evaluate") for rule in again)
+
+
+def test_what_a_killed_process_left_half_written_goes_and_a_living_ones_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [tmp_path / f".10_evaluate.{os.getpid()}.ipynb", tmp_path / "10_evaluate.ipynb", tmp_path / ".lock"]
+    gone = [tmp_path / "q4" / f".10_evaluate.{dead.pid}.ipynb", tmp_path / f".answers.parquet.{dead.pid}"]
+    for path in (*kept, *gone):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    remove_scratch(tmp_path)
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in gone)
+
+
+def at_work(name):
+    """Processes of a study's run, without those that are only the dead not yet buried."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if name in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, number):
+    name = f"test-stop-{number.name.lower()}"
+    made(name, 240)
+    command = ["make", "book", f"STUDY={name}", f"PYTHON={sys.executable}"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          start_new_session=True) as process:
+        deadline = time.time() + 120
+        while not any(f"{name}" in words and "model" in words for words in at_work("mistral-base")):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.2)
+        process.send_signal(number)  # to make alone: a terminal would tell everybody
+        stopped = time.time()
+        process.wait(60)
+        while at_work(name) and time.time() < stopped + 60:
+            time.sleep(0.2)
+    took = time.time() - stopped
+    assert not at_work(name) and took < 15
+    assert not list((RESULTS / name).rglob(".*.ipynb"))
+    again = subprocess.run([sys.executable, "-m", "cba_utils.cli", "model", name, "mistral-base"], cwd=PROJECT,
+                           capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
