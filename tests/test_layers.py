@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[1] / "cba_utils"
 LAYERS = ["names", "answering", "study", "measures", "instrument", "telling", "chapters", "cli"]
 
@@ -76,10 +74,9 @@ def test_no_circle_of_imports():
     assert circle(IMPORTS) == []
 
 
-@pytest.mark.parametrize("name", ["cba_utils.names", "cba_utils.measures.frames"])
-def test_an_import_inside_a_function_counts(tmp_path, name):
-    path = tmp_path / "module.py"
+def test_an_import_inside_a_function_counts(tmp_path):
+    name, path = "cba_utils.answering.precisions", tmp_path / "module.py"
     path.write_text("def late():\n    from cba_utils.telling import figures\n")
     found = {**IMPORTS, name: imported(name, path)}
     assert against_the_order(found) == [f"{name} imports cba_utils.telling.figures"]
-    assert name in circle(found)
+    assert set(circle(found)) >= {name, "cba_utils.telling.figures"}
