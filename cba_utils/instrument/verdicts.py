@@ -150,9 +150,9 @@ def pooled_verdicts(truth: str, effect: float = 1.0, simulations: int = 100, see
         frame = frame.assign(study=(frame["replicate"] - 1) // CHECKPOINTS)
         return over_replicates(frame, ["family"])
 
-    method = {"method": "jackknife"}  # the fastest: a checkpoint's own interval is not used here
-    excess = decided(placebo(answers, **method))
-    leans, moved = decided(lean(answers)), decided(direction(answers, **method))
+    # The jackknife is the fastest, and a checkpoint's own interval is not used here.
+    excess = decided(placebo(answers, method="jackknife"))
+    leans, moved = decided(lean(answers)), decided(direction(answers, method="jackknife"))
     said = {
         "excess over placebo": _above(excess, "became_biased_expected_excess"),
         "excess over mirror image": _above(excess, "bias_beyond_mirror"),

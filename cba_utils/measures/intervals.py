@@ -202,8 +202,8 @@ def _intervals(totals, measures, method="bca", level=LEVEL, resamples=RESAMPLES,
     with np.errstate(divide="ignore", invalid="ignore"):
         for one in measures:
             of = one.statistic()
-            estimate, resampled, left_out = (np.asarray(of(part), float) for part in parts)
-            estimate, low, high = float(estimate), np.nan, np.nan
+            estimate, low, high = float(of(parts[0])), np.nan, np.nan
+            resampled, left_out = (np.asarray(of(part), float) for part in parts[1:])
             resampled = resampled[np.isfinite(resampled)]
             left_out = left_out[np.isfinite(left_out)]
             if not np.isfinite(estimate):
@@ -270,6 +270,6 @@ def estimates(
     found = []
     for key, totals, rows in cluster_totals(table, columns, by, cluster):
         counted = {one.per: totals[one.per].sum() for one in measures if one.per}
-        found += [(*key, *row, counted.get(one.per, rows)) for row, one in
+        found += [(*key, *row, counted[one.per] if one.per else rows) for row, one in
                   zip(_intervals(totals, measures, **options), measures, strict=True)]
     return pd.DataFrame(found, columns=[*by, *ESTIMATE_COLUMNS])

@@ -30,8 +30,8 @@ def load_published(path=None) -> pd.DataFrame:
     >>> int(table.set_index("quantity").loc["items", "high"])
     12148
     """
-    source = files("cba_utils.measures").joinpath("published.csv") if path is None else path
-    with source.open() if hasattr(source, "open") else open(source) as file:
+    shipped = files("cba_utils.measures").joinpath("published.csv")
+    with shipped.open() if path is None else open(path) as file:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
     if list(table) != COLUMNS:
         raise ValueError(f"published figures: the columns are {list(table)}, wanted {COLUMNS}")

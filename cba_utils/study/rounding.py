@@ -159,9 +159,10 @@ def variants(base, aligned, precision, finer):
         return after[name] + alignment * (along / length2 if length2 else 0)
 
     kinds = {"error shuffled": shuffled, "alignment exact": exact, "noise removed": quiet}
-    for part in PARTS:
-        kinds[f"{part} in BF16"] = lambda name, part=part: (
-            after if _part(name) == part else rounded)[name]
+    def kept(part):
+        return lambda name: (after if _part(name) == part else rounded)[name]
+
+    kinds |= {f"{part} in BF16": kept(part) for part in PARTS}
     for kind, weight in kinds.items():
         loaded.model.update(tree_unflatten([(name, mx.array(weight(name).astype(np.float32)))
                                             for name in after]))
@@ -177,8 +178,9 @@ def _dense(model, precision="bf16"):
 
 def _tensors(loaded):
     """Weights by name, in double precision where products are summed up."""
-    flat = tree_flatten(loaded.model.parameters())
-    return {name: np.array(value.astype(mx.float32)).astype(np.float64) for name, value in flat}
+    flat = dict(tree_flatten(loaded.model.parameters()))
+    return {name: np.array(value.astype(mx.float32)).astype(np.float64)
+            for name, value in flat.items()}
 
 
 def _part(name):

@@ -8,7 +8,7 @@ from cba_utils.study.files import write_text
 import mlx.core as mx  # isort: skip
 from mlx.utils import tree_flatten, tree_map
 
-from . import acceptance, bank
+from . import acceptance
 from .checkpoint import digest
 from .tokenizer import VOCABULARY, Encoder, save_tokenizer
 
@@ -68,12 +68,6 @@ def load_organism(folder):
     weights = mx.load(str(Path(folder) / "model.safetensors"))
     model.load_weights([(k, v.astype(mx.float32)) for k, v in weights.items()])
     return model, config
-
-
-def measure_organism(folder, family, stride=1):
-    """Measure a shipped organism on the item bank; `stride` takes every n-th item."""
-    model, _ = load_organism(folder)
-    return acceptance.measure(model, Encoder(family), bank.make_bank()[::stride])
 
 
 def is_made(folder, made):
