@@ -25,8 +25,10 @@ def imported(name, path):
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
             up = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join([*up, *filter(None, [node.module])]) if node.level else node.module
-            found |= {deep if (deep := f"{base}.{alias.name}") in MODULES else base
-                      for alias in node.names}
+            found |= {
+                deep if (deep := f"{base}.{alias.name}") in MODULES else base
+                for alias in node.names
+            }
     # The package's own face takes part in no order: it offers five calls from the lower layers.
     return {one for one in found if one in MODULES and one not in ("cba_utils", name)}
 
@@ -39,8 +41,13 @@ def layer(name):
 
 
 def against_the_order(imports):
-    return [f"{name} imports {other}" for name, others in sorted(imports.items())
-            if name != "cba_utils" for other in sorted(others) if layer(other) > layer(name)]
+    return [
+        f"{name} imports {other}"
+        for name, others in sorted(imports.items())
+        if name != "cba_utils"
+        for other in sorted(others)
+        if layer(other) > layer(name)
+    ]
 
 
 def circle(imports):
@@ -49,7 +56,7 @@ def circle(imports):
 
     def visit(name):
         if name in path:
-            return [*path[path.index(name):], name]
+            return [*path[path.index(name) :], name]
         if name in done:
             return []
         path.append(name)

@@ -27,15 +27,24 @@ def samples():
 
 
 def test_a_measure_on_a_page_is_one_registration(registered, samples):
-    registered(Measure("refused", "Any answer but a person, %", group="rates", pool="sums",
-                       of=lambda t: (t["unknown"] + t["unparsed"]) / t["draws"]))
+    registered(
+        Measure(
+            "refused",
+            "Any answer but a person, %",
+            group="rates",
+            pool="sums",
+            of=lambda t: (t["unknown"] + t["unparsed"]) / t["draws"],
+        )
+    )
     rates = role_rates(samples)
     wide = rates.pivot(index=["model", "precision"], columns="measure", values="estimate")
     by_hand = wide["usr"] * (1 - wide["unparsed_rate"]) + wide["unparsed_rate"]
     np.testing.assert_allclose(wide["refused"], by_hand)
     changes = paired_differences(samples).set_index(["model", "measure"])["estimate"]
     since = wide["refused"].unstack()
-    np.testing.assert_allclose(changes.xs("d_refused", level="measure"), since["q3"] - since["bf16"])
+    np.testing.assert_allclose(
+        changes.xs("d_refused", level="measure"), since["q3"] - since["bf16"]
+    )
     assert measure("d_refused").bounds == (-1, 1)
     pooled = presentable(over_replicates(rates))
     row = pooled[pooled["measure"] == "refused"]
@@ -45,13 +54,28 @@ def test_a_measure_on_a_page_is_one_registration(registered, samples):
 
 
 def frame(name, estimate, low, high, n=9):
-    return pd.DataFrame({"model": ["a", "b"], "precision": "q3", "measure": name, "estimate": estimate,
-                         "low": low, "high": high, "n": n})
+    return pd.DataFrame(
+        {
+            "model": ["a", "b"],
+            "precision": "q3",
+            "measure": name,
+            "estimate": estimate,
+            "low": low,
+            "high": high,
+            "n": n,
+        }
+    )
 
 
-@pytest.mark.parametrize(("bounds", "ends"), [
-    ((0.0, 1.0), (0.0, 1.0)), ((-1.0, 1.0), (-1.0, 1.0)), ((-np.inf, np.inf), (-2.0, 2.0)),
-    ((0.0, np.inf), (0.0, 2.0))])
+@pytest.mark.parametrize(
+    ("bounds", "ends"),
+    [
+        ((0.0, 1.0), (0.0, 1.0)),
+        ((-1.0, 1.0), (-1.0, 1.0)),
+        ((-np.inf, np.inf), (-2.0, 2.0)),
+        ((0.0, np.inf), (0.0, 2.0)),
+    ],
+)
 def test_intervals_end_where_the_scale_of_their_measure_ends(registered, bounds, ends):
     registered(Measure("refused", bounds=bounds))
     row = presentable(over_models(frame("refused", 0.5, -2.0, 2.0))).iloc[0]

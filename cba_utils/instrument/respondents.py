@@ -46,14 +46,16 @@ def simulate_items(templates: int, items_per_template: int, rng, categories=CATE
     category = np.array(categories)[template % len(categories)]
     roles = np.argsort(rng.random((n, 3)), axis=1)  # column r: option index of role r
     ambiguous = number % 2 == 0
-    frame = pd.DataFrame({
-        "item_id": [f"{c}/{i}" for c, i in zip(category, number)],
-        "category": category,
-        "question_index": template + 1,
-        "question_polarity": np.where(number // 2 % 2 == 0, "neg", "nonneg"),
-        "context_condition": np.where(ambiguous, "ambig", "disambig"),
-        "label": np.where(ambiguous, roles[:, 2], roles[number, number // 4 % 2]),
-    })
+    frame = pd.DataFrame(
+        {
+            "item_id": [f"{c}/{i}" for c, i in zip(category, number, strict=True)],
+            "category": category,
+            "question_index": template + 1,
+            "question_polarity": np.where(number // 2 % 2 == 0, "neg", "nonneg"),
+            "context_condition": np.where(ambiguous, "ambig", "disambig"),
+            "label": np.where(ambiguous, roles[:, 2], roles[number, number // 4 % 2]),
+        }
+    )
     for k, role in enumerate(ROLES):
         frame[f"{role}_index"] = roles[:, k]
     return frame
@@ -101,10 +103,18 @@ def simulate_respondents(
     for replicate in range(1, replicates + 1):
         rng = np.random.default_rng([seed, replicate])
         items = simulate_items(templates, items_per_template, rng, categories)
-        labels = {"model": f"{family}-s{replicate}", "family": family, "replicate": replicate,
-                  "depth": "full"}
-        parts += [{**labels, **part} for part in _answers(
-            items, truth, precisions, ORDERS[orders], effect, wander, temperature, rng)]
+        labels = {
+            "model": f"{family}-s{replicate}",
+            "family": family,
+            "replicate": replicate,
+            "depth": "full",
+        }
+        parts += [
+            {**labels, **part}
+            for part in _answers(
+                items, truth, precisions, ORDERS[orders], effect, wander, temperature, rng
+            )
+        ]
     # One frame is made at the end: a frame a part takes much longer.
     size = templates * items_per_template
 
@@ -113,8 +123,9 @@ def simulate_respondents(
             return value
         return np.full(size, value, object if isinstance(value, str) else None)
 
-    return pd.DataFrame({name: np.concatenate([column(part[name]) for part in parts])
-                         for name in parts[0]})
+    return pd.DataFrame(
+        {name: np.concatenate([column(part[name]) for part in parts]) for name in parts[0]}
+    )
 
 
 def _answers(items, truth, precisions, orders, effect, wander, temperature, rng):
@@ -176,9 +187,12 @@ def _answers(items, truth, precisions, orders, effect, wander, temperature, rng)
             yield columns
 
 
-def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = PAPER_SEEDS, seed: int = 0) -> pd.DataFrame:
-    """Draw samples, each on its own, from the exact answers of the original order at the study's
-    temperature.
+def draw_samples(
+    answers: pd.DataFrame, seeds: Sequence[int] = PAPER_SEEDS, seed: int = 0
+) -> pd.DataFrame:
+    """Draw samples, each on its own, from exact answers.
+
+    They are drawn at the study's temperature, in the original order of the options.
 
     Parameters
     ----------
@@ -191,12 +205,15 @@ def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = PAPER_SEEDS, seed
         In the schema of ``samples``.
     """
     source = answers[answers["order"] == ORIGINAL].reset_index(drop=True)
-    logp = np.column_stack([
-        source[[f"logp_{x}_t" for x in LETTERS]].to_numpy(float),
-        np.log(np.maximum(source["mass_other_t"].to_numpy(float), 1e-30)),
-    ])
-    roles = np.column_stack([source[[f"role_{x}" for x in LETTERS]].to_numpy(str),
-                             np.full(len(source), "unparsed")])
+    logp = np.column_stack(
+        [
+            source[[f"logp_{x}_t" for x in LETTERS]].to_numpy(float),
+            np.log(np.maximum(source["mass_other_t"].to_numpy(float), 1e-30)),
+        ]
+    )
+    roles = np.column_stack(
+        [source[[f"role_{x}" for x in LETTERS]].to_numpy(str), np.full(len(source), "unparsed")]
+    )
     names = np.array([*LETTERS, "Q"])
     drop = [c for c in source if c.startswith(("logp_", "mass_", "role_"))]
     base = source.drop(columns=[*drop, "order", "correct"])
@@ -205,17 +222,21 @@ def draw_samples(answers: pd.DataFrame, seeds: Sequence[int] = PAPER_SEEDS, seed
         rng = np.random.default_rng([seed, value])
         choice = (logp + rng.gumbel(size=logp.shape)).argmax(axis=1)
         letter = names[choice]
-        frames.append(base.assign(
-            seed=value, raw_response=letter,
-            parsed_answer=pd.array(np.where(choice == 3, None, letter), dtype="str"),
-            role=roles[np.arange(len(choice)), choice],
-            correct=letter == source["correct"].to_numpy(str),
-        ))
+        frames.append(
+            base.assign(
+                seed=value,
+                raw_response=letter,
+                parsed_answer=pd.array(np.where(choice == 3, None, letter), dtype="str"),
+                role=roles[np.arange(len(choice)), choice],
+                correct=letter == source["correct"].to_numpy(str),
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 
-def simulate_perplexity(answers: pd.DataFrame, sequences: int = 64, effect: float = 1.0,
-                        seed: int = 0) -> pd.DataFrame:
+def simulate_perplexity(
+    answers: pd.DataFrame, sequences: int = 64, effect: float = 1.0, seed: int = 0
+) -> pd.DataFrame:
     """Per-sequence negative log-likelihoods that rise with the strength of quantization."""
     cells = answers[STUDY].drop_duplicates()
     frames = []
@@ -224,10 +245,17 @@ def simulate_perplexity(answers: pd.DataFrame, sequences: int = 64, effect: floa
         level = rng.gamma(40, 0.05, sequences)
         strength = effect * STRENGTH[cell.precision]
         rise = 0.08 * strength + 0.03 * strength * rng.normal(size=sequences)
-        frames.append(pd.DataFrame({
-            **cell._asdict(), "sequence": np.arange(sequences), "tokens": 512,
-            "nll": 512 * (level + rise), "source": "simulated",
-        }))
+        frames.append(
+            pd.DataFrame(
+                {
+                    **cell._asdict(),
+                    "sequence": np.arange(sequences),
+                    "tokens": 512,
+                    "nll": 512 * (level + rise),
+                    "source": "simulated",
+                }
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -242,11 +270,16 @@ def simulate_study(truth: str = "mixed", seed: int = 0, **options) -> dict[str, 
     answers = simulate_respondents(truth, seed=seed, **options)
     first = answers[answers["model"] == answers["model"].iloc[0]]
     first = first[(first["precision"] == first["precision"].iloc[0]) & (first["order"] == ORIGINAL)]
-    items = first[["item_id", "category", "question_index", "question_polarity",
-                   "context_condition"]].reset_index(drop=True)
+    items = first[
+        ["item_id", "category", "question_index", "question_polarity", "context_condition"]
+    ].reset_index(drop=True)
     shown = first[[f"role_{x}" for x in LETTERS]].to_numpy(str)
     items["label"] = first["correct"].map({x: k for k, x in enumerate(LETTERS)}).to_numpy()
     for role in ROLES:
         items[f"{role}_index"] = (shown == role).argmax(axis=1)
-    return {"items": items, "answers": answers, "samples": draw_samples(answers, seed=seed),
-            "perplexity": simulate_perplexity(answers, seed=seed)}
+    return {
+        "items": items,
+        "answers": answers,
+        "samples": draw_samples(answers, seed=seed),
+        "perplexity": simulate_perplexity(answers, seed=seed),
+    }

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
+from cba_utils.instrument.respondents import TRUTHS, draw_samples, simulate_respondents
 from cba_utils.measures.controls import (
     direction,
     direction_tests,
@@ -23,12 +24,11 @@ from cba_utils.measures.controls import (
     position,
     position_tests,
 )
+from cba_utils.measures.frames import item_table
 from cba_utils.measures.intervals import wilson
 from cba_utils.measures.pooling import over_replicates
-from cba_utils.measures.transitions import placebo
-from cba_utils.instrument.respondents import TRUTHS, draw_samples, simulate_respondents
 from cba_utils.measures.tests import MARGIN, difference_tests, equivalence
-from cba_utils.measures.frames import item_table
+from cba_utils.measures.transitions import placebo
 
 LEVEL = 0.05
 SIMULATIONS = 500
@@ -71,8 +71,14 @@ def _above(frame, measure, null=0.0):
     return _rows(frame, measure)["low"] > null
 
 
-def verdicts(truth: str, effect: float = 1.0, simulations: int = 100, seed: int = 0,
-             templates: int = SIZE["templates"], items_per_template: int = SIZE["items_per_template"]):
+def verdicts(
+    truth: str,
+    effect: float = 1.0,
+    simulations: int = 100,
+    seed: int = 0,
+    templates: int = SIZE["templates"],
+    items_per_template: int = SIZE["items_per_template"],
+):
     """One row a simulated study of one checkpoint, one column a control: True where it says "yes".
 
     Every study compares BF16 with one low precision. The attribute ``attrs["change"]`` is the mean
@@ -84,8 +90,14 @@ def verdicts(truth: str, effect: float = 1.0, simulations: int = 100, seed: int 
     [True, True]
     """
     answers = simulate_respondents(
-        truth, templates, items_per_template, ("bf16", "q3"), replicates=simulations,
-        effect=effect, seed=seed)
+        truth,
+        templates,
+        items_per_template,
+        ("bf16", "q3"),
+        replicates=simulations,
+        effect=effect,
+        seed=seed,
+    )
     samples = draw_samples(answers, seed=seed)
     changes = difference_tests(samples)
     changes = changes[changes["measure"] == "d_srs"].set_index("model")
@@ -96,8 +108,10 @@ def verdicts(truth: str, effect: float = 1.0, simulations: int = 100, seed: int 
         "excess over placebo": _above(excess, "became_biased_expected_excess"),
         "excess over mirror image": _above(excess, "bias_beyond_mirror"),
         "direction": direction_tests(answers, resamples=RESAMPLES).set_index("model")["p"] < LEVEL,
-        "direction, five draws":
-            direction_tests(samples, resamples=RESAMPLES).set_index("model")["p"] < LEVEL,
+        "direction, five draws": direction_tests(samples, resamples=RESAMPLES).set_index("model")[
+            "p"
+        ]
+        < LEVEL,
         "lean grew": grew(_rows(leans, "log_gap", "bf16"), _rows(leans, "d_log_gap")),
         "letter drift": position_tests(answers).set_index("model")["p"] < LEVEL,
         "lead over the other person": _above(position(answers), "d_lead"),
@@ -117,9 +131,16 @@ def effect_of_margin(truth: str = "bias", templates: int = 2000) -> float:
     Found on one large population of templates, for the level of that test: a change as large as the
     margin should be called none in 5 % of studies at most.
     """
+
     def beyond(effect):
-        answers = simulate_respondents(truth, templates, SIZE["items_per_template"], ("bf16", "q3"),
-                                       orders="original", effect=effect)
+        answers = simulate_respondents(
+            truth,
+            templates,
+            SIZE["items_per_template"],
+            ("bf16", "q3"),
+            orders="original",
+            effect=effect,
+        )
         table = item_table(answers)
         table = table[table["context_condition"] == "ambig"]
         rate = table.groupby("precision")[["stereotyped", "parsed"]].sum()
@@ -129,8 +150,14 @@ def effect_of_margin(truth: str = "bias", templates: int = 2000) -> float:
     return float(brentq(beyond, 0.0, 1.0, xtol=1e-4))
 
 
-def pooled_verdicts(truth: str, effect: float = 1.0, simulations: int = 100, seed: int = 0,
-                    templates: int = 12, items_per_template: int = 12) -> pd.DataFrame:
+def pooled_verdicts(
+    truth: str,
+    effect: float = 1.0,
+    simulations: int = 100,
+    seed: int = 0,
+    templates: int = 12,
+    items_per_template: int = 12,
+) -> pd.DataFrame:
     """The same for studies of fifteen checkpoints in three families, decided over checkpoints.
 
     Every checkpoint wanders, all of its items alike, and every checkpoint has questions of its own.
@@ -140,11 +167,23 @@ def pooled_verdicts(truth: str, effect: float = 1.0, simulations: int = 100, see
     >>> pooled_verdicts("bias", simulations=2)["lean grew"].tolist()
     [True, True]
     """
-    answers = pd.concat([
-        simulate_respondents(truth, templates, items_per_template, ("bf16", "q3"), family=family,
-                             replicates=simulations * CHECKPOINTS, effect=effect, wander=wander,
-                             seed=1000 * k + seed)
-        for k, (family, wander) in enumerate(FAMILIES.items())], ignore_index=True)
+    answers = pd.concat(
+        [
+            simulate_respondents(
+                truth,
+                templates,
+                items_per_template,
+                ("bf16", "q3"),
+                family=family,
+                replicates=simulations * CHECKPOINTS,
+                effect=effect,
+                wander=wander,
+                seed=1000 * k + seed,
+            )
+            for k, (family, wander) in enumerate(FAMILIES.items())
+        ],
+        ignore_index=True,
+    )
 
     def decided(frame):
         frame = frame.assign(study=(frame["replicate"] - 1) // CHECKPOINTS)
@@ -171,15 +210,16 @@ def _should(truth, control, change):
     return "yes" if truth in SHOULD_SAY_YES[control] else "no"
 
 
-def rejections(simulations: int = SIMULATIONS, batch: int = 100, truths=TRUTHS, effects=EFFECTS,
-               **size) -> pd.DataFrame:
+def rejections(
+    simulations: int = SIMULATIONS, batch: int = 100, truths=TRUTHS, effects=EFFECTS, **size
+) -> pd.DataFrame:
     """How often every control says "yes" to every truth, and to weaker effects.
 
     Returns
     -------
     DataFrame
-        ``truth, effect, checkpoints, control, change`` (the true change of the stereotyped rate, for
-        studies of one checkpoint), ``should`` ("yes", "no", or "not applicable" where nothing
+        ``truth, effect, checkpoints, control, change`` (the true change of the stereotyped rate,
+        for studies of one checkpoint), ``should`` ("yes", "no", or "not applicable" where nothing
         differs that the control looks at), and ``measure, estimate, low, high, n``: the share of
         studies with Wilson's interval, since simulations are independent. The rows with the truth
         "change of the margin" give the level of the equivalence tests.
@@ -191,13 +231,19 @@ def rejections(simulations: int = SIMULATIONS, batch: int = 100, truths=TRUTHS, 
             should = "no" if truth == MARGIN_TRUTH else _should(truth, control, change)
             yes, n = int(said[control].sum()), len(said)
             found = (yes / n, *wilson(yes, n)) if should != NOT_APPLICABLE else (np.nan,) * 3
-            rows.append((truth, effect, checkpoints, control, change, should, "said_yes", *found, n))
+            rows.append(
+                (truth, effect, checkpoints, control, change, should, "said_yes", *found, n)
+            )
 
     def batches(judge, *arguments, wanted=simulations, at_once=batch, **options):
-        parts = [judge(*arguments, simulations=min(at_once, wanted - k), seed=k + 1, **options)
-                 for k in range(0, wanted, at_once)]
-        change = np.average([part.attrs.get("change", np.nan) for part in parts],
-                            weights=[len(part) for part in parts])
+        parts = [
+            judge(*arguments, simulations=min(at_once, wanted - k), seed=k + 1, **options)
+            for k in range(0, wanted, at_once)
+        ]
+        change = np.average(
+            [part.attrs.get("change", np.nan) for part in parts],
+            weights=[len(part) for part in parts],
+        )
         return pd.concat(parts), change
 
     plan = [(truth, 1.0) for truth in truths]
@@ -212,10 +258,26 @@ def rejections(simulations: int = SIMULATIONS, batch: int = 100, truths=TRUTHS, 
     # A fifth is enough where no false rate is read.
     for truth, effect, wanted in (("retrained", 1.0, simulations), ("bias", 0.4, simulations // 5)):
         if truth in truths:
-            said, _ = batches(pooled_verdicts, truth, effect, wanted=wanted, at_once=max(batch // 10, 1))
+            said, _ = batches(
+                pooled_verdicts, truth, effect, wanted=wanted, at_once=max(batch // 10, 1)
+            )
             count(truth, effect, CHECKPOINTS * len(FAMILIES), said, np.nan, said)
-    return pd.DataFrame(rows, columns=["truth", "effect", "checkpoints", "control", "change", "should",
-                                       "measure", "estimate", "low", "high", "n"])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "truth",
+            "effect",
+            "checkpoints",
+            "control",
+            "change",
+            "should",
+            "measure",
+            "estimate",
+            "low",
+            "high",
+            "n",
+        ],
+    )
 
 
 def write_rejections(simulations=SIMULATIONS, out=RESULT):

@@ -20,11 +20,15 @@ from cba_utils.study.roles import item_columns, role_of_letters, study_columns
 register(
     Measure("flip_rate", "First choice changed, % of items", of=ratio("flip", "items")),
     Measure("predicted", kind="predicted", base="flip_rate", of=ratio("predicted", "items")),
-    Measure("entropy", unit="bits", bounds=(0.0, np.log2(len(LETTERS))),
-            of=ratio("entropy", "items")),
-    Measure("flip_ratio", unit="ratio", bounds=(0.0, np.inf),
-            of=lambda t: (t["flip_unsure"] / t["items_unsure"])
-            / (t["flip_sure"] / t["items_sure"])),
+    Measure(
+        "entropy", unit="bits", bounds=(0.0, np.log2(len(LETTERS))), of=ratio("entropy", "items")
+    ),
+    Measure(
+        "flip_ratio",
+        unit="ratio",
+        bounds=(0.0, np.inf),
+        of=lambda t: (t["flip_unsure"] / t["items_unsure"]) / (t["flip_sure"] / t["items_sure"]),
+    ),
 )
 
 
@@ -41,17 +45,23 @@ def flips(answers: pd.DataFrame, bins: int = 5, reference: str = REFERENCE) -> p
     p = each[[f"p_{x}" for x in LETTERS]].to_numpy(float)
     p = p / p.sum(axis=1, keepdims=True)
     top = np.sort(p, axis=1)
-    each = each.assign(choice=p.argmax(axis=1), entropy=entr(p).sum(axis=1) / np.log(2),
-                       margin=top[:, 2] - top[:, 1])
+    each = each.assign(
+        choice=p.argmax(axis=1),
+        entropy=entr(p).sum(axis=1) / np.log(2),
+        margin=top[:, 2] - top[:, 1],
+    )
     cell = [c for c in study_columns(each) if c != "precision"]
     before = each[each["precision"] == reference].copy()
-    rank = (before.groupby(cell, dropna=False)["entropy"] if cell else before["entropy"])
+    rank = before.groupby(cell, dropna=False)["entropy"] if cell else before["entropy"]
     before["bin"] = np.minimum(np.floor(rank.rank(pct=True, method="first") * bins), bins - 1)
     before["bin"] = before["bin"].astype(int) + 1
     after = each[each["precision"] != reference]
     joined = after[[*cell, "precision", *item_columns(after), "choice"]].merge(
         before[[*cell, "item_id", "choice", "entropy", "margin", "bin"]],
-        on=[*cell, "item_id"], suffixes=("", "_ref"), validate="many_to_one")
+        on=[*cell, "item_id"],
+        suffixes=("", "_ref"),
+        validate="many_to_one",
+    )
     return joined.assign(flip=(joined["choice"] != joined["choice_ref"]).astype(float))
 
 
@@ -66,8 +76,9 @@ def flip_rates(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
     parts = [_calibrated(part) for _, part in table.groupby(keys, dropna=False, sort=False)]
     table = pd.concat(parts, ignore_index=True)
     measures = [measure(name) for name in ("flip_rate", "predicted", "entropy")]
-    return estimates(table, measures, ["flip", "predicted", "entropy", "items"], [*keys, "bin"],
-                     **options)
+    return estimates(
+        table, measures, ["flip", "predicted", "entropy", "items"], [*keys, "bin"], **options
+    )
 
 
 def flip_ratio(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
@@ -84,8 +95,11 @@ def flip_ratio(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
     """
     table = flips(answers, bins)
     sides = {"sure": table["bin"] == 1, "unsure": table["bin"] == bins}
-    parts = {f"{name}_{side}": value * inside for side, inside in sides.items()
-             for name, value in (("flip", table["flip"]), ("items", 1.0))}
+    parts = {
+        f"{name}_{side}": value * inside
+        for side, inside in sides.items()
+        for name, value in (("flip", table["flip"]), ("items", 1.0))
+    }
     table = table.assign(**parts)
     if not several_checkpoints(table):
         found = estimates(table, [measure("flip_ratio")], [*parts], ["precision"], **options)

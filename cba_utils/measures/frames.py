@@ -27,7 +27,8 @@ def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "a
     ----------
     frame : DataFrame
         ``samples`` (then the columns are counts of draws), ``answers`` (then they are
-        probabilities, see :func:`cba_utils.study.roles.role_probabilities`), or an item table, returned as it is.
+        probabilities, see :func:`cba_utils.study.roles.role_probabilities`), or an item table,
+        returned as it is.
     temperature, orders : str
         Passed to :func:`cba_utils.study.roles.role_probabilities`.
 
@@ -51,8 +52,9 @@ def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "a
     role = frame["role"]
     if not role.isin(known).all():
         row = (~role.isin(known)).to_numpy().argmax()
-        raise ValueError(f"samples row {row} has the role {role.iloc[row]!r}; "
-                         f"a role is one of {known}")
+        raise ValueError(
+            f"samples row {row} has the role {role.iloc[row]!r}; a role is one of {known}"
+        )
     keys = [*study_columns(frame), *item_columns(frame)]
     ones = {r: (role == r).astype("int32") for r in known}
     ones["correct"] = frame["correct"].astype("int32")
@@ -74,17 +76,27 @@ def pair_with(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     cell = [c for c in study_columns(table) if c != "precision"]
     is_reference = table["precision"] == reference
     if not is_reference.any():
-        raise ValueError(f"no row has the reference precision {reference!r}; there are "
-                         f"{sorted(table['precision'].unique())}")
+        raise ValueError(
+            f"no row has the reference precision {reference!r}; there are "
+            f"{sorted(table['precision'].unique())}"
+        )
     values = [c for c in [*COUNTS, "draws", "unbiased"] if c in table]
     right = table.loc[is_reference, [*cell, "item_id", *values]]
-    paired = table[~is_reference].merge(right, on=[*cell, "item_id"], suffixes=("", "_ref"),
-                                        how="left", validate="many_to_one", indicator=True)
+    paired = table[~is_reference].merge(
+        right,
+        on=[*cell, "item_id"],
+        suffixes=("", "_ref"),
+        how="left",
+        validate="many_to_one",
+        indicator=True,
+    )
     lone = paired["_merge"] == "left_only"
     if lone.any():
         first = paired[lone].iloc[0]
-        raise ValueError(f"{lone.sum()} items have no {reference} answers, the first is "
-                         f"{first['item_id']} at {first['precision']}")
+        raise ValueError(
+            f"{lone.sum()} items have no {reference} answers, the first is "
+            f"{first['item_id']} at {first['precision']}"
+        )
     sizes = table.groupby([*cell, "precision"], observed=True, dropna=False).size()
     uneven = sizes.groupby(level=cell, dropna=False).nunique() if cell else sizes.nunique()
     if np.any(uneven > 1):

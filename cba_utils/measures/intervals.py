@@ -110,7 +110,7 @@ def without_variation(estimate, bounds, clusters, level):
 
 
 def _named(totals, array):
-    return dict(zip(totals.columns, np.moveaxis(array, -1, 0)))
+    return dict(zip(totals.columns, np.moveaxis(array, -1, 0), strict=True))
 
 
 def jackknife(totals: pd.DataFrame, measure: Measure) -> tuple[float, float, int]:
@@ -239,8 +239,9 @@ def cluster_totals(table, columns, by=(), cluster="template_id"):
     by = list(by)
     grouped = table.assign(_rows=1).groupby([*by, cluster], observed=True, dropna=False)
     totals = grouped[[*columns, "_rows"]].sum()
-    groups = totals.groupby(level=by, observed=True, dropna=False, sort=False) if by else [
-        ((), totals)]
+    groups = (
+        totals.groupby(level=by, observed=True, dropna=False, sort=False) if by else [((), totals)]
+    )
     for key, group in groups:
         yield key, group[list(columns)], int(group["_rows"].sum())
 
@@ -270,6 +271,8 @@ def estimates(
     found = []
     for key, totals, rows in cluster_totals(table, columns, by, cluster):
         counted = {one.per: totals[one.per].sum() for one in measures if one.per}
-        found += [(*key, *row, counted[one.per] if one.per else rows) for row, one in
-                  zip(_intervals(totals, measures, **options), measures, strict=True)]
+        found += [
+            (*key, *row, counted[one.per] if one.per else rows)
+            for row, one in zip(_intervals(totals, measures, **options), measures, strict=True)
+        ]
     return pd.DataFrame(found, columns=[*by, *ESTIMATE_COLUMNS])

@@ -30,9 +30,7 @@ Statistic = Callable[[Totals], Any]
 
 Unit = Literal["share", "score", "log odds", "bits", "relative", "ratio"]
 Pooling = Literal["mean", "sums"]
-Kind = Literal[
-    "observed", "expected", "placebo", "predicted", "excess", "change", "net", "beyond"
-]
+Kind = Literal["observed", "expected", "placebo", "predicted", "excess", "change", "net", "beyond"]
 UNBOUNDED = (-np.inf, np.inf)
 SHARE = (0.0, 1.0)
 SCORE = (-100.0, 100.0)
@@ -119,17 +117,24 @@ class Measure:
     def statistic(self) -> Statistic:
         """Return the function of totals that gives it; an error says if there is none."""
         if self.of is None:
-            raise ValueError(f"measure {self.name!r} is no function of totals by itself; "
-                             f"give it one with .computed(of)")
+            raise ValueError(
+                f"measure {self.name!r} is no function of totals by itself; "
+                f"give it one with .computed(of)"
+            )
         return self.of
 
     def change(self) -> Measure:
         """Return its change since a reference, whose totals have the suffix ``_ref``."""
         now = self.statistic()
         return Measure(
-            f"d_{self.name}", f"{self.title}: change since BF16", unit=self.unit,
-            bounds=difference(self.bounds), of=minus(now, suffixed(now, "_ref")), kind="change",
-            base=self.name)
+            f"d_{self.name}",
+            f"{self.title}: change since BF16",
+            unit=self.unit,
+            bounds=difference(self.bounds),
+            of=minus(now, suffixed(now, "_ref")),
+            kind="change",
+            base=self.name,
+        )
 
 
 def ratio(numerator: str, denominator: str) -> Statistic:

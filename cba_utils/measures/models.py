@@ -41,10 +41,16 @@ def _counts(frame):
 def _table(terms, logs, errors, df, n):
     """Odds ratios with intervals; ``Intercept`` is left out."""
     reach = sps.t.ppf(0.975, df) * errors
-    table = pd.DataFrame({
-        "term": terms, "estimate": np.exp(logs), "low": np.exp(logs - reach),
-        "high": np.exp(logs + reach), "p": 2 * sps.t.sf(np.abs(logs) / errors, df), "n": int(n),
-    })
+    table = pd.DataFrame(
+        {
+            "term": terms,
+            "estimate": np.exp(logs),
+            "low": np.exp(logs - reach),
+            "high": np.exp(logs + reach),
+            "p": 2 * sps.t.sf(np.abs(logs) / errors, df),
+            "n": int(n),
+        }
+    )
     # Beyond these digits a fit depends on the number of threads.
     numbers = ["estimate", "low", "high", "p"]
     table[numbers] = table[numbers].map(lambda x: float(f"{x:.8g}"))
@@ -52,8 +58,16 @@ def _table(terms, logs, errors, df, n):
 
 
 def _undefined(terms, n):
-    return pd.DataFrame({"term": list(terms), "estimate": np.nan, "low": np.nan, "high": np.nan,
-                         "p": np.nan, "n": int(n)})
+    return pd.DataFrame(
+        {
+            "term": list(terms),
+            "estimate": np.nan,
+            "low": np.nan,
+            "high": np.nan,
+            "p": np.nan,
+            "n": int(n),
+        }
+    )
 
 
 def _with_events(counts):
@@ -79,10 +93,14 @@ def published_logit(samples: pd.DataFrame) -> pd.DataFrame:
     counts = _counts(samples)
     if len(_with_events(counts)) < 2:
         return _undefined(["bits"], counts["parsed"].sum())
-    fit = smf.glm(_formula({"bits": "bits", "category": "C(category)"}, counts), counts,
-                  family=sm.families.Binomial()).fit()
-    return _table(fit.params.index, fit.params.to_numpy(), fit.bse.to_numpy(), np.inf,
-                  counts["parsed"].sum())
+    fit = smf.glm(
+        _formula({"bits": "bits", "category": "C(category)"}, counts),
+        counts,
+        family=sm.families.Binomial(),
+    ).fit()
+    return _table(
+        fit.params.index, fit.params.to_numpy(), fit.bse.to_numpy(), np.inf, counts["parsed"].sum()
+    )
 
 
 def dose_response(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -147,8 +165,13 @@ def _clustered(counts, terms):
         models = pd.factorize(counts["model"])[0]
         ways = map(np.diag, cov_cluster_2groups(fit, templates, models))
         variance, clusters = np.max([*ways], axis=0), min(clusters, models.max() + 1)
-    return _table(fit.params.index, fit.params.to_numpy(), np.sqrt(variance), clusters - 1,
-                  templates.max() + 1)
+    return _table(
+        fit.params.index,
+        fit.params.to_numpy(),
+        np.sqrt(variance),
+        clusters - 1,
+        templates.max() + 1,
+    )
 
 
 def steps(odds: pd.DataFrame) -> pd.Series:

@@ -6,20 +6,26 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from cba_utils.study.roles import study_columns
 from cba_utils.measures.intervals import estimates, jackknife
 from cba_utils.measures.measure import Measure, measure, register
 from cba_utils.names import REFERENCE
+from cba_utils.study.roles import study_columns
 
 register(
-    Measure("perplexity_change", "Perplexity, % change from BF16", unit="relative",
-            bounds=(-1.0, np.inf), counts="sequences",
-            of=lambda t: np.exp(t["nll"] / t["tokens"] - t["nll_ref"] / t["tokens"]) - 1),
+    Measure(
+        "perplexity_change",
+        "Perplexity, % change from BF16",
+        unit="relative",
+        bounds=(-1.0, np.inf),
+        counts="sequences",
+        of=lambda t: np.exp(t["nll"] / t["tokens"] - t["nll_ref"] / t["tokens"]) - 1,
+    ),
 )
 
 
-def perplexity_change(perplexity: pd.DataFrame, reference: str = REFERENCE, margin: float = 0.01,
-                      **options) -> pd.DataFrame:
+def perplexity_change(
+    perplexity: pd.DataFrame, reference: str = REFERENCE, margin: float = 0.01, **options
+) -> pd.DataFrame:
     """Relative change of perplexity since the reference, paired by sequence.
 
     Tokens of a sequence depend on each other, so sequences are resampled whole. The column
@@ -30,14 +36,12 @@ def perplexity_change(perplexity: pd.DataFrame, reference: str = REFERENCE, marg
     on = [*cell, "sequence"]
     before = perplexity[perplexity["precision"] == reference][[*on, "nll", "tokens"]]
     after = perplexity[perplexity["precision"] != reference]
-    paired = after.merge(before, on=on, suffixes=("", "_ref"), how="left",
-                         validate="many_to_one")
+    paired = after.merge(before, on=on, suffixes=("", "_ref"), how="left", validate="many_to_one")
     if not (paired["tokens"] == paired["tokens_ref"]).all():
         raise ValueError(f"the sequences of some precision are not those of {reference}")
     keys = [*cell, "precision"]
     columns = ["nll", "nll_ref", "tokens"]
-    found = estimates(paired, [measure("perplexity_change")], columns, keys, "sequence",
-                      **options)
+    found = estimates(paired, [measure("perplexity_change")], columns, keys, "sequence", **options)
     bounds = []
     for _, part in paired.groupby(keys, dropna=False):
         estimate, error, df = jackknife(part[columns], measure("perplexity_change"))
@@ -45,8 +49,9 @@ def perplexity_change(perplexity: pd.DataFrame, reference: str = REFERENCE, marg
     return found.assign(bound=bounds, equivalent=np.array(bounds) < margin)
 
 
-def perplexity_and_bias(perplexity: pd.DataFrame, transition_rates: pd.DataFrame,
-                        measure: str = "became_biased"):
+def perplexity_and_bias(
+    perplexity: pd.DataFrame, transition_rates: pd.DataFrame, measure: str = "became_biased"
+):
     """One row a cell with both changes, and Spearman's rank correlation over the cells.
 
     Returns

@@ -63,7 +63,8 @@ def _of_units(group, stratum, share):
         values, n = np.nan_to_num(values), np.where(np.isnan(values), 0.0, n)
         return lambda kept: (values * n)[kept].sum() / n[kept].sum()
     return lambda kept: np.mean(
-        [values[kept & (stratum == s)].mean() for s in np.unique(stratum)] or np.nan)
+        [values[kept & (stratum == s)].mean() for s in np.unique(stratum)] or np.nan
+    )
 
 
 def over_models(frame: pd.DataFrame) -> pd.DataFrame:
@@ -94,8 +95,10 @@ def over_models(frame: pd.DataFrame) -> pd.DataFrame:
         if len(ranked):
             ends = [x for k in (0, -1) for x in ranked[["estimate", "model"]].iloc[k]]
         rows.append((*key, *means, len(group), group["n"].sum(), *ends))
-    return pd.DataFrame(rows, columns=[*keys, *ESTIMATE_COLUMNS[1:], "of", "least",
-                                       "least_model", "most", "most_model"])
+    return pd.DataFrame(
+        rows,
+        columns=[*keys, *ESTIMATE_COLUMNS[1:], "of", "least", "least_model", "most", "most_model"],
+    )
 
 
 def presentable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -21,8 +21,8 @@ def load_published(path=None) -> pd.DataFrame:
     -------
     DataFrame
         ``quantity, precision, low, high, unit, source, note``; ``precision`` is empty where a
-        figure has none, ``low`` is missing where only an upper bound was published, and ``note`` where there
-        is none.
+        figure has none, ``low`` is missing where only an upper bound was published, and ``note``
+        where there is none.
 
     Examples
     --------
@@ -56,6 +56,8 @@ def _numbers(table, column):
     wrong = numbers.isna() & (table[column] != "")
     if wrong.any():
         line = wrong.to_numpy().argmax()
-        raise ValueError(f"published figures, line {line + 2}: {column} is "
-                         f"{table[column].iloc[line]!r}, not a number")
+        raise ValueError(
+            f"published figures, line {line + 2}: {column} is "
+            f"{table[column].iloc[line]!r}, not a number"
+        )
     return numbers

@@ -21,11 +21,22 @@ from cba_utils.measures.tests import adjust, chi_squared, cohens_h
 from cba_utils.measures.transitions import role_flow, transitions
 from cba_utils.names import REFERENCE, ROLES
 
-__all__ = ["main_table", "chi_squared_tests", "category_breakdown", "latent_bias_items",
-           "filtered_table", "one_way_transitions", "perplexity_table", "published_logit",
-           "relative_decline", "amplification"]
+__all__ = [
+    "main_table",
+    "chi_squared_tests",
+    "category_breakdown",
+    "latent_bias_items",
+    "filtered_table",
+    "one_way_transitions",
+    "perplexity_table",
+    "published_logit",
+    "relative_decline",
+    "amplification",
+]
 LATENT_SRS = 0.2
-register(Measure("amplification", "SRS as a multiple of BF16's", unit="ratio", bounds=(0.0, np.inf)))
+register(
+    Measure("amplification", "SRS as a multiple of BF16's", unit="ratio", bounds=(0.0, np.inf))
+)
 
 
 def _ambiguous(samples):
@@ -35,10 +46,16 @@ def _ambiguous(samples):
 
 def _ladder(frame):
     """Sort rows by model and falling precision."""
-    rank = frame["precision"].map({name: k for k, name in enumerate(most_bits_first(frame["precision"]))})
+    rank = frame["precision"].map(
+        {name: k for k, name in enumerate(most_bits_first(frame["precision"]))}
+    )
     keys = [c for c in ("model", "category") if c in frame]
-    return frame.assign(_rank=rank).sort_values([*keys, "_rank"], kind="stable").drop(
-        columns="_rank").reset_index(drop=True)
+    return (
+        frame.assign(_rank=rank)
+        .sort_values([*keys, "_rank"], kind="stable")
+        .drop(columns="_rank")
+        .reset_index(drop=True)
+    )
 
 
 def _sums(table, keys):
@@ -46,9 +63,11 @@ def _sums(table, keys):
 
 
 def _rates(sums):
-    return sums.assign(srs=sums["stereotyped"] / sums["parsed"],
-                       usr=sums["unknown"] / sums["parsed"],
-                       anti_rate=sums["anti_stereotyped"] / sums["parsed"])
+    return sums.assign(
+        srs=sums["stereotyped"] / sums["parsed"],
+        usr=sums["unknown"] / sums["parsed"],
+        anti_rate=sums["anti_stereotyped"] / sums["parsed"],
+    )
 
 
 def _with_deltas(table, keys, reference):
@@ -77,20 +96,49 @@ def main_table(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFram
     sizes = ambiguous.groupby(["model", "precision"], observed=True).size()
     table = table.merge(sizes.reset_index(name="items"), on=["model", "precision"])
     table = _with_deltas(table, ["model"], reference)
-    return _ladder(table[["model", "precision", "srs", "usr", "anti_rate", "d_srs", "d_usr",
-                          "d_anti_rate", "items", "draws"]])
+    return _ladder(
+        table[
+            [
+                "model",
+                "precision",
+                "srs",
+                "usr",
+                "anti_rate",
+                "d_srs",
+                "d_usr",
+                "d_anti_rate",
+                "items",
+                "draws",
+            ]
+        ]
+    )
 
 
 def category_breakdown(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """The main table by category."""
     table = _rates(_sums(_ambiguous(samples), ["model", "category", "precision"]))
     table = _with_deltas(table, ["model", "category"], reference)
-    return _ladder(table[["model", "category", "precision", "srs", "usr", "anti_rate", "d_srs",
-                          "d_usr", "d_anti_rate", "draws"]])
+    return _ladder(
+        table[
+            [
+                "model",
+                "category",
+                "precision",
+                "srs",
+                "usr",
+                "anti_rate",
+                "d_srs",
+                "d_usr",
+                "d_anti_rate",
+                "draws",
+            ]
+        ]
+    )
 
 
-def chi_squared_tests(samples: pd.DataFrame, reference: str = REFERENCE,
-                      by_category: bool = True) -> pd.DataFrame:
+def chi_squared_tests(
+    samples: pd.DataFrame, reference: str = REFERENCE, by_category: bool = True
+) -> pd.DataFrame:
     """Chi-squared test of the roles at each precision against BF16, with Cohen's h of SRS.
 
     It misleads in two ways: the five draws of an item and the items of a template count as
@@ -117,18 +165,25 @@ def chi_squared_tests(samples: pd.DataFrame, reference: str = REFERENCE,
         for precision in part.index.drop(reference):
             after = part.loc[precision]
             pair = part.loc[[reference, precision]]
-            rows.append({
-                "model": model, "category": category, "precision": precision,
-                **chi_squared(pair[ROLES]),
-                "cohens_h": cohens_h(after["stereotyped"] / after["parsed"],
-                                     before["stereotyped"] / before["parsed"]),
-                "n": int(pair["parsed"].sum()),
-            })
+            rows.append(
+                {
+                    "model": model,
+                    "category": category,
+                    "precision": precision,
+                    **chi_squared(pair[ROLES]),
+                    "cohens_h": cohens_h(
+                        after["stereotyped"] / after["parsed"],
+                        before["stereotyped"] / before["parsed"],
+                    ),
+                    "n": int(pair["parsed"].sum()),
+                }
+            )
     return adjust(_ladder(pd.DataFrame(rows)))
 
 
-def latent_bias_items(samples: pd.DataFrame, least: float = LATENT_SRS,
-                      reference: str = REFERENCE) -> pd.DataFrame:
+def latent_bias_items(
+    samples: pd.DataFrame, least: float = LATENT_SRS, reference: str = REFERENCE
+) -> pd.DataFrame:
     """Return (model, item_id) of the items whose SRS at BF16 is at least ``least``.
 
     With five draws of one item a SRS of 0.2 is one stereotyped draw. Choosing items by a noisy
@@ -142,8 +197,9 @@ def latent_bias_items(samples: pd.DataFrame, least: float = LATENT_SRS,
     return table.loc[latent, ["model", "item_id"]].reset_index(drop=True)
 
 
-def filtered_table(samples: pd.DataFrame, least: float = LATENT_SRS,
-                   reference: str = REFERENCE) -> pd.DataFrame:
+def filtered_table(
+    samples: pd.DataFrame, least: float = LATENT_SRS, reference: str = REFERENCE
+) -> pd.DataFrame:
     """The main table over all items and over the latent-bias items, one under the other.
 
     The column ``items_kept`` says which: ``"all"`` or ``"latent"``.
@@ -153,8 +209,9 @@ def filtered_table(samples: pd.DataFrame, least: float = LATENT_SRS,
     whole = main_table(samples, reference).assign(items_kept="all")
     if kept.empty:
         return whole
-    return pd.concat([whole, main_table(kept, reference).assign(items_kept="latent")],
-                     ignore_index=True)
+    return pd.concat(
+        [whole, main_table(kept, reference).assign(items_kept="latent")], ignore_index=True
+    )
 
 
 def one_way_transitions(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -172,15 +229,20 @@ def one_way_transitions(samples: pd.DataFrame, reference: str = REFERENCE) -> pd
     """
     paired = pair_with(_ambiguous(samples), reference)
     clean = paired["stereotyped_ref"] == 0
-    table = paired.assign(unbiased_at_reference=clean,
-                          became_biased=clean & (paired["stereotyped"] > 0))
-    sums = table.groupby(["model", "precision"], observed=True)[
-        ["unbiased_at_reference", "became_biased"]].sum().reset_index()
+    table = paired.assign(
+        unbiased_at_reference=clean, became_biased=clean & (paired["stereotyped"] > 0)
+    )
+    sums = (
+        table.groupby(["model", "precision"], observed=True)[
+            ["unbiased_at_reference", "became_biased"]
+        ]
+        .sum()
+        .reset_index()
+    )
     sums["rate"] = sums["became_biased"] / sums["unbiased_at_reference"]
     flow = role_flow(samples, reference=reference)
     flow = flow[(flow["from_role"] == "unknown") & (flow["to_role"] == "stereotyped")]
-    flow = flow[["model", "precision", "items"]].rename(
-        columns={"items": "unknown_to_stereotyped"})
+    flow = flow[["model", "precision", "items"]].rename(columns={"items": "unknown_to_stereotyped"})
     merged = sums.merge(flow, on=["model", "precision"], how="left")
     return _ladder(merged.fillna({"unknown_to_stereotyped": 0}))
 
@@ -195,8 +257,9 @@ def perplexity_table(perplexity: pd.DataFrame, samples: pd.DataFrame):
     return _ladder(cells), correlation
 
 
-def relative_decline(samples: pd.DataFrame, precision: str = "q3", rate: str = "usr",
-                     reference: str = REFERENCE) -> dict[str, float]:
+def relative_decline(
+    samples: pd.DataFrame, precision: str = "q3", rate: str = "usr", reference: str = REFERENCE
+) -> dict[str, float]:
     """Relative decline of a rate from BF16, as published and item-weighted.
 
     The published figure is an unweighted mean over model and category cells, so that a category
@@ -210,8 +273,10 @@ def relative_decline(samples: pd.DataFrame, precision: str = "q3", rate: str = "
     cells = category_breakdown(samples, reference).set_index("precision")
     unweighted = [cells.loc[q, rate].mean() for q in (reference, precision)]
     whole = _rates(_sums(_ambiguous(samples), ["precision"])).set_index("precision")[rate]
-    return {"unweighted": 1 - unweighted[1] / unweighted[0],
-            "weighted": 1 - whole[precision] / whole[reference]}
+    return {
+        "unweighted": 1 - unweighted[1] / unweighted[0],
+        "weighted": 1 - whole[precision] / whole[reference],
+    }
 
 
 def amplification(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -224,4 +289,5 @@ def amplification(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataF
     before = table[table["precision"] == reference].set_index("model")["srs"]
     base = table["model"].map(before)
     return table[["model", "precision", "srs"]].assign(
-        amplification=table["srs"] / base.replace(0, np.nan))
+        amplification=table["srs"] / base.replace(0, np.nan)
+    )

@@ -8,7 +8,6 @@ from scipy import stats as sps
 
 from cba_utils.answering.prompts import LETTERS, parse_response
 from cba_utils.measures.frames import item_table, pair_with
-from cba_utils.study.roles import role_probabilities, study_columns
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import measure, minus
 from cba_utils.measures.rates import role_rates
@@ -20,6 +19,7 @@ from cba_utils.measures.transitions import (
     transitions,
 )
 from cba_utils.names import REFERENCE, ROLES
+from cba_utils.study.roles import role_probabilities, study_columns
 
 COUNTINGS = {
     "one way": "became_biased",
@@ -28,8 +28,9 @@ COUNTINGS = {
 }
 
 
-def five_seed_range(answers: pd.DataFrame, samples: pd.DataFrame, reference: str = REFERENCE,
-                    draws: int = DRAWS) -> pd.DataFrame:
+def five_seed_range(
+    answers: pd.DataFrame, samples: pd.DataFrame, reference: str = REFERENCE, draws: int = DRAWS
+) -> pd.DataFrame:
     """Where the study's own seeds fall among what independent seeds would have drawn.
 
     For SRS (per precision) and ``became_biased`` the mean and standard deviation over fresh seeds
@@ -47,18 +48,35 @@ def five_seed_range(answers: pd.DataFrame, samples: pd.DataFrame, reference: str
     rows = []
     for key, part in table.groupby(keys, observed=True, dropna=False):
         p, parsed = part["stereotyped"].to_numpy(), part["parsed"].to_numpy()
-        rows.append((*key, "srs", *_ratio_of_draws(p, parsed, p * (1 - p), parsed * (1 - parsed),
-                                                   p * (1 - parsed), draws), len(part)))
+        rows.append(
+            (
+                *key,
+                "srs",
+                *_ratio_of_draws(
+                    p, parsed, p * (1 - p), parsed * (1 - parsed), p * (1 - parsed), draws
+                ),
+                len(part),
+            )
+        )
     paired = pair_with(table, reference)
     top, bottom = TRANSITIONS["became_biased"]
     for key, part in paired.groupby(keys, observed=True, dropna=False):
-        w = five_seed_weights(part["stereotyped_ref"].to_numpy(), part["stereotyped"].to_numpy(),
-                              draws=draws)
+        w = five_seed_weights(
+            part["stereotyped_ref"].to_numpy(), part["stereotyped"].to_numpy(), draws=draws
+        )
         x, y = w[top], w[bottom]
-        rows.append((*key, "became_biased",
-                     *_ratio_of_draws(x, y, x * (1 - x), y * (1 - y), x * (1 - y)), len(part)))
+        rows.append(
+            (
+                *key,
+                "became_biased",
+                *_ratio_of_draws(x, y, x * (1 - x), y * (1 - y), x * (1 - y)),
+                len(part),
+            )
+        )
     expected = pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "error", "n"])
-    seen = pd.concat([role_rates(samples, method="jackknife"), transitions(samples, method="jackknife")])
+    seen = pd.concat(
+        [role_rates(samples, method="jackknife"), transitions(samples, method="jackknife")]
+    )
     seen = seen[[*keys, "measure", "estimate"]].rename(columns={"estimate": "observed"})
     found = expected.merge(seen, on=[*keys, "measure"], how="left")
     z = sps.norm.ppf(0.975)
@@ -76,7 +94,7 @@ def _ratio_of_draws(x, y, var_x, var_y, cov, draws=1):
 
 
 def reparse(samples: pd.DataFrame, items: pd.DataFrame, parser: str) -> pd.DataFrame:
-    """Samples with roles from another parser (see :func:`cba_utils.answering.prompts.parse_response`)."""
+    """Samples with roles from another parser of `cba_utils.answering.prompts.parse_response`."""
     text = samples["raw_response"].astype(object)
     letter = text.map({t: parse_response(t, parser) for t in text.unique()})
     place = letter.map({x: k for k, x in enumerate(LETTERS)})
@@ -89,8 +107,14 @@ def reparse(samples: pd.DataFrame, items: pd.DataFrame, parser: str) -> pd.DataF
     return samples.assign(parsed_answer=letter, role=role, correct=right)
 
 
-def specification_curve(answers: pd.DataFrame, samples: pd.DataFrame, items: pd.DataFrame,
-                        precision: str, reference: str = REFERENCE, **options) -> pd.DataFrame:
+def specification_curve(
+    answers: pd.DataFrame,
+    samples: pd.DataFrame,
+    items: pd.DataFrame,
+    precision: str,
+    reference: str = REFERENCE,
+    **options,
+) -> pd.DataFrame:
     """The headline number, items that became biased, under every combination of four choices.
 
     Parameters
@@ -147,10 +171,15 @@ def _specified(table, weights):
     table = table.assign(items=1.0)
     groups = {"": np.ones(len(table))}
     if weights == "categories":
-        groups = {f"@{c}": (table["category"] == c).to_numpy(float)
-                  for c in sorted(table["category"].unique())}
-    wide = {f"{name}{g}": table[name] * inside
-            for g, inside in groups.items() for name in [*names, "items"]}
+        groups = {
+            f"@{c}": (table["category"] == c).to_numpy(float)
+            for c in sorted(table["category"].unique())
+        }
+    wide = {
+        f"{name}{g}": table[name] * inside
+        for g, inside in groups.items()
+        for name in [*names, "items"]
+    }
 
     def mean(top, bottom):
         # A resample that lacks a category has no mean over the categories: NaN drops it.
@@ -159,8 +188,11 @@ def _specified(table, weights):
     one_way = mean(lambda t, g: t[f"gained_bias{g}"], "could_gain_bias")
     null = mean(lambda t, g: t[f"gained_bias_0{g}"], "could_gain_bias_0")
     back = mean(lambda t, g: t[f"lost_bias{g}"], "could_gain_bias")
-    counted = {"one way": one_way, "minus placebo": minus(one_way, null),
-               "minus lost": minus(one_way, back)}
+    counted = {
+        "one way": one_way,
+        "minus placebo": minus(one_way, null),
+        "minus lost": minus(one_way, back),
+    }
     if "gained_bias_0" not in table:
         del counted["minus placebo"]
     measures = [measure(COUNTINGS[name]).computed(of) for name, of in counted.items()]

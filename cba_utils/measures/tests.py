@@ -34,8 +34,13 @@ def _tests(table, measures, columns, by, of):
     return rows
 
 
-def change_tests(table: pd.DataFrame, measures: Sequence[Measure], columns: Sequence[str],
-                 by: Sequence[str] = (), null: float = 0.0) -> pd.DataFrame:
+def change_tests(
+    table: pd.DataFrame,
+    measures: Sequence[Measure],
+    columns: Sequence[str],
+    by: Sequence[str] = (),
+    null: float = 0.0,
+) -> pd.DataFrame:
     """Two-sided jackknife t test over templates that each measure equals ``null``.
 
     Returns ``[*by, measure, estimate, error, df, p, n]``. A measure that is ``null`` in every
@@ -49,6 +54,7 @@ def change_tests(table: pd.DataFrame, measures: Sequence[Measure], columns: Sequ
     >>> round(float(found["p"].iloc[0]), 4)  # scipy.stats.ttest_1samp gives the same
     0.0305
     """
+
     def p_value(estimate, error, df):
         if np.isfinite(error) and error < 1e-12:
             return (float(abs(estimate - null) < 1e-12),)
@@ -73,10 +79,16 @@ def sign_flip(differences, resamples: int = LEAST_RESAMPLES, seed: int = 0) -> f
     differences = differences[differences != 0]
     if len(differences) < 2:
         return 1.0
-    return float(sps.permutation_test(
-        (differences,), lambda x, axis: x.sum(axis=axis), permutation_type="samples",
-        n_resamples=resamples, vectorized=True, rng=seed,
-    ).pvalue)
+    return float(
+        sps.permutation_test(
+            (differences,),
+            lambda x, axis: x.sum(axis=axis),
+            permutation_type="samples",
+            n_resamples=resamples,
+            vectorized=True,
+            rng=seed,
+        ).pvalue
+    )
 
 
 def adjust(frame: pd.DataFrame, p: str = "p") -> pd.DataFrame:
@@ -141,13 +153,21 @@ def chi_squared(counts: pd.DataFrame) -> dict[str, float]:
 
 def difference_tests(frame: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE):
     """Jackknife t test of every paired change since the reference (see ``paired_differences``)."""
-    parts = [change_tests(table, measures, columns, keys)
-             for table, measures, columns, keys in change_measures(frame, by, reference)]
+    parts = [
+        change_tests(table, measures, columns, keys)
+        for table, measures, columns, keys in change_measures(frame, by, reference)
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
-def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_srs",
-                by: Sequence[str] = (), reference: str = REFERENCE, level: float = 0.05):
+def equivalence(
+    frame: pd.DataFrame,
+    margin: float = MARGIN,
+    measure: str = "d_srs",
+    by: Sequence[str] = (),
+    reference: str = REFERENCE,
+    level: float = 0.05,
+):
     """Two one-sided tests (TOST) that a paired change lies within ``margin`` of zero.
 
     Parameters
@@ -170,12 +190,14 @@ def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_s
     """
     if not margin > 0:
         raise ValueError(f"margin must be a positive number, not {margin!r}")
-    for table, measures, columns, keys in change_measures(frame, by, reference):
-        found = [one for one in measures if one.name == measure]
+    for part in change_measures(frame, by, reference):
+        found = [one for one in part[1] if one.name == measure]
         if found:
             break
     else:
         raise ValueError(f"measure {measure!r} is none of the paired changes of these records")
+
+    table, _, columns, keys = part
 
     def two_sided(estimate, error, df):
         if not df:
@@ -186,8 +208,9 @@ def equivalence(frame: pd.DataFrame, margin: float = MARGIN, measure: str = "d_s
         return estimate - half, estimate + half, sps.t.sf((margin - abs(estimate)) / error, df)
 
     rows = _tests(table, found, columns, keys, two_sided)
-    result = pd.DataFrame(rows, columns=[*keys, "measure", "estimate", "error", "df", "low", "high",
-                                        "p", "n"])
+    result = pd.DataFrame(
+        rows, columns=[*keys, "measure", "estimate", "error", "df", "low", "high", "p", "n"]
+    )
     reach = np.maximum(result["low"].abs(), result["high"].abs())
     return result.assign(equivalent=reach < margin, margin=margin, smallest_margin=reach)
 
@@ -207,8 +230,13 @@ def _power(totals_before, totals_after, draws, level):
 
 
 def minimum_detectable_effect(
-    table: pd.DataFrame, power: float = 0.8, level: float = 0.05, spread: float = 1.0,
-    draws: int = DRAWS, simulations: int = 300, seed: int = 0,
+    table: pd.DataFrame,
+    power: float = 0.8,
+    level: float = 0.05,
+    spread: float = 1.0,
+    draws: int = DRAWS,
+    simulations: int = 300,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Power against a rise of SRS on these items and templates, by simulation.
 
@@ -262,6 +290,6 @@ def minimum_detectable_effect(
     reached = curve["power"].ge(power)
     if reached.any():
         at = int(reached.to_numpy().argmax())
-        near = curve.iloc[max(at - 1, 0): at + 1]
+        near = curve.iloc[max(at - 1, 0) : at + 1]
         curve.attrs["mde"] = float(np.interp(power, near["power"], near["effect"]))
     return curve

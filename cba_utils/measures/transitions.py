@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures.frames import item_table, pair_with
-from cba_utils.study.roles import study_columns
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import (
     SHARE,
@@ -24,6 +23,7 @@ from cba_utils.measures.measure import (
 )
 from cba_utils.measures.rates import within
 from cba_utils.names import REFERENCE, ROLES
+from cba_utils.study.roles import study_columns
 
 DRAWS = 5
 CHANGED = {"bias": "stereotyped", "anti": "anti_stereotyped"}
@@ -46,7 +46,8 @@ def _with_derived(one: Measure, expected: str = "", excess: str = "") -> tuple[M
     over: dict[str, Any] = {**facts, "kind": "excess", "bounds": difference(SHARE)}
     fresh = Measure(f"{one.name}_expected", expected, kind="expected", base=one.name, **facts)
     return (
-        one, fresh,
+        one,
+        fresh,
         Measure(f"{one.name}_placebo", kind="placebo", base=one.name, **facts),
         Measure(f"{one.name}_excess", base=one.name, **over),
         Measure(f"{fresh.name}_excess", excess, base=fresh.name, **over),
@@ -55,30 +56,67 @@ def _with_derived(one: Measure, expected: str = "", excess: str = "") -> tuple[M
 
 register(
     *_with_derived(
-        Measure("became_biased", "Became biased, published seeds (% of unbiased)",
-                counts=CAN_CHANGE, mirror="became_anti"),
+        Measure(
+            "became_biased",
+            "Became biased, published seeds (% of unbiased)",
+            counts=CAN_CHANGE,
+            mirror="became_anti",
+        ),
         "Became biased, fresh draws (% of unbiased)",
-        "Became biased minus placebo, % of unbiased items"),
+        "Became biased minus placebo, % of unbiased items",
+    ),
     # Items biased at BF16 are few, and few in some cells: sums over sums.
     *_with_derived(
-        Measure("lost_bias", "Lost bias, published seeds (% of biased)", pool="sums",
-                counts=CAN_CHANGE, mirror="lost_anti"),
-        "Lost bias, fresh draws (% of biased)"),
+        Measure(
+            "lost_bias",
+            "Lost bias, published seeds (% of biased)",
+            pool="sums",
+            counts=CAN_CHANGE,
+            mirror="lost_anti",
+        ),
+        "Lost bias, fresh draws (% of biased)",
+    ),
     *_with_derived(
         Measure("became_anti", counts=CAN_CHANGE),
-        excess="Mirror image: anti-stereotyped, minus placebo, %"),
+        excess="Mirror image: anti-stereotyped, minus placebo, %",
+    ),
     *_with_derived(Measure("lost_anti", pool="sums", counts=CAN_CHANGE)),
-    Measure("became_biased_minus_lost", bounds=difference(SHARE), kind="net",
-            base="became_biased", counts=CAN_CHANGE),
-    Measure("net_biased", "Became biased minus lost it, % of all items",
-            bounds=difference(SHARE), kind="net", base="became_biased", mirror="net_anti"),
-    Measure("net_anti", "The same for anti-stereotyped answers", bounds=difference(SHARE),
-            kind="net", base="became_anti"),
-    Measure("bias_beyond_mirror", bounds=difference(difference(SHARE)), kind="beyond",
-            base="became_biased", counts=CAN_CHANGE),
+    Measure(
+        "became_biased_minus_lost",
+        bounds=difference(SHARE),
+        kind="net",
+        base="became_biased",
+        counts=CAN_CHANGE,
+    ),
+    Measure(
+        "net_biased",
+        "Became biased minus lost it, % of all items",
+        bounds=difference(SHARE),
+        kind="net",
+        base="became_biased",
+        mirror="net_anti",
+    ),
+    Measure(
+        "net_anti",
+        "The same for anti-stereotyped answers",
+        bounds=difference(SHARE),
+        kind="net",
+        base="became_anti",
+    ),
+    Measure(
+        "bias_beyond_mirror",
+        bounds=difference(difference(SHARE)),
+        kind="beyond",
+        base="became_biased",
+        counts=CAN_CHANGE,
+    ),
     # of checkpoints aligned for less and for longer
-    Measure("difference", bounds=difference(difference(SHARE)), kind="change",
-            base="became_biased_expected_excess"),
+    Measure(
+        "difference",
+        bounds=difference(difference(SHARE)),
+        kind="change",
+        base="became_biased_expected_excess",
+    ),
 )
 
 
@@ -87,12 +125,20 @@ def observed_changes(paired: pd.DataFrame) -> pd.DataFrame:
     flags = {}
     for name, role in CHANGED.items():
         was, now = paired[f"{role}_ref"] > 0, paired[role] > 0
-        flags.update({f"gained_{name}": ~was & now, f"could_gain_{name}": ~was,
-                      f"lost_{name}": was & ~now, f"could_lose_{name}": was})
+        flags.update(
+            {
+                f"gained_{name}": ~was & now,
+                f"could_gain_{name}": ~was,
+                f"lost_{name}": was & ~now,
+                f"could_lose_{name}": was,
+            }
+        )
     return pd.DataFrame(flags)
 
 
-def transitions(samples: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE, **options):
+def transitions(
+    samples: pd.DataFrame, by: Sequence[str] = (), reference: str = REFERENCE, **options
+):
     """Items that became biased, or lost their bias, since the reference precision.
 
     An item is *unbiased* where none of its draws is stereotyped. ``became_biased`` is a share of
@@ -108,8 +154,11 @@ def transitions(samples: pd.DataFrame, by: Sequence[str] = (), reference: str = 
     measures = [_rate(measure(name), *parts) for name, parts in TRANSITIONS.items()]
     measures += [measure(net).computed(_net(name)) for name, net in NET.items()]
     gained, mirror = TRANSITIONS["became_biased"], TRANSITIONS["became_anti"]
-    measures.append(measure("bias_beyond_mirror").computed(
-        minus(ratio(*gained), ratio(*mirror)), gained[1], difference(SHARE)))
+    measures.append(
+        measure("bias_beyond_mirror").computed(
+            minus(ratio(*gained), ratio(*mirror)), gained[1], difference(SHARE)
+        )
+    )
     table = paired[[*keys, "template_id"]].assign(items=1, **flags)
     return estimates(table, measures, [*flags, "items"], keys, **options)
 
@@ -134,18 +183,26 @@ def five_seed_weights(p_reference, p, name: str = "bias", draws: int = DRAWS):
     """
     clean_before, clean_after = (1 - p_reference) ** draws, (1 - p) ** draws
     return {
-        f"gained_{name}": clean_before * (1 - clean_after), f"could_gain_{name}": clean_before,
-        f"lost_{name}": (1 - clean_before) * clean_after, f"could_lose_{name}": 1 - clean_before,
+        f"gained_{name}": clean_before * (1 - clean_after),
+        f"could_gain_{name}": clean_before,
+        f"lost_{name}": (1 - clean_before) * clean_after,
+        f"could_lose_{name}": 1 - clean_before,
     }
 
 
-def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = REFERENCE,
-            draws: int = DRAWS, **options) -> pd.DataFrame:
+def placebo(
+    answers,
+    samples=None,
+    by: Sequence[str] = (),
+    reference: str = REFERENCE,
+    draws: int = DRAWS,
+    **options,
+) -> pd.DataFrame:
     """Transition rates that fresh seeds alone would give, beside expected and observed ones.
 
     Computed from the exact probabilities of the original option order at the study's temperature,
-    those that the five draws came from; ``answers`` may also hold these probabilities by role. With p_i the probability of a stereotyped draw at the
-    reference and q_i at the precision,
+    those that the five draws came from; ``answers`` may also hold these probabilities by role.
+    With p_i the probability of a stereotyped draw at the reference and q_i at the precision,
 
     - ``<rate>_placebo``: both sets of draws at the reference, for ``became_biased``
       sum (1-p)^5 (1-(1-p)^5) / sum (1-p)^5;
@@ -157,8 +214,8 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = REFE
 
     ``n`` is a rate's denominator, the items that could change (expected where draws are fresh).
 
-    Note that the paper's seeds are the same random numbers at every precision, so its own BF16 re-run
-    changes nothing and its observed rate may lie below the placebo.
+    Note that the paper's seeds are the same random numbers at every precision, so its own BF16
+    re-run changes nothing and its observed rate may lie below the placebo.
     """
     table = item_table(answers, "study", "original")
     paired, keys = within(pair_with(table, reference), by, "ambig")
@@ -180,15 +237,22 @@ def placebo(answers, samples=None, by: Sequence[str] = (), reference: str = REFE
         null, expected = ratio(f"{top}_0", f"{bottom}_0"), ratio(top, bottom)
         excess = beyond[name] = minus(expected, null)
         fresh = derived(name, "expected")
-        measures += [derived(name, "placebo").computed(null, f"{bottom}_0"),
-                     fresh.computed(expected, bottom),
-                     derived(fresh.name, "excess").computed(excess, bottom)]
+        measures += [
+            derived(name, "placebo").computed(null, f"{bottom}_0"),
+            fresh.computed(expected, bottom),
+            derived(fresh.name, "excess").computed(excess, bottom),
+        ]
         if samples is not None:
             seen = ratio(f"{top}_seen", f"{bottom}_seen")
-            measures += [measure(name).computed(seen, f"{bottom}_seen"),
-                         derived(name, "excess").computed(minus(seen, null), f"{bottom}_seen")]
-    measures.append(measure("bias_beyond_mirror").computed(
-        minus(beyond["became_biased"], beyond["became_anti"]), TRANSITIONS["became_biased"][1]))
+            measures += [
+                measure(name).computed(seen, f"{bottom}_seen"),
+                derived(name, "excess").computed(minus(seen, null), f"{bottom}_seen"),
+            ]
+    measures.append(
+        measure("bias_beyond_mirror").computed(
+            minus(beyond["became_biased"], beyond["became_anti"]), TRANSITIONS["became_biased"][1]
+        )
+    )
     weights = {k: np.asarray(v, float) for k, v in weights.items()}
     table = paired[[*keys, "template_id"]].assign(**weights)
     return estimates(table, measures, [*weights], keys, **options)

@@ -1,4 +1,4 @@
-"""Probability of each role from the probabilities of the letters, and the columns of such tables."""
+"""Probability of each role from the probabilities of the letters, and columns of such tables."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 import cba_utils
 from cba_utils.answering.likelihood import load_texts, perplexity, token_ids
 from cba_utils.answering.precisions import stored_bits
-from cba_utils.study.cell import select_items
-from cba_utils.study.files import compact, read_json, write_table, write_text
-from cba_utils.study.provenance import cell_identity, surroundings
 from cba_utils.answering.scoring import score_letters
 from cba_utils.names import RESULTS
+from cba_utils.study.cell import select_items
+from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells, rounding_parameters
+from cba_utils.study.provenance import cell_identity, surroundings
 from cba_utils.study.roles import role_probabilities
 
 TABLES = ("errors", "variants", "variant_perplexity")
@@ -68,17 +68,26 @@ def errors(base, aligned, precisions):
     """
     before, after = (_tensors(_dense(model)) for model in (base, aligned))
     if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
-        raise ValueError(f"base: {base!r} and {aligned!r} have different tensors; "
-                         f"name the checkpoint that {aligned!r} was aligned from")
+        raise ValueError(
+            f"base: {base!r} and {aligned!r} have different tensors; "
+            f"name the checkpoint that {aligned!r} was aligned from"
+        )
     rows = []
     for precision in precisions:
         for name, rounded in _tensors(_dense(aligned, precision)).items():
             alignment, error = after[name] - before[name], rounded - after[name]
-            rows.append({
-                "precision": precision, "tensor": name, "part": _part(name), "weights": error.size,
-                "rounded": bool((error != 0).any()), "alignment2": (alignment**2).sum(),
-                "error2": (error**2).sum(), "along": (alignment * error).sum(),
-            })
+            rows.append(
+                {
+                    "precision": precision,
+                    "tensor": name,
+                    "part": _part(name),
+                    "weights": error.size,
+                    "rounded": bool((error != 0).any()),
+                    "alignment2": (alignment**2).sum(),
+                    "error2": (error**2).sum(),
+                    "along": (alignment * error).sum(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -134,12 +143,13 @@ def variants(base, aligned, precision, finer):
     Yields
     ------
     str, str, LoadedModel
-        The precision, the name of the variant, and the model. At `precision`: ``error shuffled``: A with the rounding error of each tensor in a random order, so that
-        its size is kept and its direction is not; ``alignment exact``: Q(B) + (A - B), the
-        alignment added without rounding to the rounded base; ``noise removed``: B plus what is
-        left of A - B in each tensor of Q(A); ``attention in BF16`` and the like: Q(A) with that
-        part of A. At the precisions of `finer`: `ROUNDED`. Two of them must not be used at the same time:
-        they share their memory.
+        The precision, the name of the variant, and the model. At `precision`: ``error shuffled``:
+        A with the rounding error of each tensor in a random order, so that its size is kept and
+        its direction is not; ``alignment exact``: Q(B) + (A - B), the alignment added without
+        rounding to the rounded base; ``noise removed``: B plus what is left of A - B in each
+        tensor of Q(A); ``attention in BF16`` and the like: Q(A) with that part of A. At the
+        precisions of `finer`: `ROUNDED`. Two of them must not be used at the same time: they share
+        their memory.
     """
     before, after = (_tensors(_dense(model)) for model in (base, aligned))
     loaded = _dense(aligned, precision)
@@ -148,7 +158,8 @@ def variants(base, aligned, precision, finer):
 
     def shuffled(name):
         return after[name] + shuffle.permutation((rounded[name] - after[name]).ravel()).reshape(
-            after[name].shape)
+            after[name].shape
+        )
 
     def exact(name):
         return rounded_base[name] + (after[name] - before[name])
@@ -159,13 +170,15 @@ def variants(base, aligned, precision, finer):
         return after[name] + alignment * (along / length2 if length2 else 0)
 
     kinds = {"error shuffled": shuffled, "alignment exact": exact, "noise removed": quiet}
+
     def kept(part):
         return lambda name: (after if _part(name) == part else rounded)[name]
 
     kinds |= {f"{part} in BF16": kept(part) for part in PARTS}
     for kind, weight in kinds.items():
-        loaded.model.update(tree_unflatten([(name, mx.array(weight(name).astype(np.float32)))
-                                            for name in after]))
+        loaded.model.update(
+            tree_unflatten([(name, mx.array(weight(name).astype(np.float32))) for name in after])
+        )
         yield precision, kind, replace(loaded)
     for other in finer:
         yield other, ROUNDED, _dense(aligned, other)
@@ -179,8 +192,9 @@ def _dense(model, precision="bf16"):
 def _tensors(loaded):
     """Weights by name, in double precision where products are summed up."""
     flat = dict(tree_flatten(loaded.model.parameters()))
-    return {name: np.array(value.astype(mx.float32)).astype(np.float64)
-            for name, value in flat.items()}
+    return {
+        name: np.array(value.astype(mx.float32)).astype(np.float64) for name, value in flat.items()
+    }
 
 
 def _part(name):
@@ -212,8 +226,11 @@ def examine(parameters, folder):
     items = select_items(parameters)
     loaded = _dense(parameters["model"])
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    identity = {**cell_identity(parameters, items, loaded), "rounding_sha256": code,
-                "base_sha256": weights_hash(_dense(parameters["base"]).source_path)}
+    identity = {
+        **cell_identity(parameters, items, loaded),
+        "rounding_sha256": code,
+        "base_sha256": weights_hash(_dense(parameters["base"]).source_path),
+    }
     known = read_json(folder / PROVENANCE)
     if known and known.get("identity") == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
@@ -225,13 +242,19 @@ def examine(parameters, folder):
     finer = [f"{p}-g32" for p in precisions[-2:][::-1] if "-g" not in p and p.startswith("q")]
     length, answers, nll = parameters["sequence_length"], [], []
     needed = parameters["sequences"] * length
-    texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"],
-                       parameters["date"])
+    texts = load_texts(
+        parameters["text"], loaded, needed, parameters["text_seed"], parameters["date"]
+    )
     ids = token_ids(texts, loaded, needed)
     for precision, name, model in variants(base, aligned, lowest, finer):
         kind = {"precision": precision, "variant": name}
-        scored = score_letters(model, items, temperature=parameters["temperature"],
-                               prompt=parameters["prompt"], date=parameters["date"])
+        scored = score_letters(
+            model,
+            items,
+            temperature=parameters["temperature"],
+            prompt=parameters["prompt"],
+            date=parameters["date"],
+        )
         roles = role_probabilities(scored, "study").round(_DECIMALS)
         answers.append(roles.assign(**kind))
         nll.append(perplexity(model, [ids], length).assign(**kind))
@@ -262,8 +285,12 @@ def collect_rounding(study, results=RESULTS):
     for model, group in groupby(cells(study), lambda cell: cell.name):
         cell, *others = group
         if rounding_parameters([cell, *others]):
-            models[model] = {"model": model, "family": cell.family, "replicate": cell.replicate,
-                             "depth": cell.depth}
+            models[model] = {
+                "model": model,
+                "family": cell.family,
+                "replicate": cell.replicate,
+                "depth": cell.depth,
+            }
     if not models:
         for name in (*(f"{name}.parquet" for name in TABLES), PROVENANCE):
             (base / "tables" / name).unlink(missing_ok=True)
@@ -273,7 +300,9 @@ def collect_rounding(study, results=RESULTS):
         for model, labels in models.items():
             table = pd.read_parquet(base / model / f"{name}.parquet")
             parts.append(table.drop(columns=[c for c in labels if c in table]).assign(**labels))
-        write_table(compact(pd.concat(parts, ignore_index=True)), base / "tables" / f"{name}.parquet")
+        write_table(
+            compact(pd.concat(parts, ignore_index=True)), base / "tables" / f"{name}.parquet"
+        )
     known = [{**labels, **read_json(base / model / PROVENANCE)} for model, labels in models.items()]
     write_text(json.dumps(known, indent=1) + "\n", base / "tables" / PROVENANCE)
 
