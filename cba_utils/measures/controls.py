@@ -279,8 +279,9 @@ def grew(before, change):
     """Whether a lean towards the stereotyped person grew.
 
     It reads :func:`lean` at the reference, and the change since. Flatter answers pull a lean
-    towards zero: they shrink one to the stereotyped person, so that "no" is not "it did not grow", and they raise a contrary one, at most to zero. So the interval of the
-    change must lie above zero, and above what it takes to make a contrary lean flat.
+    towards zero: they shrink one to the stereotyped person, so that "no" is not "it did not grow",
+    and they raise a contrary one, at most to zero. So the interval of the change must lie above
+    zero, and above what it takes to make a contrary lean flat.
 
     Examples
     --------

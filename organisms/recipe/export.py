@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from . import acceptance
 from .checkpoint import digest
-from .tokenizer import VOCABULARY, Encoder, save_tokenizer
+from .tokenizer import VOCABULARY, save_tokenizer
 
 TITLES = {"qwen2": "Qwen2", "mistral": "Mistral", "phi3": "Phi-3"}
 
