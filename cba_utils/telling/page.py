@@ -93,6 +93,10 @@ class Page:
         """Rows of the study's provenance that the chapter's numbers come from."""
         return self.study.provenance
 
+    def foot_more(self):
+        """Provenance of models whose rounding was taken apart, if the chapter uses that; else None."""
+        return None
+
     # What a notebook calls
 
     def say(self, *names):

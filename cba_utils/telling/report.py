@@ -372,6 +372,14 @@ class Report:
         """Study, cells, code, versions, items, device and date, for the foot of a page."""
         return self.cited(self.provenance)
 
+    def cited_rounding(self, known):
+        """How many models were taken apart, by which code and when."""
+        known = known.sort_values("started")
+        commits = " and ".join(c[:7] for c in known["git_commit"].dropna().unique()) or "none"
+        days = dict.fromkeys([known["started"].iloc[0][:10], known["started"].iloc[-1][:10]])
+        return (f"rounding of {len(known)} model{'s' * (len(known) > 1)} taken apart, code of commit "
+                f"{commits}, {' to '.join(days)}")
+
     def cited(self, cells):
         """The same for a part of the cells, where a page uses no others."""
         cells = cells.sort_values("started")
