@@ -125,7 +125,7 @@ def taken_from_hub(study):
         could not be had, why.
     """
     wanted = [(at_precision(cell.model, cell.precision), hub_files) for cell in cells(study)]
-    items, text = study["items"], study["perplexity"]["source"]
+    items, text = study["items"], study["perplexity"]["text"]
     wanted += [
         (items["source"], lambda name: _data_files(
             name, lambda files: files_of_categories(files, items.get("categories")))),

@@ -245,10 +245,10 @@ def build(study, root, size, packaged, bbq=None):
     if _of_hub(items["source"]):
         told.append(_build_items(root / "datasets" / items["source"], items, bbq))
     text = study["perplexity"]
-    if _of_hub(text["source"]):
-        _build_conversations(root / "datasets" / text["source"],
+    if _of_hub(text["text"]):
+        _build_conversations(root / "datasets" / text["text"],
                              text["sequences"] * text["sequence_length"])
-        told.append(f"{text['source']}: conversations of lines of the project's held-out text")
+        told.append(f"{text['text']}: conversations of lines of the project's held-out text")
     return told
 
 
