@@ -69,7 +69,7 @@ def study_of(checkpoint, items, precisions):
         "orders": "original",
         "samples": {"seeds": [42, 123, 456, 789, 1024], "temperature": 0.3, "max_tokens": 5,
                     "parser": "published"},
-        "perplexity": {"source": "bundled", "sequences": 64, "sequence_length": 512, "seed": 123},
+        "perplexity": {"text": "bundled", "sequences": 64, "sequence_length": 512},
     }
     path = RESULTS / NAME / "study.yml"
     path.parent.mkdir(parents=True, exist_ok=True)
