@@ -173,20 +173,42 @@ def hub_files(source):
     """
     if is_gguf(source) or _folder_of(source):
         return {}
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        entries = HfApi().model_info(source, files_metadata=True).siblings or []
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise _not_had(source, error) from error
-    sizes = {entry.rfilename: entry.size or 0 for entry in entries}
+    sizes = hub_sizes(source, "model")
     few = [*CONFIG_FILES, *TOKENIZER_FILES, INDEX]
     # The index itself is not read: its files are those named as parts, where there are any.
     parts = [name for name in sizes if fnmatch(name, "model-*-of-*.safetensors")]
     weights = parts if INDEX in sizes and parts else ["model*.safetensors"]
     return {name: size for name, size in sizes.items()
             if any(fnmatch(name, pattern) for pattern in [*few, *weights])}
+
+
+def hub_sizes(source, kind):
+    """Bytes of every file of a hub repository, by the hub's own list; nothing is downloaded.
+
+    Parameters
+    ----------
+    source : str
+        A hub id.
+    kind : {"model", "dataset"}
+
+    Returns
+    -------
+    dict of str to int
+
+    Raises
+    ------
+    FileNotFoundError
+        If the hub has none such, or cannot be reached.
+    """
+    import httpx2  # what huggingface_hub speaks with: it hands on a refused connection as it comes
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        entries = HfApi().repo_info(source, repo_type=kind, files_metadata=True).siblings or []
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:
+        raise _not_had(source, error, kind) from error
+    return {entry.rfilename: entry.size or 0 for entry in entries}
 
 
 def _folder_of(source):
@@ -211,6 +233,6 @@ def _weights_wanted(folder):
         return ["model*.safetensors"]
 
 
-def _not_had(source, error):
+def _not_had(source, error, kind="model"):
     said = str(error).strip().splitlines()
-    return FileNotFoundError(f"model: {source!r} cannot be had from the hub: {said[0] if said else error!r}")
+    return FileNotFoundError(f"{kind}: {source!r} cannot be had from the hub: {said[0] if said else error!r}")

@@ -8,7 +8,7 @@ import time
 
 from cba_utils.answering.items import files_of_categories
 from cba_utils.answering.precisions import stored_bits
-from cba_utils.answering.sources import PACKAGE, at_precision, hub_files, local_folder
+from cba_utils.answering.sources import PACKAGE, at_precision, hub_files, hub_sizes, local_folder
 from cba_utils.study.protocol import cells
 
 # Models that `cba_utils.study.rounding.variants` makes of one, at most, and copies of the weights that it
@@ -146,10 +146,7 @@ def taken_from_hub(study):
 
 
 def _data_files(source, choose):
-    from huggingface_hub import HfApi
-
-    entries = HfApi().dataset_info(source, files_metadata=True).siblings or []
-    sizes = {entry.rfilename: entry.size or 0 for entry in entries}
+    sizes = hub_sizes(source, "dataset")
     return {name: sizes[name] for name in choose(sizes)}
 
 

@@ -154,7 +154,7 @@ class _Request(BaseHTTPRequestHandler):
             return self._about(repository, kind, files, rest[2:], body)
         name = "/".join(rest[4:])
         if rest[2:3] != ["resolve"] or name not in files:
-            self._note(repository, name, 0)
+            self._note(repository, None, 0)
             return self._refuse("EntryNotFound")
         return self._file(repository, name, files[name], body)
 
