@@ -205,7 +205,7 @@ def hub_sizes(source, kind):
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        entries = HfApi().repo_info(source, repo_type=kind, files_metadata=True).siblings or []
+        entries = getattr(HfApi(), f"{kind}_info")(source, files_metadata=True).siblings or []
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:
         raise _not_had(source, error, kind) from error
     return {entry.rfilename: entry.size or 0 for entry in entries}
