@@ -18,8 +18,8 @@ from cba_utils.answering.items import load_items
 from cba_utils.answering.prompts import ORDERS
 from cba_utils.study.files import read_json, write_table, write_text
 from cba_utils.study.protocol import check_parameters
-from cba_utils.study.published_jsonl import counted_from_the_end
 from cba_utils.study.provenance import SCHEMA_VERSION, _folded, cell_identity, surroundings
+from cba_utils.study.roles import counted_from_the_end
 
 TABLES = ("answers", "samples", "perplexity")
 # Answers to items without a target, of a cell that has such items: no measure holds them.

@@ -18,8 +18,9 @@ from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.study.provenance import SCHEMA_VERSION, code_version
 from cba_utils.study.published_jsonl import (
-    counted_from_the_end, item_number, read_records, with_roles,
+    item_number, read_records, with_roles,
 )
+from cba_utils.study.roles import counted_from_the_end
 from cba_utils.study.tables import write_study
 from cba_utils.names import ITEM, RESULTS, STUDY
 

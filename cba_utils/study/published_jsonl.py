@@ -82,29 +82,6 @@ def write_jsonl(samples, items, folder):
     return list(written)
 
 
-def counted_from_the_end(indices):
-    """The roles that the published code gave where a target is -1: Python's last answer, letter C.
-
-    Parameters
-    ----------
-    indices : DataFrame
-        ``stereotyped_index``, ``unknown_index`` and ``anti_stereotyped_index`` of items, some of
-        them -1.
-
-    Returns
-    -------
-    DataFrame
-        Each answer in one role: what was counted as stereotyped was so before it was anything else,
-        and -1 is left where a role has no answer.
-    """
-    names = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
-    roles = indices[names] % 3
-    for k, name in enumerate(names[1:], 1):
-        taken = roles[names[:k]].eq(roles[name], axis=0).any(axis=1)
-        roles[name] = roles[name].mask(taken, -1)
-    return roles
-
-
 def item_number(names):
     """BBQ's own number of each item, with which its id ends.
 
