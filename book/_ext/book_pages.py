@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
-from cba_utils.telling.figures import preview
+from cba_utils.telling.figures import families, preview
 from cba_utils.telling.page import for_book
 from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
@@ -136,7 +136,9 @@ def draw_preview(app, error):
         note = "An executable paper, measured on\nsmall models made for the purpose"
         if study.name != SHIPPED:
             note = f"Study “{study.name}”"
-        figure = preview(pd.read_csv(data), app.config.html_title, note, load_published())
+        known = json.loads((study / "tables" / "provenance.json").read_text())["cells"]
+        with families(dict.fromkeys(cell["family"] for cell in known)):
+            figure = preview(pd.read_csv(data), app.config.html_title, note, load_published())
         figure.savefig(Path(app.outdir, IMAGE))
 
 

@@ -9,8 +9,11 @@ text colour (so they read in light and in dark), with alt text and the data behi
 import base64
 import html
 import io
+import itertools
 import re
 import textwrap
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,22 +31,29 @@ from cba_utils.telling.numbers import percent
 # At least 3:1 against white and against the dark theme's background, and told apart by readers
 # with any common colour vision (Okabe and Ito's set, less its two light colours).
 PALETTE = {
-    "qwen2": "#0072b2",
-    "mistral": "#d55e00",
-    "phi3": "#009e73",
-    "other": "#cc79a7",
-    "neutral": "#7f7f7f",
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "grey": "#7f7f7f",
 }
 ROLE_COLOURS = {
-    "stereotyped": PALETTE["mistral"],
-    "anti_stereotyped": PALETTE["qwen2"],
-    "unknown": PALETTE["phi3"],
-    "unparsed": PALETTE["neutral"],
+    "stereotyped": PALETTE["orange"],
+    "anti_stereotyped": PALETTE["blue"],
+    "unknown": PALETTE["green"],
+    "unparsed": PALETTE["grey"],
 }
 ROLE_HATCHES = {"stereotyped": "////", "anti_stereotyped": "....", "unknown": "", "unparsed": "xx"}
-MARKERS = {"qwen2": "o", "mistral": "s", "phi3": "^", "other": "D"}
-LINES = {"qwen2": "-", "mistral": "--", "phi3": "-.", "other": ":"}
-SPARE = ["other", "qwen2", "mistral", "phi3"]
+# How series look, in this order; beyond the last they begin again.
+LOOKS = [
+    {"color": PALETTE["blue"], "marker": "o", "linestyle": "-"},
+    {"color": PALETTE["orange"], "marker": "s", "linestyle": "--"},
+    {"color": PALETTE["green"], "marker": "^", "linestyle": "-."},
+    {"color": PALETTE["purple"], "marker": "D", "linestyle": ":"},
+    {"color": "#8a6d00", "marker": "v", "linestyle": "-"},
+    {"color": "#7a5fd0", "marker": "P", "linestyle": "--"},
+]
+_FAMILIES = ContextVar("families", default=())
 # A colour that nothing else uses: ``show`` swaps it for the page's own text colour.
 INK = "#1b1f23"
 # What a drawing stands on where the page's own background is not known.
@@ -76,7 +86,7 @@ def style():
             "ytick.color": INK,
             "axes.grid": True,
             "axes.grid.axis": "y",
-            "grid.color": PALETTE["neutral"],
+            "grid.color": PALETTE["grey"],
             "grid.alpha": 0.25,
             "grid.linewidth": 0.8,
             "axes.facecolor": "none",
@@ -91,14 +101,30 @@ def style():
     )
 
 
+@contextmanager
+def families(names):
+    """Draw in the looks of a study: its families have theirs by their order in it, in every figure.
+
+    Examples
+    --------
+    >>> with families(["zulu", "alpha"]):
+    ...     _look(["alpha", "zulu"])["zulu"]["color"] == PALETTE["blue"]
+    True
+    """
+    token = _FAMILIES.set(tuple(names))
+    try:
+        yield
+    finally:
+        _FAMILIES.reset(token)
+
+
 def _look(names):
     """Colour, marker and line style for each name; a family always looks the same."""
-    spare = iter(SPARE * (1 + len(names)))
-    keys = {name: name if name in MARKERS else next(spare) for name in names}
-    return {
-        name: {"color": PALETTE[key], "marker": MARKERS[key], "linestyle": LINES[key]}
-        for name, key in keys.items()
-    }
+    known = _FAMILIES.get()
+    # What is no family begins with the look that three families leave.
+    spare = itertools.chain(range(3, 4), itertools.count())
+    return {name: LOOKS[(known.index(name) if name in known else next(spare)) % len(LOOKS)]
+            for name in names}
 
 
 def _panels(count, height):
@@ -179,7 +205,7 @@ def _published(axes, published, quantity, places):
                 row.high / 100 - low,
                 bottom=low,
                 width=0.16,
-                color=PALETTE["neutral"],
+                color=PALETTE["grey"],
                 alpha=0.6,
                 label=label,
             )

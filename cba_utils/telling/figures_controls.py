@@ -126,10 +126,10 @@ def seed_ranges(frame, measure="became_biased"):
             part = rows[rows["model"] == name]
             at = part["precision"].map(places) + step * (k - (len(names) - 1) / 2)
             panels[0].bar(at, part["high"] - part["low"], bottom=part["low"], width=step * 0.8,
-                          color=PALETTE["neutral"], alpha=0.55,
+                          color=PALETTE["grey"], alpha=0.55,
                           label=None if k else "95 % of fresh sets of five draws")
             panels[0].plot(at, part["observed"], marker="x", linestyle="none",
-                           color=PALETTE["mistral"],
+                           color=PALETTE["orange"],
                            markersize=5, label=None if k else "the study's five seeds")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         panels[0].set_title("Items that became biased, % of those unbiased at BF16")
@@ -169,7 +169,7 @@ def specification(frame):
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 2.4])
         reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
         top.errorbar(rows.index, rows["estimate"], yerr=np.nan_to_num(reach), linestyle="none",
-                     marker="o", markersize=4, capsize=2, color=PALETTE["qwen2"])
+                     marker="o", markersize=4, capsize=2, color=PALETTE["blue"])
         top.axhline(0, color=INK, linewidth=0.8)
         top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         top.set_title("Items that became biased, %")
@@ -194,7 +194,7 @@ def odds(table, title="Odds ratio against BF16 (log scale)"):
         axes = figure.subplots()
         reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
         axes.errorbar(rows["estimate"], rows.index, xerr=np.nan_to_num(reach), linestyle="none",
-                      marker="s", markersize=5, capsize=2.5, color=PALETTE["qwen2"])
+                      marker="s", markersize=5, capsize=2.5, color=PALETTE["blue"])
         axes.axvline(1, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_yticks(rows.index, [t.upper() if t in rank else t for t in rows["term"]])
         axes.set_xscale("log")

@@ -39,7 +39,7 @@ def options(frame, title, line=None, note=None):
         axes = figure.subplots()
         reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
         axes.errorbar(rows["estimate"], rows.index, xerr=np.nan_to_num(reach), linestyle="none",
-                      marker="s", markersize=5, capsize=2.5, color=PALETTE["qwen2"])
+                      marker="s", markersize=5, capsize=2.5, color=PALETTE["blue"])
         if line is not None:
             axes.axvline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=note)
             figure.legend(loc="outside lower right")

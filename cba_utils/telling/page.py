@@ -114,7 +114,8 @@ class Page:
             figure, alt, data = drawing.nothing(""), caption, None
         else:
             caption = self.text(f"fig_{name}")
-            figure, alt, data = self._part("figure", name)()
+            with drawing.families(self.study.families):
+                figure, alt, data = self._part("figure", name)()
         metadata = {"cba": {"kind": "figure", "name": name, "caption": caption}}
         if cited:
             metadata["scrapbook"] = {"name": name, "mime_prefix": ""}

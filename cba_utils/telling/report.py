@@ -141,6 +141,11 @@ class Report:
         """Whether all items are of the project's own bank."""
         return not self.imported and bool((self.provenance["identity.parameters.items"] == "bundled").all())
 
+    @property
+    def families(self):
+        """Families in the order of the study."""
+        return list(dict.fromkeys(self.provenance["family"]))
+
     def named(self, change):
         """The measure that says how many items changed, by fresh draws where they are known."""
         return derived(change, "expected").name if self.exact else change
