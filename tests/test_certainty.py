@@ -64,3 +64,26 @@ def test_draws_tell_what_they_can():
     assert "hold no probabilities" in page.text("flips") and "hold no probabilities" in page.text("choices")
     assert "not in these records" in page.text("same")
     assert "These records hold draws" in page.text("power")
+
+
+def test_what_the_parser_changes_is_counted_on_the_same_answers():
+    study = study_of()
+    samples = study.samples
+    slips = (samples["precision"] == "q3") & (samples["seed"] == samples["seed"].min())
+    samples["raw_response"] = samples["raw_response"].astype(object).mask(slips, "Because of it")
+    page = Chapter(study)
+    asked = samples[(samples["context_condition"] == "ambig") & (samples["precision"] == "q3")]
+    target = asked["item_id"].map(study.items.set_index("item_id")["stereotyped_index"])
+    slip = slips[asked.index]
+    read = asked["raw_response"].str[0] == target.map(dict(enumerate("ABC")))  # "Because" begins with its slip
+    assert page.by_parser("unparsed_rate", "strict")["estimate"] == pytest.approx(slip.mean())
+    assert page.by_parser("unparsed_rate", "published")["estimate"] == 0
+    assert page.by_parser("srs", "strict")["estimate"] == pytest.approx(read[~slip].mean())
+    assert page.by_parser("srs", "published")["estimate"] == pytest.approx(read.mean())
+    assert page.reread["row"]["estimate"] == pytest.approx(read.mean() - read[~slip].mean())
+    frame, _ = page.table_parsers()
+    assert (frame["items"] == asked["item_id"].nunique()).all()
+    assert (f"they read {slip.sum():,} of {len(asked):,} answers to ambiguous questions differently"
+            in page.text("parsers"))
+    alike = Chapter(study_of("noise"))
+    assert alike.text("parsers").endswith(f"all {len(asked):,} answers to ambiguous questions alike.")

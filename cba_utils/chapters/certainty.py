@@ -5,15 +5,18 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from cba_utils.answering.prompts import PARSERS
 from cba_utils.measures import certainty, models, sensitivity, tests
 from cba_utils.measures.frames import item_table
 from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.telling import figures_controls as draw
-from cba_utils.telling.numbers import odds_text, percent, reading
+from cba_utils.telling.numbers import count, interval, odds_text, percent, points, reading
 from cba_utils.telling.page import PERPLEXITY, PROBABILITIES, Page
+from cba_utils.telling.report import pick
 
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)
+DIFFERENCE = "published minus strict"
 
 
 def steps_of(odds, samples, lowest):
@@ -108,6 +111,13 @@ class Chapter(Page):
             columns.append("undefined")
         return study.pooled(each, columns)
 
+    @cached_property
+    def parsers(self):
+        """Rates of the study's samples by either parser, and the change, over all checkpoints."""
+        samples = self.study.samples
+        shown = samples[samples["precision"].isin(["bf16", *self.study.shown])]
+        return self.study.pooled(sensitivity.parser_rates(shown, self.study.items), ["parser"])
+
     def _specified(self, samples, items):
         return sensitivity.specification_curve(self.study.answers, samples, items, self.study.lowest)
 
@@ -155,6 +165,44 @@ class Chapter(Page):
     def left_out(self):
         """How many items that were answered lack a defined target."""
         return 0 if self.study.undefined is None else self.study.undefined["item_id"].nunique()
+
+    def by_parser(self, measure, parser, precision=None):
+        """An estimate of `parsers`, at the lowest precision if none is given."""
+        rows = self.parsers[self.parsers["parser"] == parser]
+        return pick(rows, measure, precision or self.study.lowest)
+
+    @property
+    def draws(self):
+        """Draws an item and precision."""
+        return self.study.samples["seed"].nunique()
+
+    @property
+    def reread(self):
+        """How many answers at the lowest precision the parsers read differently, and what that changes."""
+        samples = self.study.samples
+        asked = samples[(samples["precision"] == self.study.lowest)
+                        & (samples["context_condition"] == "ambig")]
+        strict, published = (sensitivity.reparse(asked, self.study.items, parser)["parsed_answer"].fillna("")
+                             for parser in PARSERS)
+        row = self.by_parser("d_srs", DIFFERENCE)
+        return {"unlike": int((strict != published).sum()), "of": len(asked),
+                "row": row, "reading": reading(row)}
+
+    def table_parsers(self):
+        """Rates by either parser and the change on the same answers, by precision."""
+        columns = {"srs": "stereotyped", "anti_rate": "anti-stereotyped", "usr": "unknown",
+                   "unparsed_rate": "no letter"}
+        rows = []
+        for precision in dict.fromkeys(["bf16", *self.study.shown]):
+            for parser in (*PARSERS, DIFFERENCE):
+                change = parser == DIFFERENCE
+                found = {head: self.by_parser(f"d_{name}" if change else name, parser, precision)
+                         for name, head in columns.items()}
+                if change:
+                    found = {head: f"{points(row)} points" for head, row in found.items()}
+                items = self.by_parser("d_srs" if change else "srs", parser, precision)["of"]
+                rows.append({"precision": precision.upper(), "parser": parser, **found, "items": items})
+        return pd.DataFrame(rows), dict.fromkeys(columns.values(), interval) | {"items": count}
 
     # Figures
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from cba_utils.answering.prompts import LETTERS, parse_response
+from cba_utils.answering.prompts import LETTERS, PARSERS, parse_response
 from cba_utils.measures.frames import item_table, pair_with
 from cba_utils.measures.intervals import estimates
-from cba_utils.measures.measure import measure, minus
-from cba_utils.measures.rates import role_rates
+from cba_utils.measures.measure import measure, members, minus
+from cba_utils.measures.rates import TOTALS, role_rates
 from cba_utils.measures.transitions import (
     DRAWS,
     TRANSITIONS,
@@ -107,6 +107,40 @@ def reparse(samples: pd.DataFrame, items: pd.DataFrame, parser: str) -> pd.DataF
     return samples.assign(parsed_answer=letter, role=role, correct=right)
 
 
+def parser_rates(samples: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """Rates of the same answers by either parser, and what the published one changes.
+
+    Returns
+    -------
+    DataFrame
+        Tidy estimates with a column ``parser``: ``"strict"`` and ``"published"`` have the measures of
+        :func:`cba_utils.measures.rates.role_rates`; ``"published minus strict"`` has their changes,
+        item by item, so that what both parsers read alike cancels.
+    """
+    tables = {parser: _ambiguous(item_table(reparse(samples, items, parser))) for parser in PARSERS}
+    strict, published = tables["strict"], tables["published"]
+    keys = study_columns(strict)
+    both = published.merge(
+        strict[[*keys, "item_id", *TOTALS]],
+        on=[*keys, "item_id"],
+        suffixes=("", "_ref"),
+        validate="one_to_one",
+    )
+    changes = estimates(
+        both,
+        [measure(f"d_{one.name}") for one in members("rates")],
+        [*TOTALS, *(f"{name}_ref" for name in TOTALS)],
+        keys,
+    )
+    return pd.concat(
+        [
+            *(role_rates(table).assign(parser=parser) for parser, table in tables.items()),
+            changes.assign(parser="published minus strict"),
+        ],
+        ignore_index=True,
+    )
+
+
 def specification_curve(
     answers: pd.DataFrame,
     samples: pd.DataFrame,
@@ -144,7 +178,7 @@ def specification_curve(
         tables["fresh", "strict"] = exact.assign(**null, **five_seed_weights(before, after))
         keys = [*study_columns(exact), "item_id"]
         exact = exact[keys].assign(**null)
-    for parser in ("strict", "published"):
+    for parser in PARSERS:
         seen = _ambiguous(pair_with(reparse(samples, items, parser), reference))
         seen = seen.assign(**observed_changes(seen).astype(float))
         if exact is not None:
