@@ -132,3 +132,76 @@ def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, n
     again = subprocess.run([sys.executable, "-m", "cba_utils.cli", "model", name, "mistral-base"], cwd=PROJECT,
                            capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("folder", ["1e3", "2024_01 br{ace} $x 'q' \u6a21"])
+def test_records_lie_in_a_folder_of_any_name(folder, tmp_path, made):
+    made("test-raw")
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "a{b}.jsonl").touch()
+    settings = {"study": "test-raw", "raw": str(tmp_path / folder)}
+    (RESULTS / "test-raw" / "workflow.yml").write_text(yaml.safe_dump(settings))
+    told = snakemake("test-raw", "--dry-run", "--printshellcmds").stdout
+    assert re.search(r"^records +1$", told, re.M)
+
+
+def make(*words):
+    return subprocess.run(["make", *words, f"PYTHON={sys.executable}"], cwd=PROJECT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["estimate", "PRECISONS=q4"], "PRECISONS: 'make estimate' has no such variable, did you mean PRECISIONS?"),
+        (["book", "MODEL=x"], "MODEL: 'make book' has no such variable, did you mean MODELS?"),
+        (["cell", "MODELS=x"], "MODELS: 'make cell' has no such variable, did you mean MODEL?"),
+        (["help", "ACCEL=foo"], "ACCEL is neither cpu nor cuda"),
+        (["organisms", "ALIGN=maybe"], "ALIGN is not 'only'"),
+    ],
+)
+def test_a_variable_that_does_nothing_is_refused_by_name(words, told):
+    done = make(*words)
+    assert done.returncode == 2 and told in done.stderr
+
+
+@pytest.mark.parametrize("text", ["$(shell touch {0})", "$$(touch {0})", "`touch {0}`", "\"; touch {0}; \"",
+                                  "'; touch {0}; '"])
+def test_nothing_in_a_variable_is_a_command(text, tmp_path):
+    """Through make's own parsing, with the recipe's program replaced by one that shows its words."""
+    mark = tmp_path / "ran"
+    text = text.format(mark)
+    show = tmp_path / "cba"
+    show.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
+    show.chmod(0o755)
+    given = [f"{name}={text}" for name in ("MODELS", "PRECISIONS", "ITEMS", "NAME", "STUDY")]
+    makefile = tmp_path / "Makefile"
+    makefile.write_text((PROJECT / "Makefile").read_text().replace("BIN := .venv/bin", f"BIN := {tmp_path}")
+                        .replace("estimate: setup", "estimate:"))
+    done = subprocess.run(["make", "-f", str(makefile), "estimate", *given], cwd=tmp_path, capture_output=True, text=True)
+    assert not mark.exists()
+    assert done.stdout.count(repr(text)[1:-1]) == 5, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["estimate", "../x"], "STUDY: '../x' is no name"),
+        (["estimate", "smok"], "STUDY: there is no 'smok', did you mean 'smoke'?"),
+        (["estimate", "smoke", "--precisions", ","], "',' names nothing"),
+        (["estimate", "smoke", "--items", " "], "ITEMS: ' ' is no number"),
+        (["estimate", "smoke", "--name", "x"], "NAME names a study that differs"),
+        (["run", "smoke", "--items", "9", "--name", "../evil"], "NAME: '../evil' is no name"),
+        (["run", "theirs", "--raw", "/nowhere"], "RAW: '/nowhere' is no folder with *.jsonl"),
+        (["compare", "smoke", "smoke"], "A and B are both 'smoke'"),
+        (["rnu"], "'rnu' is no verb; did you mean 'run'?"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(words, told, capsys):
+    from cba_utils.cli import main
+
+    try:
+        code = main(words)
+    except SystemExit as error:
+        code = error.code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
