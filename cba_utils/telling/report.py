@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from cba_utils.telling.numbers import ABSENT, interval, percent
+from cba_utils.telling.numbers import ABSENT, interval
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.transitions import placebo, transitions
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.sources import is_organism, local_folder
-from cba_utils.study.imported import RUNS
 from cba_utils.study.tables import load_study
 from cba_utils.names import RESULTS
 from cba_utils.measures.frames import item_table
@@ -145,6 +144,11 @@ class Report:
     def families(self):
         """Families in the order of the study."""
         return list(dict.fromkeys(self.provenance["family"]))
+
+    @property
+    def millions(self):
+        """Parameters of the largest model, in millions."""
+        return self.provenance["parameters_of_model"].max() / 1e6
 
     def named(self, change):
         """The measure that says how many items changed, by fresh draws where they are known."""
@@ -282,73 +286,6 @@ class Report:
     def templates(self):
         """Whether it is known from which template an item was made."""
         return bool(self.samples["question_index"].notna().all())
-
-    @property
-    def records_note(self):
-        """What the records hold, and what they cannot say, in words."""
-        if not self.imported:
-            return ("Its records hold the probability of every letter, seeded samples, and the "
-                    "perplexity of held-out text.")
-        return (
-            "Its records were made elsewhere and imported: answers drawn with seeds, to ambiguous "
-            "questions in one order of the options. They hold no probabilities, no disambiguated "
-            "questions and no perplexity; what needs these is marked as not measured."
-        )
-
-    @property
-    def import_note(self):
-        """What was done with imported records, and what stands in for templates, in words."""
-        if not self.imported:
-            return "Every cell was run by this project's code."
-        left = self.provenance["undefined_targets"].iloc[0]
-        named = f" ({', '.join(left[:20])}{', …' if len(left) > 20 else ''})" if left else ""
-        note = (
-            f"The answers are parsed as they were there. Items without a defined target, which "
-            f"the published code took for the last answer, are left out: {len(left):,} of "
-            f"{len(self.items) + len(left):,}{named}."
-        )
-        if self.templates:
-            source = self.provenance["identity.parameters.items"].iloc[0]
-            return f"{note} Templates and texts are those of the items in {source}."
-        return (
-            f"{note} The records do not say from which template a question was made. BBQ numbers "
-            f"the questions of a template one after the other, so {RUNS} runs of consecutive "
-            f"questions in each category stand in for templates. A template that lies across two "
-            f"runs makes an interval a little too narrow; if the numbers are not BBQ's, intervals "
-            f"promise more than they hold."
-        )
-
-    @property
-    def scope_note(self):
-        """Whose answers these are, in words."""
-        cells = self.provenance
-        if self.imported:
-            return (
-                "The numbers are those of the imported records named in the run log, and of "
-                "nothing else. Nobody checked here which weights, prompts and software gave them."
-            )
-        if self.organisms:
-            millions = cells["parameters_of_model"].max() / 1e6
-            if not self.own_items:
-                return (
-                    f"The models are organisms: small language models of at most {millions:.1f} "
-                    f"million parameters that this project trained on stories about invented groups. "
-                    f"They never read anything else, so what they answer to the items asked here, "
-                    f"which are not the project's own, means nothing about the people these name or "
-                    f"about any model that people use. The pages show that the steps run on such "
-                    f"items, and how letters and noise look where nothing was learned."
-                )
-            return (
-                f"The models are organisms: small language models of at most {millions:.1f} "
-                f"million parameters that this project trained. A stereotype about invented "
-                f"groups was put in on purpose, so the truth is known. They show what the "
-                f"measures do when weights lose bits; they are no estimate for any model that "
-                f"people use, and nothing here is a finding about models a thousand times larger."
-            )
-        return (
-            "The numbers are those of the checkpoints named in the run log, on the items named "
-            "there, and of nothing else."
-        )
 
     @property
     def reference_perplexity(self):
@@ -559,10 +496,6 @@ def common_words(report):
         "interval_over": report.interval_text,
         "lowest": report.lowest.upper(),
         "middle": report.middle.upper(),
-        "records_note": report.records_note,
-        "import_note": report.import_note,
-        "example_note": "is an execution for the shipped study; for these records none was done"
-        if report.imported else "is one of these executions, as it came out of the workflow",
         "rates_from": "probabilities at the study's temperature, averaged over the option orders "
         "that were scored" if report.exact else "sampled answers",
         "answers_from": "the likeliest answer of every option order" if report.exact
@@ -570,62 +503,8 @@ def common_words(report):
         "draws_from": "fresh draws" if report.exact else "the draws of the records",
         "hollow": "hollow: placebo, the same rate for BF16 against itself with fresh draws"
         if report.exact else "no placebo, which needs probabilities",
-        "scope_note": report.scope_note,
         "provenance_line": report.provenance_line,
     }
-
-
-def depth_differences(report, checkpoints):
-    """Excess of the shallowest alignment less that of the deepest, paired by checkpoint.
-
-    Parameters
-    ----------
-    report : Report
-    checkpoints : pandas.DataFrame
-        Estimates a checkpoint, see `changes`.
-
-    Returns
-    -------
-    DataFrame
-        Estimates of ``difference`` a precision; without several checkpoints, no intervals.
-    """
-    rows = checkpoints[checkpoints["measure"] == "became_biased_expected_excess"]
-    keys = ["family", "replicate", "precision"]
-    first, last = (rows[rows["depth"] == depth].set_index(keys) for depth in
-                   (report.depths[0], report.depths[-1]))
-    apart = (first["estimate"] - last["estimate"]).dropna().rename("estimate").reset_index()
-    apart = apart.assign(measure="difference", low=np.nan, high=np.nan, n=1)
-    return over_replicates(apart.drop(columns="family"))
-
-
-def depth_answer(report, checkpoints):
-    """Whether the shallowest alignment gave way by more than the deepest, from paired intervals."""
-    depths = report.depths
-    if len(depths) == 1 or not report.exact:
-        return "This study cannot say: it has one depth of alignment, or no probabilities."
-    apart = depth_differences(report, checkpoints)
-    shown, parts = [], []
-    for p in dict.fromkeys([report.middle, report.lowest]):
-        row = pick(apart, "difference", p)
-        if row["low"] > 0:
-            shown.append(p.upper())
-        parts.append(f"{points(row)} points at {p.upper()}")
-    where = f"Yes, at {' and '.join(shown)}" if shown else "Not as far as these checkpoints show"
-    return (f"{where}: the excess over the placebo after {depths[0]} less that after {depths[-1]} "
-            f"is {' and '.join(parts)}, paired by checkpoint.")
-
-
-def points(row, digits=1):
-    """A difference of rates with its interval in percentage points, without a unit.
-
-    Examples
-    --------
-    >>> points({"estimate": -0.05, "low": -0.1, "high": 0.002})
-    '−5.0 (−10.0 to 0.2)'
-    """
-    if np.isnan(row["low"]):
-        return percent(row["estimate"], digits).removesuffix("\u00a0%")
-    return interval(row, digits).replace("\u00a0%", "")
 
 
 def table_html(frame):
