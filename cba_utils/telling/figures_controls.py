@@ -346,7 +346,7 @@ def rates(found, by="precision"):
     Parameters
     ----------
     found : DataFrame
-        From `cba_utils.telling.speed.ratios`.
+        From `cba_utils.chapters.speed.ratios`.
     by : str
         Column that tells the groups apart.
     """

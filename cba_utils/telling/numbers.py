@@ -190,6 +190,19 @@ def percents(values, digits=1):
     return span(values, text=lambda value: percent(value, digits))
 
 
+def timing(value):
+    """Two or three digits, no more than a repeated timing carries.
+
+    Examples
+    --------
+    >>> timing(1234.5), timing(12.34), timing(0.5678)
+    ('1,230', '12.3', '0.57')
+    """
+    if value >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def count(value):
     """A whole number with commas.
 
@@ -307,4 +320,4 @@ def reading(row, null=0.0, digits=None):
 # What templates can write behind a bar.
 FILTERS = {f.__name__: f for f in (
     percent, interval, measured, in_points, scores, points, factor, odds_text, times, p_text, span, percents,
-    count, large, spoken, spoken_scores, published, source)}
+    count, timing, large, spoken, spoken_scores, published, source)}
