@@ -7,7 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cba_utils.telling import page as pages
+from cba_utils.telling import figures, page as pages
 from cba_utils.telling.figures import CARD
 from cba_utils.telling.page import PROBABILITIES, Page, for_book, plain
 from cba_utils.telling.tables import table_html
@@ -89,3 +89,13 @@ def test_the_book_has_the_same_texts_and_captions(notebook):
             shown = cell.outputs[0].data["text/html"]
             assert "currentColor" in shown and CARD not in shown and "aria-label" in shown
             assert cell.metadata.mystnb["figure"]["name"].startswith("fig-")
+
+
+def test_a_figure_that_a_run_notebook_shows_has_no_caption_to_lift(monkeypatch):
+    shown = {}
+    monkeypatch.setattr(figures, "display", lambda data, metadata, **_: shown.update(
+        data=data, metadata=metadata, output_type="display_data"))
+    figures.show(figures.nothing("x"), "one_cell", "Shares: 0.1")
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "", "outputs": [shown]}
+    read = for_book({"cells": [cell]})["cells"][0]
+    assert "mystnb" not in read["metadata"] and "<svg" in read["outputs"][0]["data"]["text/html"]

@@ -284,7 +284,7 @@ def for_book(notebook):
             continue
         cells.append(cell)
         for output in cell.get("outputs", []):
-            if _fact(output, "kind") in ("figure", "table"):
+            if _fact(output, "caption"):
                 short = {"figure": "fig", "table": "tab"}[_fact(output, "kind")]
                 cell["metadata"]["mystnb"] = {"figure": {
                     "caption": _fact(output, "caption"),
