@@ -190,19 +190,17 @@ class Chapter(Page):
 
     def table_parsers(self):
         """Rates by either parser and the change on the same answers, by precision."""
-        columns = {"srs": "stereotyped", "anti_rate": "anti-stereotyped", "usr": "unknown",
+        answers = {"srs": "stereotyped", "anti_rate": "anti-stereotyped", "usr": "unknown",
                    "unparsed_rate": "no letter"}
-        rows = []
-        for precision in dict.fromkeys(["bf16", *self.study.shown]):
-            for parser in (*PARSERS, DIFFERENCE):
-                change = parser == DIFFERENCE
-                found = {head: self.by_parser(f"d_{name}" if change else name, parser, precision)
-                         for name, head in columns.items()}
-                if change:
-                    found = {head: f"{points(row)} points" for head, row in found.items()}
-                items = self.by_parser("d_srs" if change else "srs", parser, precision)["of"]
-                rows.append({"precision": precision.upper(), "parser": parser, **found, "items": items})
-        return pd.DataFrame(rows), dict.fromkeys(columns.values(), interval) | {"items": count}
+        frame = pd.DataFrame([
+            {"precision": precision.upper(), "answer": answer,
+             **{parser: self.by_parser(name, parser, precision) for parser in PARSERS},
+             "change, points": self.by_parser(f"d_{name}", DIFFERENCE, precision),
+             "items": self.by_parser(name, "strict", precision)["of"]}
+            for precision in dict.fromkeys(["bf16", *self.study.shown])
+            for name, answer in answers.items()])
+        return frame, {**dict.fromkeys(PARSERS, interval), "items": count,
+                       "change, points": lambda row: points(row, 2)}
 
     # Figures
 
