@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from cba_utils.instrument.respondents import simulate_study
-from cba_utils.telling.report import Report
+from cba_utils.telling.study import Study
 
 PROVENANCE = pd.DataFrame([{
     "identity.parameters.model": "simulated", "parameters_of_model": 0, "git_commit": None,
@@ -17,7 +17,7 @@ def study_of(truth="bias", **options):
     """A simulated study of a truth, as `open_study` would give it."""
     study = simulate_study(truth, **{"templates": 15, "precisions": ["bf16", "q4", "q3"], **options})
     cells = study["samples"][["model", "family", "replicate", "depth", "precision"]].drop_duplicates()
-    return Report("simulated", **study, provenance=cells.merge(PROVENANCE, how="cross"))
+    return Study("simulated", **study, provenance=cells.merge(PROVENANCE, how="cross"))
 
 
 def without_probabilities(study):

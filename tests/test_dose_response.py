@@ -1,7 +1,7 @@
 """What happens with precision: the walked item, and what is said of foreign models."""
 
 from cba_utils.chapters.dose_response import Chapter
-from cba_utils.telling.report import open_study
+from cba_utils.telling.study import open_study
 from cba_utils.telling.walk import Walk
 from studies import study_of
 

@@ -10,7 +10,7 @@ import pytest
 from test_browser import BUILT, CHROMIUM, FLAGS
 
 from cba_utils.telling import explorer
-from cba_utils.telling.report import Report, open_study
+from cba_utils.telling.study import Study, open_study
 from cba_utils.study.protocol import book_folder
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
@@ -45,7 +45,7 @@ def make_study(n, models, precisions, text="plain", probabilities=True):
     samples = cells.merge(pd.DataFrame({"seed": [42, 123]}), how="cross")
     role = np.repeat(p.argmax(axis=1), 2)
     samples = samples.assign(role=np.array(ROLES)[role], correct=role == 2)
-    return Report("made", items, answers if probabilities else answers[:0], samples, None, None)
+    return Study("made", items, answers if probabilities else answers[:0], samples, None, None)
 
 
 def assigned(text):

@@ -5,7 +5,7 @@ import pytest
 from cba_utils.chapters.instrument import Chapter, read_rejections
 from cba_utils.instrument import verdicts as instrument
 from cba_utils.measures import controls, rates as metrics
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 from cba_utils.instrument.respondents import simulate_respondents
 from studies import study_of
 

@@ -7,7 +7,7 @@ from cba_utils.chapters.letter import Chapter, balanced
 from cba_utils.instrument.respondents import simulate_study
 from cba_utils.measures import controls
 from cba_utils.telling.numbers import points
-from cba_utils.telling.report import Report, pick
+from cba_utils.telling.study import Study, pick
 from studies import PROVENANCE, study_of, without_probabilities
 
 
@@ -28,7 +28,7 @@ def test_unlike_families_of_one_checkpoint_speak_for_themselves():
     tables = {name: pd.concat([part[name] for part in parts], ignore_index=True)
               for name in ("answers", "samples", "perplexity")}
     cells = tables["samples"][["model", "depth", "precision"]].drop_duplicates()
-    few = Chapter(Report("few", items=parts[0]["items"],
+    few = Chapter(Study("few", items=parts[0]["items"],
                          provenance=cells.merge(PROVENANCE, how="cross"), **tables))
     lead = points(pick(controls.position(parts[1]["answers"]), "d_lead", "q3"))
     assert f"difference of {lead} (the stereotyped person gained" in few.text("lead")

@@ -10,7 +10,7 @@ from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import Measure, derived, known, measure, ratio
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.rates import paired_differences, role_rates
-from cba_utils.telling import figures
+from cba_utils.telling import drawing as figures
 
 
 @pytest.fixture

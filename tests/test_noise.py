@@ -7,7 +7,7 @@ import pytest
 from cba_utils.chapters.noise import Chapter
 from cba_utils.measures import controls, transitions
 from cba_utils.telling.numbers import interval, points
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 from studies import study_of, without_probabilities
 
 
@@ -47,7 +47,7 @@ def test_a_direction_is_read_from_its_interval_not_its_estimate(chapter, low, hi
                           "estimate": (low + high) / 2, "low": low, "high": high})
 
     class Study:
-        lowest, exact = "q3", True
+        lowest, exact, speechless = "q3", True, False
 
         def pooled(self, frame):
             return frame
@@ -78,7 +78,7 @@ def test_without_probabilities_the_page_says_what_it_lacks_and_tells_the_rest(mo
     assert "%" in chapter.text("left") and "%" in chapter.text("both_ways")
     shown = []
     monkeypatch.setattr(type(chapter.study), "folder", tmp_path)
-    for module in ("figures", "page"):
+    for module in ("drawing", "page"):
         monkeypatch.setattr(f"cba_utils.telling.{module}.display", lambda data, **_: shown.append(data))
     chapter.figure("noise_lean")
     assert "not measured in this study" in shown[0]["image/svg+xml"]

@@ -48,7 +48,7 @@ def test_a_planted_wrong_number_fails_the_regression(copy):
 def test_reports_load_no_model_library():
     """It takes seconds, and what it prints on some machines would differ from the committed outputs."""
     code = ("import sys; from pathlib import Path; from importlib import import_module\n"
-            "for p in Path('cba_utils/telling').glob('report*.py'): import_module(f'cba_utils.telling.{p.stem}')\n"
+            "for p in Path('cba_utils/chapters').glob('*.py'): import_module(f'cba_utils.chapters.{p.stem}')\n"
             "sys.exit(str(sorted({'mlx_lm', 'transformers', 'torch'} & set(sys.modules)) or ''))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == ""

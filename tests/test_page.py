@@ -7,8 +7,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cba_utils.telling import figures, page as pages
-from cba_utils.telling.figures import CARD
+from cba_utils.telling import drawing as figures, page as pages
+from cba_utils.telling.drawing import CARD
 from cba_utils.telling.page import PROBABILITIES, Page, for_book, plain
 from cba_utils.telling.tables import table_html
 from conftest import ROOT

@@ -11,7 +11,7 @@ from cba_utils.measures import rates as metrics, sensitivity, transitions
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import load_study
-from cba_utils.telling import report
+from cba_utils.telling import study as telling
 from cba_utils.instrument.respondents import simulate_study
 
 RECORD = dict(model="m", quant=16, item_id="Age/2", category="Age", seed=42, raw_response="C",
@@ -62,7 +62,7 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     (tmp_path / "raw").mkdir()
     write_jsonl(study["samples"], study["items"], tmp_path / "raw")
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
-    data = report.open_study(tmp_path / "theirs")
+    data = telling.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
     choices = sensitivity.specification_curve(data.answers, data.samples, data.items, "q3")
     assert len(choices) == 8 and choices["estimate"].notna().all()
@@ -122,7 +122,7 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
                         "B" if row["quant"] == 16 else "C"} if name(row) in some else row
                        for row in rows])
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
-    data = report.open_study(tmp_path / "theirs")
+    data = telling.open_study(tmp_path / "theirs")
     assert not set(some) & set(data.samples["item_id"])
     assert set(data.undefined["item_id"]) == set(some)
     assert set(data.undefined["template_id"]) <= set(data.samples["template_id"])

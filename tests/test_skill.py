@@ -5,7 +5,7 @@ import pytest
 from cba_utils.chapters.skill import Chapter
 from cba_utils.measures import controls
 from cba_utils.telling.numbers import scores
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 from studies import study_of, without_probabilities
 
 

@@ -18,7 +18,7 @@ from cba_utils.answering.sources import (
     of_a_family,
 )
 from cba_utils.names import ORGANISMS
-from cba_utils.telling import report
+from cba_utils.telling import study as telling
 
 STRANGERS = ["/models/mistral/aligned-s1", "/", "", "..", "mistral", "mistral/../mistral/aligned-s1x",
              "Qwen/Qwen2.5-7B-Instruct", "recipe/mine", "owner/mistral-{precision}-mlx"]
@@ -32,7 +32,7 @@ def test_nothing_but_an_organism_is_called_one(source, tmp_path):
 def test_a_folder_of_ones_own_is_no_organism_wherever_it_lies(mistral):
     assert not is_organism(str(mistral)) and not of_a_family(str(mistral))
     assert is_organism("phi3/base") and is_organism(str(ORGANISMS / "phi3" / "base"))
-    assert report.is_organism is is_organism, "pages ask the same list"
+    assert telling.is_organism is is_organism, "pages ask the same list"
 
 
 def test_only_the_field_named_precision_is_filled_in():

@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
-from cba_utils.telling.figures import families, preview
+from cba_utils.telling.drawing import families, preview
 from cba_utils.telling.page import for_book
 from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first

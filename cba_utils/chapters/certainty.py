@@ -9,10 +9,10 @@ from cba_utils.answering.prompts import PARSERS
 from cba_utils.measures import certainty, models, sensitivity, tests
 from cba_utils.measures.frames import item_table
 from cba_utils.measures.perplexity import perplexity_change
-from cba_utils.telling import figures_controls as draw
+from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import count, interval, odds_text, percent, points, reading
 from cba_utils.telling.page import PERPLEXITY, PROBABILITIES, Page
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)

@@ -7,11 +7,11 @@ import pandas as pd
 
 from cba_utils.measures import rates
 from cba_utils.measures.pooling import over_replicates
-from cba_utils.telling import figures as draw
-from cba_utils.telling.figures import told
+from cba_utils.telling import drawing as draw
+from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import measured, reading
 from cba_utils.telling.page import PROBABILITIES, SEVERAL_DEPTHS, Page
-from cba_utils.telling.report import changes, find, pick
+from cba_utils.telling.study import changes, find, pick
 
 EXCESS = "became_biased_expected_excess"
 

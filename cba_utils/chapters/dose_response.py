@@ -8,11 +8,11 @@ from cba_utils.chapters import noise
 from cba_utils.chapters.planted import STRENGTHS
 from cba_utils.measures import perplexity, rates, transitions
 from cba_utils.measures.published import load_published
-from cba_utils.telling import figures as draw
-from cba_utils.telling.figures import alt_text, told
+from cba_utils.telling import drawing as draw
+from cba_utils.telling.drawing import alt_text, told
 from cba_utils.telling.numbers import measured, reading
 from cba_utils.telling.page import HELD_OUT, Page
-from cba_utils.telling.report import changes, find, open_study, pick
+from cba_utils.telling.study import changes, find, open_study, pick
 from cba_utils.telling.walk import Walk
 
 

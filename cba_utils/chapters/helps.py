@@ -6,10 +6,10 @@ import pandas as pd
 
 from cba_utils.chapters import depth
 from cba_utils.measures.tests import MARGIN
-from cba_utils.telling import figures_rounding as draw
+from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import measured, reading
 from cba_utils.telling.page import PROBABILITIES, ROUNDING, Page, open_page
-from cba_utils.telling.report import find, pick
+from cba_utils.telling.study import find, pick
 from cba_utils.telling.variants import BIASED, WHERE, Variants, told_by_label
 
 TITLE = "Items that became biased, % of unbiased"

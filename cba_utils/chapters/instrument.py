@@ -9,7 +9,7 @@ import pandas as pd
 from cba_utils.instrument import verdicts
 from cba_utils.measures.tests import MARGIN
 from cba_utils.names import PROJECT
-from cba_utils.telling import figures_controls as draw
+from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import percent
 from cba_utils.telling.page import Page
 

@@ -7,11 +7,11 @@ from cba_utils.answering.prompts import LETTERS
 from cba_utils.measures import controls
 from cba_utils.measures.measure import titles
 from cba_utils.measures.tests import significant
-from cba_utils.telling import figures_controls as draw
-from cba_utils.telling.figures import told
+from cba_utils.telling import charts as draw
+from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import reading
 from cba_utils.telling.page import BALANCED_ORDERS, Page
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 
 PERSONS = ("d_stereotyped", "d_anti_stereotyped", "d_lead")
 

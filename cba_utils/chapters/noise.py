@@ -9,11 +9,11 @@ import pandas as pd
 from cba_utils.measures import controls, sensitivity
 from cba_utils.measures.tests import significant
 from cba_utils.measures.transitions import transitions
-from cba_utils.telling import figures_controls as draw
-from cba_utils.telling.figures import told
+from cba_utils.telling import charts as draw
+from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import count, interval, percent, reading
 from cba_utils.telling.page import PROBABILITIES, Page
-from cba_utils.telling.report import changes, pick
+from cba_utils.telling.study import changes, pick
 
 FEW = 20
 EXCESS = ("became_biased_expected_excess", "became_anti_expected_excess")

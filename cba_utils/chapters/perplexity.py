@@ -7,11 +7,11 @@ import pandas as pd
 
 from cba_utils.measures import perplexity
 from cba_utils.measures.published import load_published
-from cba_utils.telling import figures as draw
-from cba_utils.telling.figures import told
+from cba_utils.telling import drawing as draw
+from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import measured, reading
 from cba_utils.telling.page import PERPLEXITY, Page
-from cba_utils.telling.report import changes, find, pick
+from cba_utils.telling.study import changes, find, pick
 
 
 class Chapter(Page):

@@ -7,7 +7,7 @@ import pandas as pd
 from cba_utils.measures.frames import item_table
 from cba_utils.measures.rates import role_rates
 from cba_utils.names import PROJECT
-from cba_utils.telling import figures as draw
+from cba_utils.telling import drawing as draw
 from cba_utils.telling.numbers import percent
 from cba_utils.telling.page import BASES, Page
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from cba_utils.chapters.certainty import steps_of
 from cba_utils.measures import models, published_analysis
-from cba_utils.telling import figures, figures_controls as draw
-from cba_utils.telling.figures import alt_text, told
+from cba_utils.telling import charts as draw, drawing
+from cba_utils.telling.drawing import alt_text, told
 from cba_utils.telling.numbers import count, defined, in_points, odds_text, p_text
 from cba_utils.telling.page import PERPLEXITY, Page
 
@@ -163,7 +163,7 @@ class Chapter(Page):
         cells = self.pairs[0]
         points = cells.assign(family=cells["model"], became_biased_expected=cells["became_biased"])
         alt = f"Perplexity change against items that became biased. {self.text('cells_alone')}"
-        return figures.perplexity_gap(points), alt, points
+        return drawing.perplexity_gap(points), alt, points
 
     # Tables
 

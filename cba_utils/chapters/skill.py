@@ -6,11 +6,11 @@ import pandas as pd
 
 from cba_utils.measures import controls, rates
 from cba_utils.measures.measure import labels, measure
-from cba_utils.telling import figures_controls as draw
-from cba_utils.telling.figures import alt_text
+from cba_utils.telling import charts as draw
+from cba_utils.telling.drawing import alt_text
 from cba_utils.telling.numbers import reading
 from cba_utils.telling.page import BOTH_CONTEXTS, Page
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 
 
 class Chapter(Page):

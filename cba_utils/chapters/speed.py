@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.names import PROJECT
-from cba_utils.telling import figures_controls as draw
+from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import count, percent, timing
 from cba_utils.telling.page import Page
 

@@ -5,10 +5,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from cba_utils.telling import figures_rounding as draw
+from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import interval, reading
 from cba_utils.telling.page import ROUNDING, Page
-from cba_utils.telling.report import find, pick
+from cba_utils.telling.study import find, pick
 from cba_utils.telling.variants import BIASED, HOW, WHERE, Variants, told_by_label
 
 TITLE = "Items that became biased, % of unbiased"

@@ -231,7 +231,7 @@ def sources_of(*files):
     Examples
     --------
     >>> found = sources_of(PROJECT / "notebooks" / "22_run_log.ipynb")
-    >>> "cba_utils/telling/report.py" in found, "cba_utils/study/doctor.py" in found
+    >>> "cba_utils/telling/study.py" in found, "cba_utils/study/doctor.py" in found
     (True, False)
     """
     found, todo = set(), [Path(file) for file in files]

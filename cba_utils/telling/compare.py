@@ -6,7 +6,7 @@ from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.measures.rates import bias_scores, role_rates
 from cba_utils.measures.transitions import transitions
 from cba_utils.answering.precisions import most_bits_first
-from cba_utils.telling.report import open_study
+from cba_utils.telling.study import open_study
 
 MEASURES = ("srs", "usr", "became_biased", "lost_bias", "accuracy", "perplexity_change")
 _KEYS = ["family", "measure", "precision"]

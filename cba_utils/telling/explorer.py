@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from cba_utils.telling.figures import ROLE_COLOURS
+from cba_utils.telling.drawing import ROLE_COLOURS
 from cba_utils.telling.numbers import percent
 from cba_utils.measures.transitions import TRANSITIONS, observed_changes
 from cba_utils.study.files import write_text
@@ -49,7 +49,7 @@ def answer_shares(report):
 
     Parameters
     ----------
-    report : cba_utils.telling.report.Report
+    report : cba_utils.telling.study.Study
 
     Returns
     -------
@@ -166,7 +166,7 @@ def write(report, shares):
 
     Parameters
     ----------
-    report : cba_utils.telling.report.Report
+    report : cba_utils.telling.study.Study
     shares : DataFrame
         From :func:`answer_shares`.
 
@@ -187,7 +187,7 @@ def page(report, shares, static="../_static"):
 
     Parameters
     ----------
-    report : cba_utils.telling.report.Report
+    report : cba_utils.telling.study.Study
     shares : DataFrame
         From :func:`answer_shares`.
     static : str

@@ -22,9 +22,9 @@ from IPython.display import display
 
 from cba_utils.measures.controls import is_balanced
 from cba_utils.study.rounding import read_rounding
-from cba_utils.telling import figures as drawing
+from cba_utils.telling import drawing
 from cba_utils.telling.numbers import FILTERS
-from cba_utils.telling.report import Report, open_study
+from cba_utils.telling.study import Study, open_study
 from cba_utils.telling.tables import table_html
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
@@ -78,7 +78,7 @@ class Page:
     needs: dict[str, Need] = {}
     without_letters: tuple[str, ...] = ()
 
-    def __init__(self, study: Report):
+    def __init__(self, study: Study):
         self.study = study
 
     def lacks(self, name):
@@ -154,7 +154,9 @@ class Page:
         """A block of the chapter's template, or of the common one, as Markdown."""
         own, common = map(_TEMPLATES.get_template,
                           (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"))
-        lacking = self.lacks(name) if name in own.blocks or name not in common.blocks else None
+        # What all chapters say, such as whose answers these are, can always be said.
+        always = name in common.blocks and name not in own.blocks and name not in self.needs
+        lacking = None if always else self.lacks(name)
         if lacking:
             name = f"no_{lacking.name}"
         for found in (own, common):

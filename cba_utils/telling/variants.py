@@ -12,7 +12,7 @@ from cba_utils.measures.pooling import over_replicates
 from cba_utils.measures.rates import bias_scores
 from cba_utils.measures.transitions import placebo
 from cba_utils.answering.precisions import most_bits_first, parse_precision
-from cba_utils.telling.report import pick
+from cba_utils.telling.study import pick
 from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
 from cba_utils.study.roles import role_probabilities
 from cba_utils.names import STUDY
@@ -29,7 +29,7 @@ class Variants:
 
     Parameters
     ----------
-    study : Report
+    study : Study
         One with probabilities, whose models name the checkpoint that they were aligned from.
 
     Attributes

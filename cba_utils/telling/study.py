@@ -1,9 +1,8 @@
-"""What the report notebooks share: one study opened, summarised and put into words.
+"""The records of one study, opened for telling: which cells speak, and how estimates are pooled.
 
-A report reads a :class:`Report`, calls a measure, and hands the result to a figure and to
-``glue``. Where a study has several checkpoints of a family, summaries are means over them with
-their spread; where it has one, they are that checkpoint's own estimates. Families are never a
-sample of families: what is pooled over them holds for those at hand.
+A chapter reads a :class:`Study` and calls measures on its tables. Where a study has several checkpoints of
+a family, summaries are means over them with their spread; where it has one, they are that checkpoint's
+own estimates. Families are never a sample of families: what is pooled over them holds for those at hand.
 """
 
 import hashlib
@@ -11,13 +10,10 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from html import escape
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 
-from cba_utils.telling.numbers import ABSENT, interval
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
@@ -31,7 +27,7 @@ from cba_utils.study.roles import study_columns
 
 
 @dataclass
-class Report:
+class Study:
     """The records of one study, see :func:`open_study`."""
 
     study: str
@@ -359,7 +355,7 @@ def letters(study):
 
     Parameters
     ----------
-    study : Report
+    study : Study
 
     Returns
     -------
@@ -373,7 +369,8 @@ def letters(study):
     columns = ["none", "own", "silent", "response", "reason"]
     asked = [t[t["context_condition"] == "ambig"] for t in (study.answers, study.samples)]
     shares = []
-    for table, of in zip(asked, ("mass_other_t", "role"), strict=True):
+    probability = "mass_other_t" if "mass_other_t" in study.answers else "p_other"
+    for table, of in zip(asked, (probability, "role"), strict=True):
         if len(table):
             none = table[of] if of != "role" else table["role"].eq("unparsed").astype(float)
             shares.append(none.groupby([table["model"], table["precision"]], sort=False).mean())
@@ -423,7 +420,7 @@ def open_study(study, keep="main"):
 
     Returns
     -------
-    Report
+    Study
     """
     tables = load_study(study)
     note = tables["items"].attrs.get("study", {}).get("note", "")
@@ -445,7 +442,7 @@ def open_study(study, keep="main"):
     for name, table in tables.items():
         if "model" in table:
             tables[name] = table[table["model"].isin(kept["model"])].reset_index(drop=True)
-    return Report(study, **tables, note=note)
+    return Study(study, **tables, note=note)
 
 
 def _steps(depth):
@@ -468,82 +465,8 @@ def find(frame, measure, precision):
     return pick(frame, measure, precision) if measured else None
 
 
-def said(frame, measure, precision):
-    """The estimate with this measure and precision for prose, or that there is none.
-
-    Examples
-    --------
-    >>> said(pd.DataFrame({"measure": ["srs"], "precision": "q3", "estimate": 0.1, "low": 0.0,
-    ...                    "high": 0.2}), "usr", "q3")
-    'not measured in this study'
-    """
-    rows = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
-    return interval(pick(frame, measure, precision)) if len(rows) else ABSENT
-
-
 def changes(report):
     """Items that changed since BF16: beside the placebo where there are probabilities."""
     if report.exact:
         return placebo(report.answers, report.samples)
     return transitions(report.drawn)
-
-
-def common_words(report):
-    """What every report says about its study."""
-    return {
-        "study_name": report.study,
-        "n_text": report.n_text,
-        "interval_over": report.interval_text,
-        "lowest": report.lowest.upper(),
-        "middle": report.middle.upper(),
-        "rates_from": "probabilities at the study's temperature, averaged over the option orders "
-        "that were scored" if report.exact else "sampled answers",
-        "answers_from": "the likeliest answer of every option order" if report.exact
-        else "every sampled answer",
-        "draws_from": "fresh draws" if report.exact else "the draws of the records",
-        "hollow": "hollow: placebo, the same rate for BF16 against itself with fresh draws"
-        if report.exact else "no placebo, which needs probabilities",
-        "provenance_line": report.provenance_line,
-    }
-
-
-def table_html(frame):
-    """A frame as a plain table; every text is escaped, numbers are aligned at the right.
-
-    A visible, numbered caption is given as a figure's is, in the notebook cell's metadata, under a
-    name that starts with ``tab-``; screen readers then call the table by it, else by its columns.
-    """
-
-    def cell(tag, value, number):
-        attribute = ' class="num"' if number else ""
-        text = _held(str(value)) if number and tag == "td" else str(value)
-        return f"<{tag}{attribute}>{escape(text)}</{tag}>"
-
-    numeric = [frame[c].map(_is_number).all() for c in frame.columns]
-    head = "".join(cell("th", c, n) for c, n in zip(frame.columns, numeric, strict=True))
-    rows = [
-        "<tr>" + "".join(cell("td", v, n) for v, n in zip(row, numeric, strict=True)) + "</tr>"
-        for row in frame.itertuples(index=False)
-    ]
-    name = escape(f"table of {', '.join(map(str, frame.columns))}")
-    return HTML(
-        f'<div class="cba-table" role="group" aria-label="{name}" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _held(text):
-    """A number whose line may break before its interval and nowhere else.
-
-    Examples
-    --------
-    >>> _held("3.1 % (2.0 to 5.0)").split(" ")
-    ['3.1\xa0%', '(2.0\xa0to\xa05.0)']
-    """
-    return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
-
-
-def _is_number(value):
-    return str(value)[:1] in "0123456789−-<" or isinstance(value, (int, float))
-
-
