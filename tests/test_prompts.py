@@ -1,7 +1,5 @@
 import json
-import re
 import shutil
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,8 @@ from transformers import AutoTokenizer
 
 from cba_utils import load_model
 from cba_utils.answering.prompts import (
-    DATE, ORDERS, PARSERS, PROMPTS, chat_ids, letter_tokens, named, parse_response, render, user_text,
+    ORDERS, PROMPTS, chat_ids, letter_tokens, named, parse_response, render, user_text,
 )
-from cba_utils.study import protocol
 from conftest import NO_SYSTEM, PLAIN, build_checkpoint
 
 ITEM = dict(context="X met Y.", question="Who left?", ans0="X", ans1="Y", ans2="Unknown")
@@ -183,13 +180,6 @@ def test_texts_are_tokenized_as_mlx_lm_tokenizes_a_prompt(mistral):
         assert ids.count(0) == 1 and ids[0] == 0
         # The organisms were trained with what their templates write, and with nothing before it.
         assert chat_ids(tokenizer, [user_text(ITEM)])[0][0].count(0) == here
-
-
-def test_study_files_know_the_prompts_and_parsers_that_there_are():
-    schema = json.loads(protocol.SCHEMA.read_text())["properties"]
-    assert tuple(schema["prompt"]["enum"]) == tuple(PROMPTS)
-    assert tuple(schema["samples"]["properties"]["parser"]["enum"]) == PARSERS
-    assert re.fullmatch(schema["date"]["pattern"], DATE) and date.fromisoformat(DATE)
 
 
 def test_every_spelling_of_a_letter_is_found(mistral):

@@ -19,8 +19,15 @@ from safetensors import SafetensorError, safe_open
 from cba_utils.answering.sources import INDEX, TOKENIZER_FILES
 
 # Settings that are a number of things, none of which can be none of them.
-_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-           "vocab_size", "max_position_embeddings", "head_dim")
+_COUNTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "head_dim",
+)
 _NUMBERS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta")
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 # Safetensors' names of the floating types that a weight may have.
@@ -47,7 +54,9 @@ def read_config(folder):
         if (folder / name).exists():
             _check_settings(folder / name)
     if not isinstance(json.loads((folder / "config.json").read_bytes()).get("model_type"), str):
-        raise ValueError(f"{folder / 'config.json'}: model_type is missing; it names the architecture")
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type is missing; it names the architecture"
+        )
     return load_config(folder)
 
 
@@ -62,8 +71,9 @@ def _check_settings(path):
         for name, value in group.items() if isinstance(group, dict) else ():
             each = value if isinstance(value, list) else [value]
             if name in _COUNTS and not all(v is None or _is_count(v) for v in each):
-                raise ValueError(f"{path}: {prefix}{name} is {value!r}; it must be a whole number "
-                                 f"above 0")
+                raise ValueError(
+                    f"{path}: {prefix}{name} is {value!r}; it must be a whole number above 0"
+                )
             if name in _NUMBERS and not all(v is None or _is_number(v) for v in each):
                 raise ValueError(f"{path}: {prefix}{name} is {value!r}; it must be a number")
 
@@ -112,7 +122,9 @@ def weight_files(folder):
             named = json.loads(index.read_bytes())["weight_map"].values()
             names = sorted({str(name) for name in named})
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{index}: has no weight_map that names a file for each tensor") from None
+            raise ValueError(
+                f"{index}: has no weight_map that names a file for each tensor"
+            ) from None
         if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
             raise ValueError(f"{index}: names a file that is no *.safetensors of this folder")
         where, missing = index, [name for name in names if not (folder / name).is_file()]
@@ -120,8 +132,10 @@ def weight_files(folder):
         where, names = folder, sorted(file.name for file in folder.glob("model*.safetensors"))
         missing = [name for name in _all_shards(names) if name not in names]
     if missing:
-        raise FileNotFoundError(f"{where}: weight file {missing[0]} is not there ({len(missing)} are "
-                                f"missing); fetch it again")
+        raise FileNotFoundError(
+            f"{where}: weight file {missing[0]} is not there ({len(missing)} are "
+            f"missing); fetch it again"
+        )
     if not names:
         raise FileNotFoundError(
             f"{folder}: no model*.safetensors; other formats can run code and are not read"
@@ -133,8 +147,10 @@ def _all_shards(names):
     """Names of all parts of which the names are some, where they are said to be parts."""
     for match in filter(None, map(_SHARD.fullmatch, names)):
         first, count = match.groups()
-        yield from (f"model-{number:0{len(first)}}-of-{count}.safetensors"
-                    for number in range(1, min(int(count), 10_000) + 1))
+        yield from (
+            f"model-{number:0{len(first)}}-of-{count}.safetensors"
+            for number in range(1, min(int(count), 10_000) + 1)
+        )
 
 
 def tensor_types(folder):
@@ -158,15 +174,17 @@ def tensor_types(folder):
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                found = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+                found = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise ValueError(
                 f"{file}: not a whole safetensors file ({error}); fetch it again"
             ) from error
         twice = sorted(found.keys() & types.keys())
         if twice:
-            raise ValueError(f"{file}: tensor {twice[0]!r} is in {places[twice[0]].name} as well; remove "
-                             f"the file that is not the model's")
+            raise ValueError(
+                f"{file}: tensor {twice[0]!r} is in {places[twice[0]].name} as well; remove "
+                f"the file that is not the model's"
+            )
         types |= found
         places |= dict.fromkeys(found, file)
     return types
@@ -183,8 +201,10 @@ def check_weights(folder):
     for file in weight_files(folder):
         for name, tensor in mx.load(str(file)).items():
             if mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
-                raise ValueError(f"{file}: tensor {name!r} holds values that are not finite; fetch "
-                                 f"or make it again")
+                raise ValueError(
+                    f"{file}: tensor {name!r} holds values that are not finite; fetch "
+                    f"or make it again"
+                )
 
 
 def check_layers(folder, config, types):
@@ -198,8 +218,10 @@ def check_layers(folder, config, types):
     for settings in (config, config.get("text_config")):
         layers = settings.get("num_hidden_layers") if isinstance(settings, dict) else None
         if isinstance(layers, int) and layers > len(types):
-            raise ValueError(f"{folder / 'config.json'}: num_hidden_layers is {layers:,}, and the weight "
-                             f"files hold {len(types):,} tensors in all")
+            raise ValueError(
+                f"{folder / 'config.json'}: num_hidden_layers is {layers:,}, and the weight "
+                f"files hold {len(types):,} tensors in all"
+            )
 
 
 def foreign_format(folder, config, types):

@@ -24,7 +24,6 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
-from cba_utils.names import PROJECT
 from cba_utils.answering.checkpoint_files import (
     FLOATS,
     check_layers,
@@ -43,6 +42,7 @@ from cba_utils.answering.quantizers import quantizers
 from cba_utils.answering.sources import at_precision, find_checkpoint
 from cba_utils.answering.templates import check_template
 from cba_utils.answering.trial import try_out
+from cba_utils.names import PROJECT
 
 
 class _HandOn:
@@ -201,8 +201,13 @@ def load_model(model, precision="bf16", compute=None):
         if kind == "dense":
             network = to_dense(network)
         return LoadedModel(
-            name=str(model), precision=precision, model=network, tokenizer=tokenizer, compute=kind,
-            path=path, source_path=source,
+            name=str(model),
+            precision=precision,
+            model=network,
+            tokenizer=tokenizer,
+            compute=kind,
+            path=path,
+            source_path=source,
             context_length=_context_length(config),
         )
 
@@ -228,8 +233,11 @@ def _cache_folder():
 
 def _target(source, precision):
     """Where a quantized copy lies: a hash of all that decides its content."""
-    identity = [weights_hash(source), precision.method,
-                *quantizers()[precision.method].identity(precision)]
+    identity = [
+        weights_hash(source),
+        precision.method,
+        *quantizers()[precision.method].identity(precision),
+    ]
     return _cache_folder() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
@@ -286,8 +294,9 @@ def _read(path, source):
             said = " ".join(str(error).replace(str(view), str(path)).split())
             said = re.sub(r"\b\w*(?:Error|Exception): ", "", said)
             said = said if len(said) <= 300 else f"{said[:300]} ..."
-            raise ValueError(f"{path}: mlx_lm {mlx_lm.__version__} cannot load this checkpoint: "
-                             f"{said}") from error
+            raise ValueError(
+                f"{path}: mlx_lm {mlx_lm.__version__} cannot load this checkpoint: {said}"
+            ) from error
     # Messages name the checkpoint that was asked for, not what was read.
     tokenizer._tokenizer.name_or_path = str(source)
     return network, tokenizer
@@ -306,8 +315,11 @@ def _expected(network, precision):
     """What a precision gives each module that can be rounded, by path."""
     if precision.method:
         return quantizers()[precision.method].expected(network, precision)
-    return {path: None for path, module in network.named_modules()
-            if hasattr(module, "to_quantized") or hasattr(module, "bits")}
+    return {
+        path: None
+        for path, module in network.named_modules()
+        if hasattr(module, "to_quantized") or hasattr(module, "bits")
+    }
 
 
 def _check_modules(network, precision, name, source):
@@ -317,15 +329,19 @@ def _check_modules(network, precision, name, source):
     held = {path: _held(modules[path]) for path in wanted}
     if held != wanted:
         kinds = Counter(held.values()).most_common()
-        what = " and ".join(f"{_in_words(kind)}{f' ({count} modules)' if len(kinds) > 1 else ''}"
-                            for kind, count in kinds)
+        what = " and ".join(
+            f"{_in_words(kind)}{f' ({count} modules)' if len(kinds) > 1 else ''}"
+            for kind, count in kinds
+        )
         what = what if what.startswith("not") else f"quantized to {what}"
         raise ValueError(f"{source}: the checkpoint is {what}; {name!r} was asked for")
     for path, kind in held.items():
         weight = modules[path].weight
         if kind is None and not mx.issubdtype(weight.dtype, mx.floating):
-            raise ValueError(f"{source}: {path} holds {_type(weight)}, no floating numbers; {name!r} was "
-                             f"asked for")
+            raise ValueError(
+                f"{source}: {path} holds {_type(weight)}, no floating numbers; {name!r} was "
+                f"asked for"
+            )
         if kind and not _rounded_to_nearest(modules[path]):
             raise ValueError(
                 f"{source}: {path} has scales and offsets that rounding to nearest does not give, as "
@@ -355,8 +371,10 @@ def _exceptions(network, precision):
     plain = (precision.bits, precision.group, precision.mode) if precision.method else None
     others = Counter(kind for kind in _expected(network, precision).values() if kind != plain)
     for kind, count in others.items():
-        yield (f"{count} modules are {_in_words(kind)}, as {precision.method} rounding leaves them in "
-               f"this architecture")
+        yield (
+            f"{count} modules are {_in_words(kind)}, as {precision.method} rounding leaves them in "
+            f"this architecture"
+        )
 
 
 def _notes(config, types, quantized):
@@ -367,13 +385,18 @@ def _notes(config, types, quantized):
         yield "scales and what is not quantized are stored in F16"
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if isinstance(scaling, dict) and "longrope" in (scaling.get("type"), scaling.get("rope_type")):
-        yield (f"long rope factors as mlx_lm {mlx_lm.__version__} applies them; releases differ in "
-               f"whether short texts get the short ones")
+        yield (
+            f"long rope factors as mlx_lm {mlx_lm.__version__} applies them; releases differ in "
+            f"whether short texts get the short ones"
+        )
 
 
 def _rows(network):
-    tables = (module for module in network.modules()
-              if isinstance(module, nn.Embedding | nn.QuantizedEmbedding))
+    tables = (
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+    )
     return max((table.weight.shape[0] for table in tables), default=sys.maxsize)
 
 
@@ -381,8 +404,10 @@ def _check_words(loaded):
     """Raise if the tokenizer or its chat template is not one that the model can be asked with."""
     tokenizer = loaded.hf_tokenizer
     added = set(tokenizer.get_added_vocab())
-    largest, word = max(((number, word) for word, number in tokenizer.get_vocab().items()
-                         if word not in added), default=(0, ""))
+    largest, word = max(
+        ((number, word) for word, number in tokenizer.get_vocab().items() if word not in added),
+        default=(0, ""),
+    )
     if largest >= loaded.rows:
         raise ValueError(
             f"{loaded.source_path}: the tokenizer's token {word!r} has the id {largest}, and the model has "
@@ -404,16 +429,19 @@ def _try(loaded, load):
             except CannotBeAsked as again:
                 other = f"; nor can it with compute: native ({again})"
         kind = getattr(loaded.model, "model_type", None) or type(loaded.model).__name__
-        raise ValueError(f"model: {loaded.name!r} has the architecture {kind!r}, which cannot be asked "
-                         f"here: {error}{other}") from error
+        raise ValueError(
+            f"model: {loaded.name!r} has the architecture {kind!r}, which cannot be asked "
+            f"here: {error}{other}"
+        ) from error
 
 
 def _rounded_to_bf16(network):
     """Parameters in bf16, but for those that an architecture keeps in fp32 when it is converted."""
     own = getattr(network, "cast_predicate", lambda _: True)
     return tree_map_with_path(
-        lambda path, v: v.astype(mx.bfloat16)
-        if mx.issubdtype(v.dtype, mx.floating) and own(path) else v,
+        lambda path, v: (
+            v.astype(mx.bfloat16) if mx.issubdtype(v.dtype, mx.floating) and own(path) else v
+        ),
         network.parameters(),
     )
 

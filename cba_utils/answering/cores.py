@@ -58,8 +58,14 @@ def map_pieces(loaded, function, pieces):
 
 def settle(loaded):
     """Compute what of a model is still to be computed: other threads could not do it."""
-    mx.eval([array for module in loaded.model.modules() for array in module.values()
-             if isinstance(array, mx.array)])
+    mx.eval(
+        [
+            array
+            for module in loaded.model.modules()
+            for array in module.values()
+            if isinstance(array, mx.array)
+        ]
+    )
 
 
 def worker_count():
@@ -80,7 +86,9 @@ def worker_count():
     True
     """
     cores = os.cpu_count() or 1
-    first = re.fullmatch(r"\s*\+?(\d{1,9})(?:\.0*)?\s*(?:,.*)?", os.environ.get("OMP_NUM_THREADS", ""))
+    first = re.fullmatch(
+        r"\s*\+?(\d{1,9})(?:\.0*)?\s*(?:,.*)?", os.environ.get("OMP_NUM_THREADS", "")
+    )
     asked = int(first[1]) if first else 0
     # More threads than cores would only take memory.
     return min(asked, 4 * cores) if asked > 0 else cores

@@ -8,6 +8,7 @@ token, continues sampled answers.
 
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -120,11 +121,19 @@ class Engine:
     def __init__(self, loaded, memory=None):
         self.loaded = loaded
         args = getattr(loaded.model, "args", None)
-        needed = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size",
-                  "intermediate_size", "vocab_size")
+        needed = (
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "hidden_size",
+            "intermediate_size",
+            "vocab_size",
+        )
         known = hasattr(loaded.model, "model") and all(hasattr(args, name) for name in needed)
         if not known:
-            raise CannotBeAsked("its layers are not where they are in llama, mistral, qwen2 or phi3")
+            raise CannotBeAsked(
+                "its layers are not where they are in llama, mistral, qwen2 or phi3"
+            )
         heads = args.num_key_value_heads or args.num_attention_heads
         head_width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
         itemsize = 4 if loaded.in_fp32 else 2
@@ -213,7 +222,9 @@ class Engine:
         lasts, keys, values = [], [[] for _ in range(self.layers)], [[] for _ in range(self.layers)]
         ends, position, slot = [None] * count, np.empty(count, int), pool.size
         start = 0
-        room = self.tokens_per_pass(max(len(p) + len(s) for p, s in zip(prefixes, segments)))
+        room = self.tokens_per_pass(
+            max(len(p) + len(s) for p, s in zip(prefixes, segments, strict=True))
+        )
         while start < count:
             batch = _batch(order[start:], segments, room)
             hidden, caches, real = self._forward(
@@ -224,8 +235,10 @@ class Engine:
                 for store, added in zip((keys, values), cache.added, strict=True):
                     rows = added.transpose(0, 2, 1, 3)
                     store[layer].append(rows.reshape(-1, *rows.shape[2:])[real])
-            mx.async_eval(hidden, *(store[layer][-1] for store in (keys, values)
-                                    for layer in range(self.layers)))
+            mx.async_eval(
+                hidden,
+                *(store[layer][-1] for store in (keys, values) for layer in range(self.layers)),
+            )
             for row, i in enumerate(batch):
                 length = len(segments[i])
                 ends[i] = np.concatenate([prefixes[i], np.arange(slot, slot + length)])
@@ -305,7 +318,7 @@ def prefix_tree(prompts, shortest=SHORTEST_SHARED):
     >>> [[node.tokens for node in level] for level in levels]
     [[[1, 2, 3], [9]], [[4], [5]]]
     """
-    shared = [0] + [_common(a, b) for a, b in zip(prompts, prompts[1:])]
+    shared = [0] + [_common(a, b) for a, b in pairwise(prompts)]
     levels, leaves, numbers = [], [None] * len(prompts), iter(range(2 * len(prompts) + 1))
     stack = [(0, len(prompts), 0, None, 0)]
     while stack:

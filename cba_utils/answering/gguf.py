@@ -10,10 +10,37 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 # ggml's numbers of the types that a tensor can have.
 _TYPE_NAMES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K",
-    11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
-    18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8",
-    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0",
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    30: "BF16",
+    34: "TQ1_0",
+    35: "TQ2_0",
     39: "MXFP4",
 }
 # How many weights a block holds, and its fields.
@@ -25,8 +52,19 @@ _BLOCKS = {
     "Q4_0": (32, [("d", "<f2"), ("q", "u1", 16)]),
     "Q4_1": (32, [("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)]),
 }
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
-            12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _STRING, _ARRAY = 8, 9
 _WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -34,15 +72,22 @@ _WHOLE = {
     "output.weight": "lm_head.weight",
 }
 _PARTS = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
 # How text is split before its pairs are merged, by llama.cpp's name of the family.
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
-_LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CONTROL, _USER_DEFINED = 3, 4
 
 
@@ -72,7 +117,9 @@ def read_gguf(path):
     reader.at = 4
     version = reader.scalar(4)
     if version not in (2, 3):
-        raise ValueError(f"{path}: GGUF of version {version}; versions 2 and 3, little-endian, are read")
+        raise ValueError(
+            f"{path}: GGUF of version {version}; versions 2 and 3, little-endian, are read"
+        )
     count, keys = reader.scalar(10), reader.scalar(10)
     metadata = {}
     for _ in range(keys):
@@ -89,14 +136,21 @@ def read_gguf(path):
     for name, number, shape, offset in entries:
         kind = _TYPE_NAMES.get(number, f"number {number}")
         if kind not in _BLOCKS:
-            raise ValueError(f"{path}: tensor {name!r} is of type {kind}; {', '.join(_BLOCKS)} are read")
+            raise ValueError(
+                f"{path}: tensor {name!r} is of type {kind}; {', '.join(_BLOCKS)} are read"
+            )
         weights, fields = _BLOCKS[kind]
         if shape[-1] % weights:
-            raise ValueError(f"{path}: tensor {name!r}: rows of {shape[-1]} do not divide into blocks of "
-                             f"{weights}, which {kind} has")
+            raise ValueError(
+                f"{path}: tensor {name!r}: rows of {shape[-1]} do not divide into blocks of "
+                f"{weights}, which {kind} has"
+            )
         reader.at = start + offset
-        tensors[name] = kind, shape, reader.take(
-            int(np.prod(shape)) // weights * np.dtype(fields).itemsize)
+        tensors[name] = (
+            kind,
+            shape,
+            reader.take(int(np.prod(shape)) // weights * np.dtype(fields).itemsize),
+        )
     return metadata, tensors
 
 
@@ -210,9 +264,11 @@ def convert_gguf(path, folder):
     metadata, tensors = read_gguf(path)
     architecture = metadata.get("general.architecture")
     if architecture != "llama" or metadata.get("llama.expert_count"):
-        raise ValueError(f"{path}: architecture {architecture!r}"
-                         f"{' with experts' if metadata.get('llama.expert_count') else ''}; "
-                         f"'llama' without experts is read")
+        raise ValueError(
+            f"{path}: architecture {architecture!r}"
+            f"{' with experts' if metadata.get('llama.expert_count') else ''}; "
+            f"'llama' without experts is read"
+        )
     try:
         config = _config(metadata, tensors, path)
         tokenizer, settings = _tokenizer(metadata, path)
@@ -223,47 +279,71 @@ def convert_gguf(path, folder):
     _write_json(settings, folder / "tokenizer_config.json")
     tokenizer.save(str(folder / "tokenizer.json"))
     if "tokenizer.chat_template" in metadata:
-        (folder / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"], encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(
+            metadata["tokenizer.chat_template"], encoding="utf-8"
+        )
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     stored, sizes = {}, {}
     for name, (kind, shape, data) in tensors.items():
         target, part = _target(name, config, path)
         weights = dequantize(kind, shape, data)
         if not np.isfinite(weights).all():
-            raise ValueError(f"{path}: tensor {name!r} holds values that are not finite; fetch it again")
+            raise ValueError(
+                f"{path}: tensor {name!r} holds values that are not finite; fetch it again"
+            )
         if part in heads:
             rows, width = shape
-            weights = (weights.reshape(heads[part], rows // heads[part] // 2, 2, width)
-                       .swapaxes(1, 2).reshape(shape))
+            weights = (
+                weights.reshape(heads[part], rows // heads[part] // 2, 2, width)
+                .swapaxes(1, 2)
+                .reshape(shape)
+            )
         stored[target] = to_bf16(weights)
         sizes[kind] = sizes.get(kind, 0) + weights.size
     missing = sorted(_expected(config) - set(stored))
     if missing:
         raise ValueError(f"{path}: no tensor for {missing[0]!r} in the file")
     # NumPy has no bf16: the file is told that these are.
-    specs = {name: TensorSpec(dtype="bfloat16", shape=v.shape, data_ptr=v.ctypes.data, data_len=v.nbytes)
-             for name, v in stored.items()}
+    specs = {
+        name: TensorSpec(dtype="bfloat16", shape=v.shape, data_ptr=v.ctypes.data, data_len=v.nbytes)
+        for name, v in stored.items()
+    }
     serialize_file(specs, str(folder / "model.safetensors"), {"format": "mlx"})
     return sorted(sizes, key=sizes.get, reverse=True)
 
 
 def _config(metadata, tensors, path):
-    of = {key.removeprefix("llama."): value for key, value in metadata.items()
-          if key.startswith("llama.")}
+    of = {
+        key.removeprefix("llama."): value
+        for key, value in metadata.items()
+        if key.startswith("llama.")
+    }
     scaling = of.get("rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in tensors:
         told = "rope_freqs.weight" if scaling == "none" else scaling
-        raise ValueError(f"{path}: rotary angles are scaled ({told}); models without scaling are read")
-    names = ("embedding_length", "attention.head_count", "block_count", "feed_forward_length",
-             "context_length", "attention.layer_norm_rms_epsilon")
+        raise ValueError(
+            f"{path}: rotary angles are scaled ({told}); models without scaling are read"
+        )
+    names = (
+        "embedding_length",
+        "attention.head_count",
+        "block_count",
+        "feed_forward_length",
+        "context_length",
+        "attention.layer_norm_rms_epsilon",
+    )
     for name in names:
         if name not in of:
             raise KeyError(f"llama.{name}")
     heads = of["attention.head_count"]
-    width = of.get("attention.key_length", of.get("rope.dimension_count", of["embedding_length"] // heads))
+    width = of.get(
+        "attention.key_length", of.get("rope.dimension_count", of["embedding_length"] // heads)
+    )
     if of.get("rope.dimension_count", width) != width:
-        raise ValueError(f"{path}: only {of['rope.dimension_count']} of {width} dimensions of a head turn; "
-                         f"models that turn all are read")
+        raise ValueError(
+            f"{path}: only {of['rope.dimension_count']} of {width} dimensions of a head turn; "
+            f"models that turn all are read"
+        )
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -291,17 +371,27 @@ def _target(name, config, path):
         return _WHOLE[name], None
     block, _, rest = name.removeprefix("blk.").partition(".")
     part, _, ending = rest.partition(".")
-    if (not name.startswith("blk.") or not block.isdecimal() or part not in _PARTS or ending != "weight"
-            or int(block) >= config["num_hidden_layers"]):
-        raise ValueError(f"{path}: tensor {name!r} has no place in a llama model of "
-                         f"{config['num_hidden_layers']} layers")
+    if (
+        not name.startswith("blk.")
+        or not block.isdecimal()
+        or part not in _PARTS
+        or ending != "weight"
+        or int(block) >= config["num_hidden_layers"]
+    ):
+        raise ValueError(
+            f"{path}: tensor {name!r} has no place in a llama model of "
+            f"{config['num_hidden_layers']} layers"
+        )
     return f"model.layers.{block}.{_PARTS[part]}.weight", part
 
 
 def _expected(config):
     whole = set(_WHOLE.values()) - ({"lm_head.weight"} if config["tie_word_embeddings"] else set())
-    return whole | {f"model.layers.{layer}.{part}.weight" for part in _PARTS.values()
-                    for layer in range(config["num_hidden_layers"])}
+    return whole | {
+        f"model.layers.{layer}.{part}.weight"
+        for part in _PARTS.values()
+        for layer in range(config["num_hidden_layers"])
+    }
 
 
 def _tokenizer(metadata, path):
@@ -310,30 +400,43 @@ def _tokenizer(metadata, path):
     if kind != "gpt2":
         raise ValueError(f"{path}: tokenizer {kind!r}; 'gpt2' (byte-level BPE) is read")
     if split in _DIGITS_APART:
-        before = [pre_tokenizers.Digits(individual_digits=True),
-                  pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        before = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     elif split in ("gpt-2", "gpt2"):
         before = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     elif split in ("llama-bpe", "llama3"):
-        before = [pre_tokenizers.Split(Regex(_LLAMA_3), "isolated"),
-                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        before = [
+            pre_tokenizers.Split(Regex(_LLAMA_3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     else:
-        raise ValueError(f"{path}: tokenizer splits text as {split!r}; {', '.join(_DIGITS_APART)}, gpt-2 "
-                         f"and llama-bpe are read")
+        raise ValueError(
+            f"{path}: tokenizer splits text as {split!r}; {', '.join(_DIGITS_APART)}, gpt-2 "
+            f"and llama-bpe are read"
+        )
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
     llama_3 = split in ("llama-bpe", "llama3")
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges,
-                                     ignore_merges=llama_3))
+    tokenizer = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=llama_3)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(before)
     tokenizer.decoder = decoders.ByteLevel()
     kinds = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    added = [AddedToken(token, normalized=False, special=kind == _CONTROL)
-             for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
+    added = [
+        AddedToken(token, normalized=False, special=kind == _CONTROL)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                "model_max_length": metadata["llama.context_length"]}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": metadata["llama.context_length"],
+    }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         number = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None:
@@ -341,8 +444,10 @@ def _tokenizer(metadata, path):
     if metadata.get("tokenizer.ggml.add_bos_token", llama_3):
         first = settings["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A", pair=f"{first} $A {first} $B",
-            special_tokens=[(first, metadata["tokenizer.ggml.bos_token_id"])])
+            single=f"{first} $A",
+            pair=f"{first} $A {first} $B",
+            special_tokens=[(first, metadata["tokenizer.ggml.bos_token_id"])],
+        )
     return tokenizer, settings
 
 

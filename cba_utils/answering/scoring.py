@@ -24,8 +24,7 @@ from cba_utils.names import ITEM, PAPER_SEEDS
 ITEMS_AT_ONCE = 512
 
 
-def score_letters(loaded, items, orders="original", temperature=1.0, prompt="organisms",
-                  date=DATE):
+def score_letters(loaded, items, orders="original", temperature=1.0, prompt="organisms", date=DATE):
     """Log-probability of each letter as the first token of the answer.
 
     Parameters
@@ -69,13 +68,23 @@ def score_letters(loaded, items, orders="original", temperature=1.0, prompt="org
     >>> len(answers)
     12
     """
-    parts = [answers for answers, _ in stream(loaded, items, orders, temperature, prompt=prompt,
-                                              date=date)]
+    parts = [
+        answers
+        for answers, _ in stream(loaded, items, orders, temperature, prompt=prompt, date=date)
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
-def sample_answers(loaded, items, seeds=PAPER_SEEDS, temperature=0.3, max_tokens=5,
-                   parser="strict", prompt="organisms", date=DATE):
+def sample_answers(
+    loaded,
+    items,
+    seeds=PAPER_SEEDS,
+    temperature=0.3,
+    max_tokens=5,
+    parser="strict",
+    prompt="organisms",
+    date=DATE,
+):
     """Sampled answers, equal to those of the paper's loop.
 
     Parameters
@@ -114,13 +123,25 @@ def sample_answers(loaded, items, seeds=PAPER_SEEDS, temperature=0.3, max_tokens
     [42, 123, 42, 123]
     """
     draws = dict(seeds=seeds, temperature=temperature, max_tokens=max_tokens, parser=parser)
-    parts = [samples for _, samples in stream(loaded, items, "original", temperature, draws,
-                                              prompt=prompt, date=date)]
+    parts = [
+        samples
+        for _, samples in stream(
+            loaded, items, "original", temperature, draws, prompt=prompt, date=date
+        )
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
-def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory=None,
-           prompt="organisms", date=DATE):
+def stream(
+    loaded,
+    items,
+    orders="original",
+    temperature=1.0,
+    draws=None,
+    memory=None,
+    prompt="organisms",
+    date=DATE,
+):
     """Answers, and samples if asked for, a few hundred items at a time.
 
     Parameters
@@ -153,15 +174,28 @@ def stream(loaded, items, orders="original", temperature=1.0, draws=None, memory
     uniforms = seed_uniforms(draws["seeds"], draws["max_tokens"]) if draws else None
     settle(loaded)
     total = len(items) * len(ORDERS[orders])
-    with tqdm(total=total, unit="prompt", desc=f"{loaded.name} {loaded.precision}",
-              file=sys.stderr, mininterval=2) as progress:
-        parts = [items.iloc[start : start + ITEMS_AT_ONCE]
-                 for start in range(0, len(items), ITEMS_AT_ONCE)]
-        prompts = _made_ahead(lambda part: _prompts(part, orders, loaded, draws, prompt, date), parts)
+    with tqdm(
+        total=total,
+        unit="prompt",
+        desc=f"{loaded.name} {loaded.precision}",
+        file=sys.stderr,
+        mininterval=2,
+    ) as progress:
+        parts = [
+            items.iloc[start : start + ITEMS_AT_ONCE]
+            for start in range(0, len(items), ITEMS_AT_ONCE)
+        ]
+        prompts = _made_ahead(
+            lambda part: _prompts(part, orders, loaded, draws, prompt, date), parts
+        )
 
         def score(block):
             part, keys, ids = block
-            return part, keys, *_run_block(engine, ids, keys, temperature, draws, uniforms, progress)
+            return (
+                part,
+                keys,
+                *_run_block(engine, ids, keys, temperature, draws, uniforms, progress),
+            )
 
         # MLX's own kernels run in the thread that loaded the model.
         ahead = _made_ahead if loaded.in_fp32 else map
@@ -241,9 +275,11 @@ def _run_block(engine, ids, keys, temperature, draws, uniforms, progress):
         return found, rows, _draw(engine, state, logits, rows, draws, uniforms) if draws else []
 
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    for chunk, (found, rows, drawn) in zip(chunks, map_pieces(engine.loaded, run, chunks)):
+    for chunk, (found, rows, drawn) in zip(
+        chunks, map_pieces(engine.loaded, run, chunks), strict=True
+    ):
         letters[chunk] = found
-        for row, texts in zip(rows, drawn):
+        for row, texts in zip(rows, drawn, strict=bool(draws)):
             responses[chunk[row]] = texts
         progress.update(len(chunk))
     return letters, [texts for texts in responses if texts is not None]

@@ -15,9 +15,19 @@ INDEX = "model.safetensors.index.json"
 # What is read of a checkpoint beside its weights: nothing else is fetched, linked or hashed.
 CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tiktoken.model",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.tiktoken",
+    "tiktoken.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
 
 
@@ -33,7 +43,9 @@ def organisms():
     >>> "mistral/aligned-s1" in organisms()
     True
     """
-    return sorted(p.parent.relative_to(ORGANISMS).as_posix() for p in ORGANISMS.glob("*/*/config.json"))
+    return sorted(
+        p.parent.relative_to(ORGANISMS).as_posix() for p in ORGANISMS.glob("*/*/config.json")
+    )
 
 
 def is_organism(source):
@@ -51,7 +63,9 @@ def is_organism(source):
     (False, False)
     """
     names = organisms()
-    return source in names or Path(source).resolve() in {(ORGANISMS / name).resolve() for name in names}
+    return source in names or Path(source).resolve() in {
+        (ORGANISMS / name).resolve() for name in names
+    }
 
 
 def of_a_family(source):
@@ -178,8 +192,11 @@ def hub_files(source):
     # The index itself is not read: its files are those named as parts, where there are any.
     parts = [name for name in sizes if fnmatch(name, "model-*-of-*.safetensors")]
     weights = parts if INDEX in sizes and parts else ["model*.safetensors"]
-    return {name: size for name, size in sizes.items()
-            if any(fnmatch(name, pattern) for pattern in [*few, *weights])}
+    return {
+        name: size
+        for name, size in sizes.items()
+        if any(fnmatch(name, pattern) for pattern in [*few, *weights])
+    }
 
 
 def hub_sizes(source, kind):
@@ -235,4 +252,6 @@ def _weights_wanted(folder):
 
 def _not_had(source, error, kind="model"):
     said = str(error).strip().splitlines()
-    return FileNotFoundError(f"{kind}: {source!r} cannot be had from the hub: {said[0] if said else error!r}")
+    return FileNotFoundError(
+        f"{kind}: {source!r} cannot be had from the hub: {said[0] if said else error!r}"
+    )

@@ -6,6 +6,7 @@ limit of time: this module sets one.
 
 import ctypes
 import threading
+from functools import partial
 
 from cba_utils.answering.prompts import PROMPTS, chat_ids
 
@@ -32,19 +33,23 @@ def check_template(tokenizer):
     where, question = f"{tokenizer.name_or_path}: the chat template", "apples or pears"
     for name in PROMPTS:
         try:
-            ids, _ = within(LONGEST, lambda: chat_ids(tokenizer, [question, "?"], name))
+            ids, _ = within(LONGEST, partial(chat_ids, tokenizer, [question, "?"], name))
         except TimeoutError:
             raise ValueError(f"{where} does not come to an end within {LONGEST} seconds") from None
         except MemoryError:
             raise ValueError(f"{where} makes more text than there is memory for") from None
         except ValueError as error:
             said = " ".join(str(error).split())
-            raise ValueError(said if said.startswith(tokenizer.name_or_path) else
-                             f"{where} cannot render a question: {said}") from None
+            raise ValueError(
+                said
+                if said.startswith(tokenizer.name_or_path)
+                else f"{where} cannot render a question: {said}"
+            ) from None
         # A template is a program: it can fail in every way that one can.
         except Exception as error:
-            raise ValueError(f"{where} cannot render a question of two words "
-                             f"({type(error).__name__})") from error
+            raise ValueError(
+                f"{where} cannot render a question of two words ({type(error).__name__})"
+            ) from error
         if len(ids[0]) > MOST_TOKENS:
             raise ValueError(f"{where} makes {len(ids[0]):,} tokens of a question of three words")
         if ids[0] == ids[1]:

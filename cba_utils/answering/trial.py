@@ -47,13 +47,15 @@ def try_out(loaded):
     Examples
     --------
     >>> from cba_utils import load_model
-    >>> max(try_out(load_model("mistral/aligned-s1")).values()) < 1e-3
+    >>> bool(max(try_out(load_model("mistral/aligned-s1")).values()) < 1e-3)
     True
     """
     prompts, more = _prompts(loaded)
     try:
-        own = [_own_logits(loaded.model, [*prompt, token])
-               for prompt, token in zip(prompts, more, strict=True)]
+        own = [
+            _own_logits(loaded.model, [*prompt, token])
+            for prompt, token in zip(prompts, more, strict=True)
+        ]
     # Whatever an architecture raises: the reason is told, and the caller decides.
     except Exception as error:
         said = " ".join(str(error).split())[:160]
@@ -78,7 +80,9 @@ def try_out(loaded):
         )
     off = _perplexity_difference(loaded, [*prompts[0], more[0]], own[0])
     if not off <= TOLERANCE[kind]:
-        raise CannotBeAsked(f"its perplexity is not that of its own call (by {off:.2g} nats a token)")
+        raise CannotBeAsked(
+            f"its perplexity is not that of its own call (by {off:.2g} nats a token)"
+        )
     return {"logits": largest, "perplexity": off}
 
 
@@ -98,7 +102,9 @@ def _prompts(loaded):
     """Token ids that lie all over the vocabulary, the same in every run."""
     # NumPy's, so that MLX's own seed stays what it is.
     rng = np.random.default_rng(0)
-    ids = rng.integers(0, min(loaded.rows, len(loaded.hf_tokenizer)), _SHARED + sum(_OWN) + 2).tolist()
+    ids = rng.integers(
+        0, min(loaded.rows, len(loaded.hf_tokenizer)), _SHARED + sum(_OWN) + 2
+    ).tolist()
     shared, rest = ids[:_SHARED], ids[_SHARED:]
     return [shared + rest[: _OWN[0]], shared + rest[_OWN[0] : -2]], rest[-2:]
 
@@ -125,9 +131,10 @@ def _through_engine(loaded, prompts, more):
 def _perplexity_difference(loaded, ids, own):
     """Nats a token between the negative log-likelihood found here and that of the own call."""
     try:
-        found = next(iter(map_pieces(loaded, lambda batch: batch_nll(loaded, batch), [np.array([ids])])))
+        found = next(
+            iter(map_pieces(loaded, lambda batch: batch_nll(loaded, batch), [np.array([ids])]))
+        )
     except Exception as error:
         raise CannotBeAsked("its layers cannot be run on a text alone, for perplexity") from error
     losses = nn.losses.cross_entropy(mx.array(own[:-1].astype(np.float32)), mx.array(ids[1:]))
     return abs(float(found[0]) - losses.sum().item()) / (len(ids) - 1)
-

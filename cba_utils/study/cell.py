@@ -136,21 +136,35 @@ def _ask_undefined(parameters, loaded, left, draws):
     from cba_utils.answering.scoring import stream
 
     # The engine's frames want a role for each answer; these are not kept.
-    shown = left.assign(stereotyped_index=(left["unknown_index"] + 1) % 3,
-                        anti_stereotyped_index=(left["unknown_index"] + 2) % 3)
-    work = stream(loaded, shown, "original", parameters["temperature"], draws,
-                  prompt=parameters["prompt"], date=parameters["date"])
+    shown = left.assign(
+        stereotyped_index=(left["unknown_index"] + 1) % 3,
+        anti_stereotyped_index=(left["unknown_index"] + 2) % 3,
+    )
+    work = stream(
+        loaded,
+        shown,
+        "original",
+        parameters["temperature"],
+        draws,
+        prompt=parameters["prompt"],
+        date=parameters["date"],
+    )
     samples = pd.concat([part for _, part in work], ignore_index=True)
     roles = counted_from_the_end(
-        left[["unknown_index"]].assign(stereotyped_index=-1, anti_stereotyped_index=-1).astype(int))
+        left[["unknown_index"]].assign(stereotyped_index=-1, anti_stereotyped_index=-1).astype(int)
+    )
     return samples.drop(columns=["role", "correct"]).merge(
-        roles.assign(item_id=left["item_id"]), on="item_id")
+        roles.assign(item_id=left["item_id"]), on="item_id"
+    )
 
 
 def _run(parameters, loaded, items, left, parts, identity):
     """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
     from cba_utils.answering.likelihood import (
-        load_texts, perplexity, published_losses, token_ids,
+        load_texts,
+        perplexity,
+        published_losses,
+        token_ids,
     )
     from cba_utils.answering.scoring import ITEMS_AT_ONCE, stream
 
@@ -160,23 +174,32 @@ def _run(parameters, loaded, items, left, parts, identity):
     write_text(json.dumps(identity), parts / "identity.json")
     draws = {key: parameters[key] for key in ("seeds", "temperature", "max_tokens", "parser")}
     blocks = range(0, len(items), ITEMS_AT_ONCE)
-    todo = [block for block in blocks
-            if not all((parts / f"{name}-{block}.parquet").exists() for name in TABLES[:2])]
+    todo = [
+        block
+        for block in blocks
+        if not all((parts / f"{name}-{block}.parquet").exists() for name in TABLES[:2])
+    ]
     if todo:
-        work = stream(loaded, items.iloc[todo[0]:], parameters["orders"],
-                      parameters["temperature"], draws, prompt=parameters["prompt"],
-                      date=parameters["date"])
-        for block, (answers, samples) in zip(blocks[blocks.index(todo[0]):], work, strict=True):
+        work = stream(
+            loaded,
+            items.iloc[todo[0] :],
+            parameters["orders"],
+            parameters["temperature"],
+            draws,
+            prompt=parameters["prompt"],
+            date=parameters["date"],
+        )
+        for block, (answers, samples) in zip(blocks[blocks.index(todo[0]) :], work, strict=True):
             write_table(answers, parts / f"answers-{block}.parquet")
             write_table(samples, parts / f"samples-{block}.parquet")
     if len(left) and not (parts / f"{UNDEFINED}.parquet").exists():
-        write_table(_ask_undefined(parameters, loaded, left, draws),
-                    parts / f"{UNDEFINED}.parquet")
+        write_table(_ask_undefined(parameters, loaded, left, draws), parts / f"{UNDEFINED}.parquet")
     if not (parts / "perplexity.parquet").exists():
         length = parameters["sequence_length"]
         needed = parameters["sequences"] * length
-        texts = load_texts(parameters["text"], loaded, needed, parameters["text_seed"],
-                           parameters["date"])
+        texts = load_texts(
+            parameters["text"], loaded, needed, parameters["text_seed"], parameters["date"]
+        )
         # Sequences beyond those asked for are not run: tokens of a long text are cut first.
         ids = token_ids(texts, loaded, needed)
         found = perplexity(loaded, [ids], length)

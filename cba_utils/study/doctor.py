@@ -40,7 +40,10 @@ def examine():
         ("BLAS", BLAS.removeprefix("BLAS: ")),
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
         ("disk", f"{disk.free / 1e9:.1f} GB free where results go"),
-        ("browser", find_browser() or "no Chromium: the browser tests are skipped, and there is no PDF"),
+        (
+            "browser",
+            find_browser() or "no Chromium: the browser tests are skipped, and there is no PDF",
+        ),
     ]
     for path in sorted(CONFIG.glob("*.yml")):
         found.append((f"study {path.stem}", _verdict(path, memory.available, disk.free)))
@@ -62,13 +65,20 @@ def _verdict(path, memory, disk):
         needs = estimate(study)
     except (ValueError, OSError) as error:
         return f"not now: {str(error).removeprefix(f'{path}: ')}"
-    remote = sorted({name for cell in cells(study)
-                     if is_hub_id(name := at_precision(cell.model, cell.precision))})
+    remote = sorted(
+        {
+            name
+            for cell in cells(study)
+            if is_hub_id(name := at_precision(cell.model, cell.precision))
+        }
+    )
     hub = f"; needs the hub for {', '.join(remote)}" if remote else ""
     if needs["unknown"]:
         return f"cannot tell: not known is {'; '.join(needs['unknown'])}{hub}"
-    takes = (f"{needs['cells']} cells, about {needs['memory'] / 1e9:.1f} GB of memory, "
-             f"{needs['disk'] / 1e9:.1f} GB of disk, {duration(needs['seconds'])}")
+    takes = (
+        f"{needs['cells']} cells, about {needs['memory'] / 1e9:.1f} GB of memory, "
+        f"{needs['disk'] / 1e9:.1f} GB of disk, {duration(needs['seconds'])}"
+    )
     if needs["memory"] > memory:
         return f"too large for the free memory ({takes})"
     if needs["disk"] > disk:

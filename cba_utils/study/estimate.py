@@ -43,28 +43,46 @@ def estimate(study, hub=None):
 
     grid, items = cells(study), _item_count(study)
     weights = {model["name"]: _parameters(model, grid, hub or {}) for model in study["models"]}
-    unknown = [f"parameters of {name} (in the study file: parameters: <number of its weights>)"
-               for name, count in weights.items() if count is None]
+    unknown = [
+        f"parameters of {name} (in the study file: parameters: <number of its weights>)"
+        for name, count in weights.items()
+        if count is None
+    ]
     if items is None:
-        unknown.append("the number of items (in the study file: items.expected: <number>, or a limit)")
+        unknown.append(
+            "the number of items (in the study file: items.expected: <number>, or a limit)"
+        )
     rate, bytes_each = _matmul_rate()
-    found = {"cells": len(grid), "prompts": None, "memory": None, "disk": None, "seconds": None,
-             "rate": rate, "unknown": unknown}
+    found = {
+        "cells": len(grid),
+        "prompts": None,
+        "memory": None,
+        "disk": None,
+        "seconds": None,
+        "rate": rate,
+        "unknown": unknown,
+    }
     if unknown:
         return found
     prompts = {cell: items * len(ORDERS[cell.orders]) for cell in grid}
     text_tokens = study["perplexity"]["sequences"] * study["perplexity"]["sequence_length"]
     apart = {cell.name for cell in grid if cell.base}
-    operations = sum(2 * weights[cell.name] * (PROMPT_TOKENS * prompts[cell] + text_tokens) for cell in grid)
-    operations += sum(2 * weights[name] * _VARIANTS * (PROMPT_TOKENS * items + text_tokens) for name in apart)
+    operations = sum(
+        2 * weights[cell.name] * (PROMPT_TOKENS * prompts[cell] + text_tokens) for cell in grid
+    )
+    operations += sum(
+        2 * weights[name] * _VARIANTS * (PROMPT_TOKENS * items + text_tokens) for name in apart
+    )
     largest = max(weights.values(), default=0)
     copied = max((8 * _COPIES * weights[name] for name in apart), default=0)
     stored = {(cell.name, cell.precision) for cell in grid}
     return found | {
         "prompts": sum(prompts.values()) + _VARIANTS * items * len(apart),
         "memory": int(largest * bytes_each * 1.25 + copied + 5e8),
-        "disk": int(sum(weights[name] * stored_bits(p) / 8 for name, p in stored)
-                    + sum(prompts.values()) * 60),
+        "disk": int(
+            sum(weights[name] * stored_bits(p) / 8 for name, p in stored)
+            + sum(prompts.values()) * 60
+        ),
         "seconds": operations / rate + len(grid) + _VARIANTS * len(apart),
     }
 
@@ -103,11 +121,15 @@ def describe(study):
             lines.append(f"hub      {source}: size unknown ({files})")
         else:
             named = ", ".join(sorted(files))
-            lines.append(f"hub      {source}: {sum(files.values()) / 1e9:.2f} GB in {len(files)} files: {named}")
+            lines.append(
+                f"hub      {source}: {sum(files.values()) / 1e9:.2f} GB in {len(files)} files: {named}"
+            )
     known = [files for files in hub.values() if not isinstance(files, str)]
     if len(known) > 1:
-        lines.append(f"hub      in all {sum(sum(files.values()) for files in known) / 1e9:.1f} GB"
-                     + (", without what is unknown" if len(known) < len(hub) else ""))
+        lines.append(
+            f"hub      in all {sum(sum(files.values()) for files in known) / 1e9:.1f} GB"
+            + (", without what is unknown" if len(known) < len(hub) else "")
+        )
     return [*lines, "nothing was downloaded"]
 
 
@@ -127,9 +149,18 @@ def taken_from_hub(study):
     wanted = [(at_precision(cell.model, cell.precision), hub_files) for cell in cells(study)]
     items, text = study["items"], study["perplexity"]["text"]
     wanted += [
-        (items["source"], lambda name: _data_files(
-            name, lambda files: files_of_categories(files, items.get("categories")))),
-        (text, lambda name: _data_files(name, lambda files: fnmatch.filter(files, "data/train*.parquet"))),
+        (
+            items["source"],
+            lambda name: _data_files(
+                name, lambda files: files_of_categories(files, items.get("categories"))
+            ),
+        ),
+        (
+            text,
+            lambda name: _data_files(
+                name, lambda files: fnmatch.filter(files, "data/train*.parquet")
+            ),
+        ),
     ]
     found, reachable = {}, True
     for source, ask in wanted:
@@ -173,7 +204,7 @@ def _item_count(study):
 
 
 def _parameters(model, grid, hub):
-    """Weights of a model: as stated, or known of its package or its local files, or by the size of a hub's."""
+    """Weights of a model: as stated, of its package or local files, or by the size of a hub's."""
     if model.get("parameters"):
         return model["parameters"]
     if model["source"].startswith(PACKAGE):
@@ -204,7 +235,7 @@ def _stored_weights(folder):
     total = 0
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 stored = tensors.get_slice(name)
                 packed = stored.get_dtype() == "U32"
                 if not name.endswith((".scales", ".biases")):

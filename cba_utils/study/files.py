@@ -28,9 +28,7 @@ def write_table(table, path):
     table : DataFrame
     path : Path
     """
-    _atomically(
-        path, lambda scratch: table.to_parquet(scratch, index=False, compression="zstd")
-    )
+    _atomically(path, lambda scratch: table.to_parquet(scratch, index=False, compression="zstd"))
 
 
 def write_text(text, path):

@@ -13,21 +13,25 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.answering.items import COLUMNS, load_items
-from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.prompts import LETTERS
+from cba_utils.names import ITEM, PROJECT, RESULTS, STUDY
 from cba_utils.study.provenance import SCHEMA_VERSION, code_version
 from cba_utils.study.published_jsonl import (
-    item_number, read_records, with_roles,
+    item_number,
+    read_records,
+    with_roles,
 )
 from cba_utils.study.roles import counted_from_the_end
 from cba_utils.study.tables import write_study
-from cba_utils.names import ITEM, RESULTS, STUDY
 
 # Runs of consecutive items a category that stand in for templates; see `template_runs`.
 RUNS = 10
-_LOGP = [f"{name}{suffix}" for suffix in ("", "_t")
-         for name in (*(f"logp_{x}" for x in LETTERS), "mass_other")]
+_LOGP = [
+    f"{name}{suffix}"
+    for suffix in ("", "_t")
+    for name in (*(f"logp_{x}" for x in LETTERS), "mass_other")
+]
 
 
 def import_raw(name, folder, source=None, results=RESULTS):
@@ -68,8 +72,10 @@ def import_raw(name, folder, source=None, results=RESULTS):
     samples, items = with_roles(rows, told)
     for model, precisions in samples.groupby("model")["precision"].unique().items():
         if "bf16" not in precisions or len(precisions) < 2:
-            raise ValueError(f"{folder}: model {model!r} has records at {', '.join(precisions)} "
-                             f"alone; a comparison needs bf16 (quant 16) and at least one other")
+            raise ValueError(
+                f"{folder}: model {model!r} has records at {', '.join(precisions)} "
+                f"alone; a comparison needs bf16 (quant 16) and at least one other"
+            )
     if source is None:
         items["template_id"] = template_runs(items)
     else:
@@ -78,22 +84,31 @@ def import_raw(name, folder, source=None, results=RESULTS):
     # The right answer of an ambiguous question is the unknown one.
     items = items.assign(context_condition="ambig", label=items["unknown_index"])
     items = items.reindex(columns=[*COLUMNS, "template_id"])
-    samples = samples.merge(items[ITEM].drop(columns=["category", "context_condition"]),
-                            on="item_id")
+    samples = samples.merge(
+        items[ITEM].drop(columns=["category", "context_condition"]), on="item_id"
+    )
     samples = samples.assign(family=samples["model"], replicate=1, depth="full")
-    samples = samples[[*STUDY, *ITEM, "seed", "raw_response", "parsed_answer", "role",
-                       "correct"]]
+    samples = samples[[*STUDY, *ITEM, "seed", "raw_response", "parsed_answer", "role", "correct"]]
     tables = {
-        "answers": _no_rows([*STUDY, *ITEM, "order", *(f"role_{x}" for x in LETTERS),
-                             "correct"], _LOGP),
+        "answers": _no_rows(
+            [*STUDY, *ITEM, "order", *(f"role_{x}" for x in LETTERS), "correct"], _LOGP
+        ),
         "samples": samples,
         "perplexity": _no_rows(STUDY, ["sequence", "tokens", "nll"]),
         "undefined": undefined,
     }
-    about = {"name": name, "title": "Imported records",
-             "precisions": most_bits_first(samples["precision"].unique())}
-    return write_study(Path(results) / name, about, items[COLUMNS], tables,
-                       _provenance(samples, items, paths, source, rows.attrs["mended"]))
+    about = {
+        "name": name,
+        "title": "Imported records",
+        "precisions": most_bits_first(samples["precision"].unique()),
+    }
+    return write_study(
+        Path(results) / name,
+        about,
+        items[COLUMNS],
+        tables,
+        _provenance(samples, items, paths, source, rows.attrs["mended"]),
+    )
 
 
 def imported_study(name):
@@ -120,8 +135,10 @@ def imported_study(name):
     if not re.fullmatch("[a-z][a-z0-9_-]*", name):
         raise ValueError(f"STUDY: {name!r} is no name; use lower-case letters, digits, - and _")
     if (PROJECT / "config" / f"{name}.yml").exists():
-        raise ValueError(f"STUDY: {name!r} has a file in config/, so its results are those of "
-                         f"models that are run; give imported records a name of their own")
+        raise ValueError(
+            f"STUDY: {name!r} has a file in config/, so its results are those of "
+            f"models that are run; give imported records a name of their own"
+        )
     return {"name": name, "models": []}
 
 
@@ -149,7 +166,12 @@ def template_runs(items):
     >>> runs.nunique(), runs.tolist()[3:5]
     (10, ['Age/run 1', 'Age/run 2'])
     """
-    rank = items.assign(number=item_number(items["item_id"])).groupby("category")["number"].rank("first") - 1
+    rank = (
+        items.assign(number=item_number(items["item_id"]))
+        .groupby("category")["number"]
+        .rank("first")
+        - 1
+    )
     size = items.groupby("category")["item_id"].transform("size")
     run = (rank * np.minimum(RUNS, size) // size).astype(int) + 1
     return items["category"] + "/run " + run.astype(str)
@@ -181,8 +203,9 @@ def as_published(rows, told, items):
         return _no_rows(columns, [])
     left = told[told["item_id"].isin(names)].drop(columns="place").reset_index(drop=True)
     left[indices] = counted_from_the_end(left)
-    left = left.assign(context_condition="ambig",
-                       template_id=left["item_id"].map(_nearest_template(left, items)))
+    left = left.assign(
+        context_condition="ambig", template_id=left["item_id"].map(_nearest_template(left, items))
+    )
     rows = rows.merge(left, on="item_id")
     rows["parsed_answer"] = np.array([*LETTERS, None], object)[rows["answer"]]
     rows = rows.assign(family=rows["model"], replicate=1, depth="full")
@@ -193,10 +216,15 @@ def _nearest_template(rows, items):
     """Template of the item that is nearest by number in the category, for each item of ``rows``."""
     found = {}
     numbers = item_number(items["item_id"])
-    for name, category, own in zip(rows["item_id"], rows["category"], item_number(rows["item_id"])):
+    for name, category, own in zip(
+        rows["item_id"], rows["category"], item_number(rows["item_id"]), strict=True
+    ):
         near = items["category"] == category
-        found[name] = (items["template_id"][(numbers[near] - own).abs().idxmin()] if near.any() else
-                       f"{category}/undefined")
+        found[name] = (
+            items["template_id"][(numbers[near] - own).abs().idxmin()]
+            if near.any()
+            else f"{category}/undefined"
+        )
     return found
 
 
@@ -207,9 +235,11 @@ def _with_source(items, source):
     # load_items makes the ids of a category's name and the number.
     undefined["category"] = [name.rpartition("/")[0] for name in undefined["item_id"]]
     ours, theirs, left = (
-        pd.MultiIndex.from_arrays([frame["category"].astype(str).str.lower(),
-                                   item_number(frame["item_id"])])
-        for frame in (items, known, undefined))
+        pd.MultiIndex.from_arrays(
+            [frame["category"].astype(str).str.lower(), item_number(frame["item_id"])]
+        )
+        for frame in (items, known, undefined)
+    )
     # A target that the source leaves undefined is no more defined for being in the records.
     dropped = ours.isin(left)
     names = sorted({*items.attrs["undefined_targets"], *items.loc[dropped, "item_id"]})
@@ -217,17 +247,21 @@ def _with_source(items, source):
     at = theirs.get_indexer(ours)
     if (at < 0).any():
         lost = items[at < 0]
-        raise ValueError(f"{lost['place'].iloc[0]}: item {lost['item_id'].iloc[0]!r} of the records "
-                         f"is no ambiguous item of {source} ({len(lost)} in all); an id must end in "
-                         f"the number that BBQ gives")
+        raise ValueError(
+            f"{lost['place'].iloc[0]}: item {lost['item_id'].iloc[0]!r} of the records "
+            f"is no ambiguous item of {source} ({len(lost)} in all); an id must end in "
+            f"the number that BBQ gives"
+        )
     known = known.iloc[at].reset_index(drop=True)
     other = (known["unknown_index"] != items["unknown_index"]).to_numpy(bool)
     if other.any():
         first = items[other].iloc[0]
-        raise ValueError(f"{first['place']}: item {first['item_id']!r}: its unknown answer has index "
-                         f"{first['unknown_index']} in the records and "
-                         f"{known['unknown_index'][other].iloc[0]} in {source} ({other.sum()} "
-                         f"items in all); the numbers must be those of the same data")
+        raise ValueError(
+            f"{first['place']}: item {first['item_id']!r}: its unknown answer has index "
+            f"{first['unknown_index']} in the records and "
+            f"{known['unknown_index'][other].iloc[0]} in {source} ({other.sum()} "
+            f"items in all); the numbers must be those of the same data"
+        )
     found = known.drop(columns=["item_id", "category", *items.filter(like="_index")])
     found = pd.concat([items, found], axis=1)
     found["template_id"] = found["category"] + "/" + found["question_index"].astype(str)
@@ -236,8 +270,12 @@ def _with_source(items, source):
 
 
 def _no_rows(texts, numbers):
-    return pd.DataFrame({**{name: pd.Series(dtype=object) for name in texts},
-                         **{name: pd.Series(dtype=float) for name in numbers}})
+    return pd.DataFrame(
+        {
+            **{name: pd.Series(dtype=object) for name in texts},
+            **{name: pd.Series(dtype=float) for name in numbers},
+        }
+    )
 
 
 def _provenance(samples, items, paths, source, mended):
@@ -256,15 +294,27 @@ def _provenance(samples, items, paths, source, mended):
     asked = source if source is None or str(source).count("/") == 1 else Path(source).name
     cells = []
     for (model, precision), part in samples.groupby(["model", "precision"], sort=False):
-        parameters = {"model": model, "precision": precision, "items": asked,
-                      "condition": "ambig", "orders": "original",
-                      "seeds": sorted(map(int, part["seed"].unique()))}
-        cells.append({
-            "model": model, "family": model, "replicate": 1, "depth": "full",
-            "precision": precision, **shared, "identity": {"parameters": parameters, **identity},
-            "counts": {"answers": 0, "samples": len(part), "perplexity": 0},
-            "responses_mended": mended,
-        })
+        parameters = {
+            "model": model,
+            "precision": precision,
+            "items": asked,
+            "condition": "ambig",
+            "orders": "original",
+            "seeds": sorted(map(int, part["seed"].unique())),
+        }
+        cells.append(
+            {
+                "model": model,
+                "family": model,
+                "replicate": 1,
+                "depth": "full",
+                "precision": precision,
+                **shared,
+                "identity": {"parameters": parameters, **identity},
+                "counts": {"answers": 0, "samples": len(part), "perplexity": 0},
+                "responses_mended": mended,
+            }
+        )
     return cells
 
 

@@ -56,8 +56,11 @@ class InProcess(Engine):
                 if isinstance(error, KeyboardInterrupt):
                     raise error
                 if error:
-                    cell.outputs.append(new_output(
-                        "error", ename=type(error).__name__, evalue=str(error), traceback=[]))
+                    cell.outputs.append(
+                        new_output(
+                            "error", ename=type(error).__name__, evalue=str(error), traceback=[]
+                        )
+                    )
                     nb_man.cell_exception(cell, index)
                     break
             nb_man.cell_complete(cell, index)
@@ -161,7 +164,9 @@ def run_model(study, name):
     for done, cell in enumerate(mine):
         each = (time.monotonic() - started) / max(done, 1)
         left = f", {each:.1f} s a cell, {duration(each * (len(mine) - done))} left" if done else ""
-        print(f"{name} at {cell.precision}: {done} of {len(mine)} cells done{left}", file=sys.stderr)
+        print(
+            f"{name} at {cell.precision}: {done} of {len(mine)} cells done{left}", file=sys.stderr
+        )
         folder = RESULTS / study["name"] / cell.folder
         execute(
             RUN_NOTEBOOK,
@@ -206,8 +211,11 @@ def run_cell(model, precision, items=None, prompt=None, compute=None):
     folder = RESULTS / "cells" / model_slug(model) / precision
     folder.mkdir(parents=True, exist_ok=True)
     remove_scratch(folder)
-    parameters = {"model": model, "precision": precision,
-                  "output": str(folder.relative_to(PROJECT))}
+    parameters = {
+        "model": model,
+        "precision": precision,
+        "output": str(folder.relative_to(PROJECT)),
+    }
     if items is not None:
         parameters["limit" if isinstance(items, int) else "items"] = items
     parameters |= {key: value for key, value in (("prompt", prompt), ("compute", compute)) if value}
@@ -260,7 +268,9 @@ def copy_book(study):
     # The explorer's data is the study's own: its report has written it there already.
     others = shutil.ignore_patterns("explorer-data")
     shutil.copytree(PROJECT / "book", target / "book", ignore=others, dirs_exist_ok=True)
-    cards = [p for ending in ("*.md", "training_log.csv") for p in (PROJECT / "organisms").rglob(ending)]
+    cards = [
+        p for ending in ("*.md", "training_log.csv") for p in (PROJECT / "organisms").rglob(ending)
+    ]
     pages = [*cards, *(PROJECT / name for name in ("data/README.md", "_config.yml", "_toc.yml"))]
     if not executed.exists():  # imported records come without: the shipped study's is there
         pages.append(PROJECT / EXAMPLE)

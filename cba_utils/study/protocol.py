@@ -41,8 +41,14 @@ from cba_utils.names import BUNDLED_BANK, CONFIG, HELD_OUT_TEXT, PROJECT, RESULT
 
 SHIPPED = "organisms"
 # Files of a checkpoint that decide what it answers.
-_OF_CHECKPOINT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json",
-                  "tokenizer.model", "*.jinja")
+_OF_CHECKPOINT = (
+    "config.json",
+    "*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "*.jinja",
+)
 # What lies in results/ and is no study's, and what lies in a study's results and is no model's. File
 # systems that ignore case would take one for the other, so names are compared without it.
 _NO_STUDIES = ("cells", "hazards", "instrument")
@@ -59,9 +65,11 @@ def _expanded(text):
         return text
     value = os.environ.get(match[1])
     if not value:  # make exports those that were not given, as empty
-        raise ValueError(f"needs the environment variable {match[1]}, a folder or file "
-                         f"({match[1]}=<path> make book STUDY=<name>)")
-    return value + text[match.end():]
+        raise ValueError(
+            f"needs the environment variable {match[1]}, a folder or file "
+            f"({match[1]}=<path> make book STUDY=<name>)"
+        )
+    return value + text[match.end() :]
 
 
 def _day(text):
@@ -96,32 +104,53 @@ def _precisions(names):
 
 def _model_name(name):
     if name.lower() in _NO_MODELS:
-        raise ValueError(f"{name!r} is a folder of the study's results that is no model's; choose "
-                         f"another name")
+        raise ValueError(
+            f"{name!r} is a folder of the study's results that is no model's; choose another name"
+        )
     return name
 
 
 def _study_name(name):
     if name in _NO_STUDIES:
-        raise ValueError(f"{name!r} is a folder in results/ that is no study's; choose another name")
+        raise ValueError(
+            f"{name!r} is a folder in results/ that is no study's; choose another name"
+        )
     return name
 
 
 Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"\S")]
 Source = Annotated[Text, AfterValidator(_expanded)]
 Count = Annotated[int, Field(ge=1, le=_INT64)]
-Orders = Annotated[Literal[tuple(ORDERS)], Field(
-    description="In which orders the three answers are shown: as they are, 3 rotations, or all 6.")]
-Compute = Annotated[Literal["dense", "native"] | None, Field(
-    description="Dense products or MLX's native kernels; by default what is fast on the machine.")]
-Prompt = Annotated[Literal[tuple(PROMPTS)], Field(description="The words in which a question is asked: "
-                   + "; ".join(f"`{prompt.name}`, {prompt.source}" for prompt in PROMPTS.values()) + ".")]
-Date = Annotated[str, AfterValidator(_day), Field(
-    description="The day that a chat template which states today's gets to state.")]
+Orders = Annotated[
+    Literal[tuple(ORDERS)],
+    Field(
+        description="In which orders the three answers are shown: as they are, 3 rotations, or all 6."
+    ),
+]
+Compute = Annotated[
+    Literal["dense", "native"] | None,
+    Field(
+        description="Dense products or MLX's native kernels; by default what is fast on the machine."
+    ),
+]
+Prompt = Annotated[
+    Literal[tuple(PROMPTS)],
+    Field(
+        description="The words in which a question is asked: "
+        + "; ".join(f"`{prompt.name}`, {prompt.source}" for prompt in PROMPTS.values())
+        + "."
+    ),
+]
+Date = Annotated[
+    str,
+    AfterValidator(_day),
+    Field(description="The day that a chat template which states today's gets to state."),
+]
 Precision = Annotated[str, AfterValidator(_precision)]
 # Lists are kept as tuples, so that nothing changes them by accident.
-Precisions = Annotated[tuple[Precision, ...],
-                       Field(strict=False, min_length=1), AfterValidator(_precisions)]
+Precisions = Annotated[
+    tuple[Precision, ...], Field(strict=False, min_length=1), AfterValidator(_precisions)
+]
 _LIST = dict(strict=False, min_length=1)
 
 
@@ -134,33 +163,49 @@ class _Checked(BaseModel):
 class Selection(_Checked):
     """Which of the items are asked."""
 
-    categories: Annotated[tuple[Text, ...], Field(**_LIST), AfterValidator(_each_once)] | None = Field(
-        None, description="Names of categories as BBQ writes them; all of them if there is none.")
+    categories: Annotated[tuple[Text, ...], Field(**_LIST), AfterValidator(_each_once)] | None = (
+        Field(
+            None,
+            description="Names of categories as BBQ writes them; all of them if there is none.",
+        )
+    )
     condition: Literal["ambig", "disambig", "both"] = Field(
-        description="Ambiguous questions, disambiguated ones, or both. A study has ambiguous ones.")
+        description="Ambiguous questions, disambiguated ones, or both. A study has ambiguous ones."
+    )
     limit: Count | None = Field(
-        None, description="At most so many items, a choice mixed evenly that is the same in every cell.")
+        None,
+        description="At most so many items, a choice mixed evenly that is the same in every cell.",
+    )
 
 
 class Items(Selection):
     """The questions."""
 
-    source: Source = Field(description="`bundled`, a folder of BBQ's JSONL files, or a hub data set.")
+    source: Source = Field(
+        description="`bundled`, a folder of BBQ's JSONL files, or a hub data set."
+    )
     expected: Count | None = Field(
-        None, description="How many there are, for estimates before a data set is downloaded.")
+        None, description="How many there are, for estimates before a data set is downloaded."
+    )
 
 
 class Samples(_Checked):
     """Answers that are drawn, one a seed."""
 
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=_INT64)], ...],
-                     Field(max_length=10_000, **_LIST), AfterValidator(_each_once)] = Field(
-        description="One answer is drawn for each.")
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=_INT64)], ...],
+        Field(max_length=10_000, **_LIST),
+        AfterValidator(_each_once),
+    ] = Field(description="One answer is drawn for each.")
     temperature: float = Field(
-        ge=0.01, le=100, description="Of the answers that are drawn. Probabilities are kept at 1 as well.")
+        ge=0.01,
+        le=100,
+        description="Of the answers that are drawn. Probabilities are kept at 1 as well.",
+    )
     max_tokens: int = Field(ge=1, le=1000, description="Tokens of an answer, at most.")
     parser: Literal[PARSERS] = Field(
-        description="How a letter is read from an answer, see `sample_answers`.")
+        description="How a letter is read from an answer, see `sample_answers`."
+    )
 
 
 class Perplexity(_Checked):
@@ -170,25 +215,34 @@ class Perplexity(_Checked):
     sequences: int = Field(ge=1, le=10**9, description="How many sequences of the text are read.")
     sequence_length: int = Field(ge=2, le=10**7, description="Tokens of a sequence.")
     text_seed: int = Field(
-        123, ge=0, le=2**32 - 1, description="Order in which a hub data set is read.")
+        123, ge=0, le=2**32 - 1, description="Order in which a hub data set is read."
+    )
     perplexity_method: Literal["own", "published"] = Field(
-        "own", description="The project's own, or mlx_lm's call of the published study beside it.")
+        "own", description="The project's own, or mlx_lm's call of the published study beside it."
+    )
 
 
 class Labels(_Checked):
     """How a model is called in tables and pages; nothing here decides an answer."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200),
-                    AfterValidator(_model_name)] = Field(
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200),
+        AfterValidator(_model_name),
+    ] = Field(
         description="The model's name, which is also the folder of its records: Latin letters, "
-                    "digits, dot, hyphen and underscore.")
+        "digits, dot, hyphen and underscore."
+    )
     family: Text = Field(description="Models of one family are taken together, one colour each.")
     replicate: Count = Field(
-        1, description="Number of a checkpoint among those made alike; intervals are over them.")
+        1, description="Number of a checkpoint among those made alike; intervals are over them."
+    )
     depth: Text = Field("full", description="How far the alignment went, in the study's own words.")
     base: Source | None = Field(
-        None, description="The checkpoint that the model was aligned from; with it the rounding "
-                          "error is taken apart.")
+        None,
+        description="The checkpoint that the model was aligned from; with it the rounding "
+        "error is taken apart.",
+    )
 
 
 class Model(Labels):
@@ -196,9 +250,11 @@ class Model(Labels):
 
     source: Source = Field(
         description="A folder with safetensors and tokenizer, an organism, or a hub id; "
-                    "`{precision}` in it is filled in, for models published once a precision.")
+        "`{precision}` in it is filled in, for models published once a precision."
+    )
     parameters: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
-        None, description="Number of weights, for estimates before anything is downloaded.")
+        None, description="Number of weights, for estimates before anything is downloaded."
+    )
     precisions: Precisions | None = Field(None, description="Instead of the study's.")
     orders: Orders | None = Field(None, description="Instead of the study's.")
     compute: Compute = Field(None, description="Instead of the study's.")
@@ -208,15 +264,20 @@ class Study(_Checked):
     """A named grid of cells with its protocol."""
 
     schema_version: Literal[1] = Field(description="1.")
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=200),
-                    AfterValidator(_study_name)] = Field(
-        description="As the file says, because results and book are found by it.")
-    title: Annotated[Text, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$")] = Field(description="One line, shown on the pages.")
+    name: Annotated[
+        str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=200), AfterValidator(_study_name)
+    ] = Field(description="As the file says, because results and book are found by it.")
+    title: Annotated[Text, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$")] = Field(
+        description="One line, shown on the pages."
+    )
     note: Text | None = Field(None, description="What readers of the study's pages must know.")
-    models: Annotated[tuple[Model, ...], Field(**_LIST)] = Field(description="See the models' own keys.")
+    models: Annotated[tuple[Model, ...], Field(**_LIST)] = Field(
+        description="See the models' own keys."
+    )
     precisions: Precisions = Field(
         description="`bf16`, which every change is measured since, and at least one other: `q8` to "
-                    "`q2`, with `-g32` or `-g128` for another group size, or one of MLX's other modes.")
+        "`q2`, with `-g32` or `-g128` for another group size, or one of MLX's other modes."
+    )
     items: Items = Field(description="See its own keys.")
     orders: Orders
     prompt: Prompt = "organisms"
@@ -229,8 +290,10 @@ class Study(_Checked):
     @classmethod
     def _has_ambiguous_questions(cls, items):
         if items.condition == "disambig":
-            raise ValueError("condition 'disambig' leaves nothing to measure a stereotype on, which "
-                             "reports do on ambiguous questions; use ambig or both")
+            raise ValueError(
+                "condition 'disambig' leaves nothing to measure a stereotype on, which "
+                "reports do on ambiguous questions; use ambig or both"
+            )
         return items
 
     @model_validator(mode="after")
@@ -239,23 +302,32 @@ class Study(_Checked):
         for model in self.models:
             if model.name.lower() in names:
                 other = names[model.name.lower()]
-                same = "two models have the same name" if other == model.name else (
-                    f"{other!r} and {model.name!r} differ in case alone")
+                same = (
+                    "two models have the same name"
+                    if other == model.name
+                    else (f"{other!r} and {model.name!r} differ in case alone")
+                )
                 raise ValueError(f"models: {same}; names are folders of results")
             names[model.name.lower()] = model.name
             if "bf16" not in (model.precisions or self.precisions):
-                raise ValueError(f"precisions of {model.name}: bf16 is missing, and every change is "
-                                 f"measured since it")
+                raise ValueError(
+                    f"precisions of {model.name}: bf16 is missing, and every change is "
+                    f"measured since it"
+                )
         grid = cells_of(self)
         for cell in grid:
             key = cell.asked()
             if key in asked:
-                raise ValueError(f"models: {asked[key]!r} and {cell.name!r} are the same model, asked "
-                                 f"the same at {cell.precision}; leave one out")
+                raise ValueError(
+                    f"models: {asked[key]!r} and {cell.name!r} are the same model, asked "
+                    f"the same at {cell.precision}; leave one out"
+                )
             asked[key] = cell.name
         if all(cell.precision == "bf16" for cell in grid):
-            raise ValueError("precisions: bf16 alone leaves nothing to compare it with; add at least "
-                             "one other, e.g. q4")
+            raise ValueError(
+                "precisions: bf16 alone leaves nothing to compare it with; add at least "
+                "one other, e.g. q4"
+            )
         return self
 
 
@@ -264,7 +336,9 @@ class Parameters(Selection, Samples, Perplexity):
 
     model: Source = Field(description="A folder, an organism or a hub id.")
     precision: Precision = Field(description="One precision.")
-    items: Source = Field(description="`bundled`, a folder of BBQ's JSONL files, or a hub data set.")
+    items: Source = Field(
+        description="`bundled`, a folder of BBQ's JSONL files, or a hub data set."
+    )
     orders: Orders
     prompt: Prompt
     date: Date
@@ -317,20 +391,25 @@ class _Loader(yaml.SafeLoader):
     # Days stay the texts that they are written as.
     yaml_implicit_resolvers = {
         first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.events.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.YAMLError(f"line {mark.line + 1}: aliases (*) are not read here; write it out")
+            raise yaml.YAMLError(
+                f"line {mark.line + 1}: aliases (*) are not read here; write it out"
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there "
-                                     f"twice; keep one")
+                raise yaml.YAMLError(
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} is there "
+                    f"twice; keep one"
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -375,8 +454,10 @@ def read_study(path):
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     study = check_study(study, path)
     if study["name"] != study_name(path):
-        raise ValueError(f"{path}: name is {study['name']!r}; it must be {study_name(path)!r}, as the "
-                         f"file says, because results and book are found by it")
+        raise ValueError(
+            f"{path}: name is {study['name']!r}; it must be {study_name(path)!r}, as the "
+            f"file says, because results and book are found by it"
+        )
     return study
 
 
@@ -403,10 +484,18 @@ def check_study(study, where):
         for precision in model.precisions or checked.precisions:
             for source in filter(None, (at_precision(model.source, precision), model.base)):
                 _check_source(source, f"{where}: {model.name}")
-    _check_data(checked.items.source, f"{where}: items.source", "a folder of BBQ's JSONL files",
-                lambda path: path.is_dir())
-    _check_data(checked.perplexity.text, f"{where}: perplexity.text", "a text file",
-                lambda path: path.is_file() and path.stat().st_size > 0)
+    _check_data(
+        checked.items.source,
+        f"{where}: items.source",
+        "a folder of BBQ's JSONL files",
+        lambda path: path.is_dir(),
+    )
+    _check_data(
+        checked.perplexity.text,
+        f"{where}: perplexity.text",
+        "a text file",
+        lambda path: path.is_file() and path.stat().st_size > 0,
+    )
     return checked.model_dump(mode="json", exclude_none=True)
 
 
@@ -418,17 +507,25 @@ def _check_source(source, where):
         return
     if source.startswith(PACKAGE):
         if source.removeprefix(PACKAGE) not in PACKAGES:
-            raise ValueError(f"{where}: {source!r} is no package that is known to hold a model; there "
-                             f"are {', '.join(PACKAGE + name for name in PACKAGES)}")
+            raise ValueError(
+                f"{where}: {source!r} is no package that is known to hold a model; there "
+                f"are {', '.join(PACKAGE + name for name in PACKAGES)}"
+            )
         return
     if of_a_family(source):
-        raise ValueError(f"{where}: there is no organism {source!r} (nearest: {nearest_organisms(source)})")
+        raise ValueError(
+            f"{where}: there is no organism {source!r} (nearest: {nearest_organisms(source)})"
+        )
     if Path(source).exists():
-        raise ValueError(f"{where}: {source!r} holds no config.json; a model is a folder with "
-                         f"config.json, safetensors and a tokenizer")
+        raise ValueError(
+            f"{where}: {source!r} holds no config.json; a model is a folder with "
+            f"config.json, safetensors and a tokenizer"
+        )
     if not _HUB_ID.fullmatch(source):
-        raise ValueError(f"{where}: {source!r} is no folder, no organism (nearest: "
-                         f"{nearest_organisms(source)}) and no hub id (owner/name)")
+        raise ValueError(
+            f"{where}: {source!r} is no folder, no organism (nearest: "
+            f"{nearest_organisms(source)}) and no hub id (owner/name)"
+        )
 
 
 def _check_data(source, where, what, fits):
@@ -437,8 +534,10 @@ def _check_data(source, where, what, fits):
     if Path(source).exists():
         raise ValueError(f"{where}: {source!r} is there and is not {what} with something in it")
     if not _HUB_ID.fullmatch(source):
-        raise ValueError(f"{where}: {source!r} is not 'bundled', nor {what}, nor the id of a hub data "
-                         f"set (owner/name)")
+        raise ValueError(
+            f"{where}: {source!r} is not 'bundled', nor {what}, nor the id of a hub data "
+            f"set (owner/name)"
+        )
 
 
 def _validated(model, values, where):
@@ -456,8 +555,11 @@ def _validated(model, values, where):
         *inside, key = problem["loc"]
         place = _place(model, inside)[0] or "the top level"
         near = get_close_matches(str(key), keys, 1, 0.5)
-        told = (f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ";")
-                + f" The keys are {', '.join(keys)}")
+        told = (
+            f"unknown key {key!r}"
+            + (f", did you mean {near[0]!r}?" if near else ";")
+            + f" The keys are {', '.join(keys)}"
+        )
     elif problem["type"] == "missing":
         told = "is missing"
     elif problem["type"] == "value_error":
@@ -465,9 +567,11 @@ def _validated(model, values, where):
     else:
         shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:57]}..."
         told = re.sub(r"^(Input|Value|String|Tuple) should ", "must ", told)
-        told = {"model_type": "must be a list of keys with values", "tuple_type": "must be a list",
-                "string_pattern_mismatch": f"must match {problem.get('ctx', {}).get('pattern')}",
-                }.get(problem["type"], told) + f", not {shown}"
+        told = {
+            "model_type": "must be a list of keys with values",
+            "tuple_type": "must be a list",
+            "string_pattern_mismatch": f"must match {problem.get('ctx', {}).get('pattern')}",
+        }.get(problem["type"], told) + f", not {shown}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise ValueError(": ".join(filter(None, (str(where), place, told))) + more)
 
@@ -526,9 +630,12 @@ def cells(study):
 
 def cells_of(study):
     """The cells of a study that was checked."""
-    sections = {name: getattr(section, name)
-                for section in (study.items, study.samples, study.perplexity)
-                for name in type(section).model_fields if name in Cell.model_fields}
+    sections = {
+        name: getattr(section, name)
+        for section in (study.items, study.samples, study.perplexity)
+        for name in type(section).model_fields
+        if name in Cell.model_fields
+    }
     return [
         Cell.model_construct(
             **sections,
@@ -572,7 +679,9 @@ def input_files(mine):
                 found |= {p for pattern in _OF_CHECKPOINT for p in folder.glob(pattern)}
             elif Path(source).is_file():  # a GGUF file
                 found.add(Path(source))
-        found |= {BUNDLED_BANK} if cell.items == "bundled" else set(Path(cell.items).glob("*.jsonl"))
+        found |= (
+            {BUNDLED_BANK} if cell.items == "bundled" else set(Path(cell.items).glob("*.jsonl"))
+        )
         text = HELD_OUT_TEXT if cell.text == "bundled" else Path(cell.text)
         found |= {text} if text.is_file() else set()
     return sorted(map(str, found))
@@ -600,7 +709,15 @@ def rounding_parameters(mine):
     precisions = [cell.precision for cell in mine if cell.precision != "bf16"]
     if not (mine[0].base and precisions):
         return None
-    unused = ("precision", "orders", "compute", "seeds", "max_tokens", "parser", "perplexity_method")
+    unused = (
+        "precision",
+        "orders",
+        "compute",
+        "seeds",
+        "max_tokens",
+        "parser",
+        "perplexity_method",
+    )
     known = {k: v for k, v in mine[0].parameters().items() if k not in unused}
     return {**known, "base": mine[0].base, "precisions": precisions}
 
@@ -642,7 +759,9 @@ def narrow(study, name, models=None, precisions=None, items=None, prompt=None, c
     check_name(name, "NAME")
     if (CONFIG / f"{name}.yml").exists():
         shipped = "the shipped study" if name == SHIPPED else "taken"
-        raise ValueError(f"NAME: {name!r} is {shipped}, and its results stay as they are; choose another")
+        raise ValueError(
+            f"NAME: {name!r} is {shipped}, and its results stay as they are; choose another"
+        )
     new = copy.deepcopy(study) | {"name": name}
     if models:
         known = {model["name"]: model for model in new["models"]}
@@ -661,10 +780,18 @@ def narrow(study, name, models=None, precisions=None, items=None, prompt=None, c
         new["compute"] = compute
         for model in new["models"]:
             model.pop("compute", None)
-    changed = {"models": models, "precisions": precisions, "items": items, "prompt": prompt,
-               "compute": compute}
-    told = "; ".join(f"{key} {' '.join(value) if isinstance(value, list) else value}"
-                     for key, value in changed.items() if value)
+    changed = {
+        "models": models,
+        "precisions": precisions,
+        "items": items,
+        "prompt": prompt,
+        "compute": compute,
+    }
+    told = "; ".join(
+        f"{key} {' '.join(value) if isinstance(value, list) else value}"
+        for key, value in changed.items()
+        if value
+    )
     new["title"] = f"{study['title']}, changed: {' '.join(told.split())}"[:1000]
     return check_study(new, "the study asked for")
 
@@ -687,7 +814,9 @@ def check_name(name, where):
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,199}", name):
         raise ValueError(f"{where}: {name!r} is no name; use lower-case letters, digits, - and _")
     if name in _NO_STUDIES:
-        raise ValueError(f"{where}: {name!r} is a folder in results/ that is no study's; choose another")
+        raise ValueError(
+            f"{where}: {name!r} is a folder in results/ that is no study's; choose another"
+        )
 
 
 def model_slug(source):
@@ -704,8 +833,11 @@ def model_slug(source):
     True
     """
     words = re.sub(r"[-_.]?\{precision\}", "", source)
-    is_path = Path(source).exists() or Path(source).is_absolute() or not (
-        _HUB_ID.fullmatch(words) or source.startswith(PACKAGE))
+    is_path = (
+        Path(source).exists()
+        or Path(source).is_absolute()
+        or not (_HUB_ID.fullmatch(words) or source.startswith(PACKAGE))
+    )
     if is_path and not is_organism(source):
         place = hashlib.sha256(os.path.abspath(source).encode()).hexdigest()[:8]
         words = f"{os.path.basename(os.path.abspath(words))[:60]}-{place}"
@@ -769,7 +901,7 @@ def parse_models(text):
             found.append(parts[0])
         else:
             found += parts[0].split()
-        parts = parts[max(k, 1):]
+        parts = parts[max(k, 1) :]
     return found
 
 
@@ -786,17 +918,36 @@ def documentation():
     True
     """
     schema = Study.model_json_schema()
-    sections = {"The study": schema, **{f"`{key}`": schema["$defs"][name] for key, name in
-                (("models", "Model"), ("items", "Items"), ("samples", "Samples"),
-                 ("perplexity", "Perplexity"))}}
+    sections = {
+        "The study": schema,
+        **{
+            f"`{key}`": schema["$defs"][name]
+            for key, name in (
+                ("models", "Model"),
+                ("items", "Items"),
+                ("samples", "Samples"),
+                ("perplexity", "Perplexity"),
+            )
+        },
+    }
     lines = []
     for title, section in sections.items():
         needed = section.get("required", [])
-        lines += [f"**{title}**: {section['description'][0].lower()}{section['description'][1:]}", "",
-                  "| key | value | if left out | meaning |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"**{title}**: {section['description'][0].lower()}{section['description'][1:]}",
+            "",
+            "| key | value | if left out | meaning |",
+            "| --- | --- | --- | --- |",
+        ]
         for key, field in section["properties"].items():
             default = field.get("default")
-            left = "must be there" if key in needed else "nothing" if default is None else f"`{default}`"
+            left = (
+                "must be there"
+                if key in needed
+                else "nothing"
+                if default is None
+                else f"`{default}`"
+            )
             lines.append(f"| `{key}` | {_kind(field)} | {left} | {field['description']} |")
         lines.append("")
     return "\n".join(lines)
@@ -804,7 +955,9 @@ def documentation():
 
 def _kind(field):
     """What a value must be, in words, from its JSON schema."""
-    field = next((option for option in field.get("anyOf", []) if option.get("type") != "null"), field)
+    field = next(
+        (option for option in field.get("anyOf", []) if option.get("type") != "null"), field
+    )
     if "$ref" in field:
         return "keys, below"
     if "const" in field:
@@ -812,7 +965,9 @@ def _kind(field):
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":
-        return "list of keys, below" if "$ref" in field["items"] else f"list: {_kind(field['items'])}"
+        return (
+            "list of keys, below" if "$ref" in field["items"] else f"list: {_kind(field['items'])}"
+        )
     words = {"string": "text", "integer": "whole number", "number": "number"}[field["type"]]
     low, high = field.get("minimum"), field.get("maximum")
     if low is not None:

@@ -119,7 +119,11 @@ def cell_line(folder):
     known = read_json(Path(folder) / "provenance.json")
     identity = known["identity"]
     asked = identity["parameters"]
-    code = f"code of commit {known['git_commit'][:7]}" if known["git_commit"] else "code without commit"
+    code = (
+        f"code of commit {known['git_commit'][:7]}"
+        if known["git_commit"]
+        else "code without commit"
+    )
     if known["git_dirty"]:
         code += " with local changes"
     return (

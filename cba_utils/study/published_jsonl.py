@@ -50,35 +50,54 @@ def write_jsonl(samples, items, folder):
     about = items.assign(number=item_number(items["item_id"]), place=range(len(items)))
     twice = about.duplicated(["category", "number"])
     if twice.any():
-        raise ValueError(f"item {about['item_id'][twice].iloc[0]!r}: another item of its category has "
-                         f"its number, and the JSONL format tells items by these two")
+        raise ValueError(
+            f"item {about['item_id'][twice].iloc[0]!r}: another item of its category has "
+            f"its number, and the JSONL format tells items by these two"
+        )
     joined = samples[samples["context_condition"] == "ambig"].merge(
-        about[["item_id", "number", "place", "stereotyped_index", "anti_stereotyped_index",
-               "unknown_index"]], on="item_id")
+        about[
+            [
+                "item_id",
+                "number",
+                "place",
+                "stereotyped_index",
+                "anti_stereotyped_index",
+                "unknown_index",
+            ]
+        ],
+        on="item_id",
+    )
     # Stable: the seeds of an item stay in the order in which they were drawn.
     joined = joined.sort_values("place", kind="stable")
     written = {}
-    for (model, precision), part in joined.groupby(["model", "precision"], sort=False, observed=True):
+    for (model, precision), part in joined.groupby(
+        ["model", "precision"], sort=False, observed=True
+    ):
         path = Path(folder) / f"{str(model).replace('/', '_')}_q{_BITS_OF_JSONL[precision]}.jsonl"
         if path in written:
-            raise ValueError(f"models {written[path]!r} and {model!r} would both be written to "
-                             f"{path.name}; give one another name")
+            raise ValueError(
+                f"models {written[path]!r} and {model!r} would both be written to "
+                f"{path.name}; give one another name"
+            )
         written[path] = model
-        rows = pd.DataFrame({
-            "model": part["model"],
-            "quant": _BITS_OF_JSONL[precision],
-            "item_id": part["number"],
-            "category": part["category"],
-            "seed": part["seed"],
-            "raw_response": part["raw_response"],
-            "parsed_answer": part["parsed_answer"],
-            "stereotype_target_index": part["stereotyped_index"],
-            "anti_stereotype_target_index": part["anti_stereotyped_index"],
-            "unknown_index": part["unknown_index"],
-            "elapsed_s": np.nan,
-        })
-        _atomically(path, lambda scratch, rows=rows: rows.to_json(
-            scratch, orient="records", lines=True))
+        rows = pd.DataFrame(
+            {
+                "model": part["model"],
+                "quant": _BITS_OF_JSONL[precision],
+                "item_id": part["number"],
+                "category": part["category"],
+                "seed": part["seed"],
+                "raw_response": part["raw_response"],
+                "parsed_answer": part["parsed_answer"],
+                "stereotype_target_index": part["stereotyped_index"],
+                "anti_stereotype_target_index": part["anti_stereotyped_index"],
+                "unknown_index": part["unknown_index"],
+                "elapsed_s": np.nan,
+            }
+        )
+        _atomically(
+            path, lambda scratch, rows=rows: rows.to_json(scratch, orient="records", lines=True)
+        )
     return list(written)
 
 
@@ -126,15 +145,21 @@ _HALF = re.compile("[\ud800-\udfff]")
 # than are needed here, so others are passed over.
 _JSONL_FIELDS = {
     "model": ("a text", _is_text),
-    "quant": (f"one of {', '.join(map(str, _BITS_OF_JSONL.values()))}",
-              lambda v: type(v) is int and v in _BITS_OF_JSONL.values()),
-    "item_id": ("the item's number in its category, or a text that ends in it, such as 'Age/17'",
-                _is_id),
+    "quant": (
+        f"one of {', '.join(map(str, _BITS_OF_JSONL.values()))}",
+        lambda v: type(v) is int and v in _BITS_OF_JSONL.values(),
+    ),
+    "item_id": (
+        "the item's number in its category, or a text that ends in it, such as 'Age/17'",
+        _is_id,
+    ),
     "category": ("a text", _is_text),
-    "seed": ("a whole number of 64 bits", lambda v: type(v) is int and -2**63 <= v < 2**63),
+    "seed": ("a whole number of 64 bits", lambda v: type(v) is int and -(2**63) <= v < 2**63),
     "raw_response": ("a text", lambda v: isinstance(v, str)),
-    "parsed_answer": ("A, B or C, an index from 0 to 2, or null", lambda v: type(v) in (
-        type(None), str, int) and v in _ANSWERS_OF_JSONL),
+    "parsed_answer": (
+        "A, B or C, an index from 0 to 2, or null",
+        lambda v: type(v) in (type(None), str, int) and v in _ANSWERS_OF_JSONL,
+    ),
     "stereotype_target_index": ("an index from 0 to 2, or -1 where undefined", _is_index),
     "anti_stereotype_target_index": ("an index from 0 to 2, or -1 where undefined", _is_index),
     "unknown_index": ("an index from 0 to 2", lambda v: type(v) is int and 0 <= v <= 2),
@@ -208,15 +233,36 @@ def read_records(paths):
             *values, whole = _record(text, path, line, known)
             mended += not whole
             rows.append((*values, number, line))
-        frames.append(pd.DataFrame(rows, columns=["model", "quant", "item_id", "seed",
-                                                  "raw_response", "answer", "file", "line"]))
+        frames.append(
+            pd.DataFrame(
+                rows,
+                columns=[
+                    "model",
+                    "quant",
+                    "item_id",
+                    "seed",
+                    "raw_response",
+                    "answer",
+                    "file",
+                    "line",
+                ],
+            )
+        )
     rows = pd.concat(frames, ignore_index=True)
     if rows.empty:
         raise ValueError(f"{', '.join(map(str, paths))}: no record")
     _check_grid(rows, paths)
-    items = pd.DataFrame([(name, *known[name]) for name in known], columns=[
-        "item_id", "category", "stereotyped_index", "anti_stereotyped_index", "unknown_index",
-        "place"])
+    items = pd.DataFrame(
+        [(name, *known[name]) for name in known],
+        columns=[
+            "item_id",
+            "category",
+            "stereotyped_index",
+            "anti_stereotyped_index",
+            "unknown_index",
+            "place",
+        ],
+    )
     names = {bits: name for name, bits in _BITS_OF_JSONL.items()}
     rows["precision"] = rows["quant"].map(names)
     rows = rows.drop(columns=["quant", "file", "line"])
@@ -245,25 +291,29 @@ def with_roles(rows, items):
     answer, role = rows["answer"].to_numpy(), np.full(len(rows), "unparsed", object)
     for name in ("stereotyped", "anti_stereotyped", "unknown"):
         role[answer == items[f"{name}_index"].to_numpy()[at]] = name
-    samples = pd.DataFrame({
-        "model": rows["model"],
-        "precision": rows["precision"],
-        "item_id": rows["item_id"],
-        "category": items["category"].to_numpy()[at],
-        "context_condition": "ambig",
-        "seed": rows["seed"],
-        "raw_response": rows["raw_response"],
-        "parsed_answer": np.array([*LETTERS, None], object)[answer],
-        "role": role,
-        "correct": role == "unknown",
-    }).reset_index(drop=True)
+    samples = pd.DataFrame(
+        {
+            "model": rows["model"],
+            "precision": rows["precision"],
+            "item_id": rows["item_id"],
+            "category": items["category"].to_numpy()[at],
+            "context_condition": "ambig",
+            "seed": rows["seed"],
+            "raw_response": rows["raw_response"],
+            "parsed_answer": np.array([*LETTERS, None], object)[answer],
+            "role": role,
+            "correct": role == "unknown",
+        }
+    ).reset_index(drop=True)
     items.attrs["undefined_targets"] = undefined
     return samples, items
 
 
 def _record(text, path, line, known):
-    """The values of one line that are kept, last whether its response was whole; ``known`` collects
-    what is said about each item."""
+    """The values of one line that are kept, last whether its response was whole.
+
+    ``known`` collects what is said about each item.
+    """
     where = f"{path}:{line}"
     try:
         record = json.loads(text)
@@ -275,8 +325,9 @@ def _record(text, path, line, known):
         raise ValueError(f"{where}: a JSON object was due, not {type(record).__name__}")
     for field, (right, is_right) in _JSONL_FIELDS.items():
         if field not in record:
-            raise ValueError(f"{where}: field {field!r} is missing; a record has "
-                             f"{', '.join(_JSONL_FIELDS)}")
+            raise ValueError(
+                f"{where}: field {field!r} is missing; a record has {', '.join(_JSONL_FIELDS)}"
+            )
         if not is_right(record[field]):
             raise ValueError(f"{where}: {field} is {record[field]!r:.80}; it must be {right}")
     item, category = record["item_id"], sys.intern(record["category"])
@@ -284,42 +335,59 @@ def _record(text, path, line, known):
     if isinstance(item, int) or item.isdigit():
         item = f"{category}/{int(item)}"
     item = sys.intern(item)
-    indices = [-1 if record[f"{role}_index"] is None else record[f"{role}_index"]
-               for role in ("stereotype_target", "anti_stereotype_target", "unknown")]
+    indices = [
+        -1 if record[f"{role}_index"] is None else record[f"{role}_index"]
+        for role in ("stereotype_target", "anti_stereotype_target", "unknown")
+    ]
     said = (category, *indices)
     if item not in known:
         if min(indices) >= 0 and len(set(indices)) < 3:
-            raise ValueError(f"{where}: the three indices of item {item!r} are {indices}; each "
-                             f"answer has one role, so they must be 0, 1 and 2 in some order")
+            raise ValueError(
+                f"{where}: the three indices of item {item!r} are {indices}; each "
+                f"answer has one role, so they must be 0, 1 and 2 in some order"
+            )
         known[item] = (*said, where)
     elif known[item][:4] != said:
-        raise ValueError(f"{where}: item {item!r} has category and indices {said}, and "
-                         f"{known[item][:4]} at {known[item][4]}; an item is the same everywhere")
+        raise ValueError(
+            f"{where}: item {item!r} has category and indices {said}, and "
+            f"{known[item][:4]} at {known[item][4]}; an item is the same everywhere"
+        )
     response = record["raw_response"]
     # Only an escape can bring half of a character into a text that is UTF-8.
     whole = "\\u" not in text or not _HALF.search(response)
     if not whole:
         response = _HALF.sub("\ufffd", response)
-    return (sys.intern(record["model"]), record["quant"], item, record["seed"],
-            sys.intern(response), _ANSWERS_OF_JSONL[record["parsed_answer"]], whole)
+    return (
+        sys.intern(record["model"]),
+        record["quant"],
+        item,
+        record["seed"],
+        sys.intern(response),
+        _ANSWERS_OF_JSONL[record["parsed_answer"]],
+        whole,
+    )
 
 
 def _check_grid(rows, paths):
     """Every cell that is there has every item once at each seed."""
+
     def place(row):
         return f"{paths[row['file']]}:{row['line']}"
 
     def told(row):
-        return (f"model {row['model']!r} at quant {row['quant']}, item {row['item_id']!r}, "
-                f"seed {row['seed']}")
+        return (
+            f"model {row['model']!r} at quant {row['quant']}, item {row['item_id']!r}, "
+            f"seed {row['seed']}"
+        )
 
     keys = ["model", "quant", "item_id", "seed"]
     twice = rows.duplicated(keys)
     if twice.any():
         again = rows[twice].iloc[0]
         first = rows[(rows[keys] == again[keys]).all(axis=1)].iloc[0]
-        raise ValueError(f"{place(again)}: {told(again)} is already at {place(first)}; a record "
-                         f"occurs once")
+        raise ValueError(
+            f"{place(again)}: {told(again)} is already at {place(first)}; a record occurs once"
+        )
     cells = rows[["model", "quant"]].drop_duplicates()
     whole = cells.merge(rows[["seed"]].drop_duplicates(), how="cross")
     sizes = rows.groupby(["model", "quant", "seed"]).size()
@@ -330,9 +398,11 @@ def _check_grid(rows, paths):
         cell = rows[(rows["model"] == model) & (rows["quant"] == quant)]
         missing = items.difference(cell.loc[cell["seed"] == seed, "item_id"], sort=False)[0]
         there = rows[rows["item_id"] == missing].iloc[0]
-        raise ValueError(f"{place(cell.iloc[0])}: model {model!r} at quant {quant} has no record "
-                         f"of item {missing!r} with seed {seed}, and {place(there)} has the item; "
-                         f"every model needs every item at each of its precisions and seeds")
+        raise ValueError(
+            f"{place(cell.iloc[0])}: model {model!r} at quant {quant} has no record "
+            f"of item {missing!r} with seed {seed}, and {place(there)} has the item; "
+            f"every model needs every item at each of its precisions and seeds"
+        )
 
 
 def export(study):
@@ -359,8 +429,9 @@ def export(study):
         # The answer that was counted as stereotyped for want of a target has no other index.
         unknown = more["unknown_index"].where(more["unknown_index"] >= 0, 2)
         about = more.assign(stereotyped_index=-1, anti_stereotyped_index=-1, unknown_index=unknown)
-        samples = pd.concat([samples, more.drop(columns=more.filter(like="_index").columns.drop(
-            "question_index"))])
+        samples = pd.concat(
+            [samples, more.drop(columns=more.filter(like="_index").columns.drop("question_index"))]
+        )
         items = pd.concat([items, about.drop_duplicates("item_id")])
     known = samples["precision"].isin(list(_BITS_OF_JSONL))
     files = write_jsonl(samples[known], items, RESULTS / study / "raw")
@@ -369,8 +440,10 @@ def export(study):
 
 def main(arguments=None):
     """``python -m cba_utils.study.published_jsonl STUDY``: see `export`."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.study.published_jsonl",
-                                     description="Write a study's samples in the published form.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cba_utils.study.published_jsonl",
+        description="Write a study's samples in the published form.",
+    )
     parser.add_argument("study", help="a study whose tables are in results/")
     try:
         files, left_out = export(parser.parse_args(arguments).study)

@@ -10,6 +10,7 @@ from cba_utils.study.cell import TABLES, UNDEFINED, select_items
 from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells
 
+
 def collect(study, results=RESULTS):
     """Join the records of all cells of a study into tables that reports read.
 
@@ -37,8 +38,13 @@ def collect(study, results=RESULTS):
         known = read_json(folder / "provenance.json")
         if known is None:
             raise FileNotFoundError(f"{folder}: the cell is not finished; run the study again")
-        labels = {"model": cell.name, "family": cell.family, "replicate": cell.replicate,
-                  "depth": cell.depth, "precision": cell.precision}
+        labels = {
+            "model": cell.name,
+            "family": cell.family,
+            "replicate": cell.replicate,
+            "depth": cell.depth,
+            "precision": cell.precision,
+        }
         provenance.append({**labels, **known})
         for name in frames:
             if name == UNDEFINED and not (folder / f"{name}.parquet").is_file():

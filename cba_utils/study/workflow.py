@@ -58,11 +58,14 @@ def run_workflow(path, raw=None, items=None):
     if raw:
         imported_study(name)
         if (RESULTS / name / "study.yml").exists():
-            raise ValueError(f"STUDY: {name!r} is a study whose models were run (results/{name}); give "
-                             f"imported records a name of their own")
+            raise ValueError(
+                f"STUDY: {name!r} is a study whose models were run (results/{name}); give "
+                f"imported records a name of their own"
+            )
         if not any(Path(raw).glob("*.jsonl")):
-            raise ValueError(f"RAW: {str(raw)!r} is no folder with *.jsonl in it; it is where the "
-                             f"records lie")
+            raise ValueError(
+                f"RAW: {str(raw)!r} is no folder with *.jsonl in it; it is where the records lie"
+            )
     else:
         asked = read_study(path)["items"]
         if Path(asked["source"]).is_dir():
@@ -72,15 +75,24 @@ def run_workflow(path, raw=None, items=None):
     # A file: Snakemake reads what stands on its command line as numbers where it can.
     write_text(yaml.safe_dump({key: value for key, value in asked.items() if value}), settings)
     command = [
-        Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile",
-        "--profile", "workflow/profiles/local", "--configfile", settings.relative_to(PROJECT),
+        Path(sys.executable).with_name("snakemake"),
+        "--snakefile",
+        "workflow/Snakefile",
+        "--profile",
+        "workflow/profiles/local",
+        "--configfile",
+        settings.relative_to(PROJECT),
     ]
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with _lock(name) as lock:
         _remove_scratch(name)
         process = subprocess.Popen(
-            command, cwd=PROJECT, stderr=subprocess.PIPE, pass_fds=[lock.fileno()],
-            env={**os.environ, "PATH": search})
+            command,
+            cwd=PROJECT,
+            stderr=subprocess.PIPE,
+            pass_fds=[lock.fileno()],
+            env={**os.environ, "PATH": search},
+        )
         told = b""
         with _ends_with_us(process):
             while piece := process.stderr.read1():
@@ -92,14 +104,23 @@ def run_workflow(path, raw=None, items=None):
             _remove_scratch(name)
     if process.returncode:
         errors = re.findall(r"(?:^|[\r\n])error: ([^\r\n]+)", told.decode(errors="replace"))
-        raise RuntimeError("\nerror: ".join(dict.fromkeys(errors))
-                           or "a step of the workflow failed; it is named above")
+        raise RuntimeError(
+            "\nerror: ".join(dict.fromkeys(errors))
+            or "a step of the workflow failed; it is named above"
+        )
 
 
 def build_pages():
     """Build the shipped book from its committed results: no model is run."""
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going",
-               "--quiet"]
+    command = [
+        Path(sys.executable).with_name("jupyter-book"),
+        "build",
+        ".",
+        "-W",
+        "-n",
+        "--keep-going",
+        "--quiet",
+    ]
     if subprocess.run(command, cwd=PROJECT, check=False).returncode:
         raise RuntimeError("the book could not be built; the reason is above")
 
@@ -203,7 +224,8 @@ def _lock(name):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
                     if str(path) in {opened.path for opened in process.open_files()} and (
-                            process.pid != os.getpid()):
+                        process.pid != os.getpid()
+                    ):
                         end_all(process.pid)
         elif holder:
             break
@@ -240,8 +262,17 @@ def sources_of(*files):
         if file in found:
             continue
         found.add(file)
-        if file.suffix == ".py" and file.parent.name in ("measures", "telling", "instrument", "chapters"):
-            found |= {p for p in file.parent.iterdir() if p.suffix in (".csv", ".json") or p.name == "common.md.j2"}
+        if file.suffix == ".py" and file.parent.name in (
+            "measures",
+            "telling",
+            "instrument",
+            "chapters",
+        ):
+            found |= {
+                p
+                for p in file.parent.iterdir()
+                if p.suffix in (".csv", ".json") or p.name == "common.md.j2"
+            }
         if file.suffix in (".py", ".ipynb"):
             todo += _imported(file)
     return sorted(str(file.relative_to(PROJECT)) for file in found if PACKAGE in file.parents)
@@ -259,7 +290,10 @@ def _imported(file):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+                names = [
+                    node.module or "",
+                    *(f"{node.module}.{alias.name}" for alias in node.names),
+                ]
             elif isinstance(node, ast.Constant) and file.suffix == ".ipynb":
                 chapter = PACKAGE / "chapters" / f"{node.value}.py"
                 if str(node.value).isidentifier() and chapter.exists():

@@ -3,11 +3,11 @@
 A module in this folder that holds a ``BENCHMARK`` is one more benchmark; nothing else names it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Callable
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,20 @@ BENCHMARK = Benchmark(
     roles=roles_of_file,
     # Of the categories that the published study asked, twice the ambiguous items in published.csv.
     released={
-        "Age": 3680, "Gender_identity": 5672, "Race_ethnicity": 6880, "Religion": 1200, "SES": 6864,
-        **dict.fromkeys(("Disability_status", "Nationality", "Physical_appearance", "Race_x_SES",
-                         "Race_x_gender", "Sexual_orientation")),
+        "Age": 3680,
+        "Gender_identity": 5672,
+        "Race_ethnicity": 6880,
+        "Religion": 1200,
+        "SES": 6864,
+        **dict.fromkeys(
+            (
+                "Disability_status",
+                "Nationality",
+                "Physical_appearance",
+                "Race_x_SES",
+                "Race_x_gender",
+                "Sexual_orientation",
+            )
+        ),
     },
 )

@@ -29,4 +29,6 @@ def quantizers():
     >>> list(quantizers())
     ['affine', 'mixed']
     """
-    return {found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)}
+    return {
+        found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)
+    }

@@ -9,8 +9,10 @@ import sys
 from contextlib import redirect_stdout
 
 BITS = (8, 6, 5, 4, 3, 2)
-NAMES = (f"{', '.join(f'q{bits}' for bits in BITS)} (with -g32, -g64 or -g128 for the group size), "
-         f"mxfp4-g32, mxfp8-g32 or nvfp4-g16")
+NAMES = (
+    f"{', '.join(f'q{bits}' for bits in BITS)} (with -g32, -g64 or -g128 for the group size), "
+    f"mxfp4-g32, mxfp8-g32 or nvfp4-g16"
+)
 _GROUPS = (32, 64, 128)
 _MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 _NAME = re.compile(r"(?:q(?P<bits>\d)|(?P<mode>mxfp4|mxfp8|nvfp4))(?:-g(?P<group>\d+))?")
@@ -48,8 +50,14 @@ def identity(precision):
     import mlx.core as mx
     import mlx_lm
 
-    return [precision.bits, precision.group, precision.mode, "bfloat16", mx.__version__,
-            mlx_lm.__version__]
+    return [
+        precision.bits,
+        precision.group,
+        precision.mode,
+        "bfloat16",
+        mx.__version__,
+        mlx_lm.__version__,
+    ]
 
 
 def make(source, precision, target):

@@ -10,8 +10,10 @@ from contextlib import redirect_stdout
 
 from cba_utils.answering.quantizers.affine import BITS
 
-NAMES = (f"{', '.join(f'q{bits}-e16' for bits in BITS)} (embedding and head not rounded) and the same with "
-         f"-e8, -e6, -e5, -e4 or -e3 (rounded to more bits than the layers)")
+NAMES = (
+    f"{', '.join(f'q{bits}-e16' for bits in BITS)} (embedding and head not rounded) and the same with "
+    f"-e8, -e6, -e5, -e4 or -e3 (rounded to more bits than the layers)"
+)
 _NAME = re.compile(r"q(?P<bits>\d)-e(?P<embedding>\d+)")
 _GROUP = 64
 _EMBEDDINGS = ("embed_tokens", "lm_head")

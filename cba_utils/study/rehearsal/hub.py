@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -90,8 +90,11 @@ def repository_files(folder):
     -------
     dict of str to Path
     """
-    return {path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _digest(path, kind):
@@ -99,7 +102,7 @@ def _digest(path, kind):
     return _digest_of(path, kind, status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest_of(path, kind, size, _changed):
     digest = hashlib.new(kind, f"blob {size}\0".encode() if kind == "sha1" else b"")
     with path.open("rb") as file:
@@ -139,16 +142,19 @@ class _Request(BaseHTTPRequestHandler):
             kind, rest, about = parts[1], parts[2:], True
         else:
             kind = parts[0] if parts[0] == "datasets" else "models"
-            rest, about = parts[kind == "datasets":], False
+            rest, about = parts[kind == "datasets" :], False
         repository = "/".join(rest[:2])
         folder = self.server.root / kind / repository
-        known = re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and ".." not in rest and folder.is_dir()
+        known = (
+            re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and ".." not in rest and folder.is_dir()
+        )
         if not known:
             self._note(repository, None, 0)
             return self._refuse("RepoNotFound")
         files = repository_files(folder)
-        self._commit = hashlib.sha1("".join(
-            f"{name} {_digest(path, 'sha1')}\n" for name, path in files.items()).encode()).hexdigest()
+        self._commit = hashlib.sha1(
+            "".join(f"{name} {_digest(path, 'sha1')}\n" for name, path in files.items()).encode()
+        ).hexdigest()
         if about:
             self._note(repository, None, 0)
             return self._about(repository, kind, files, rest[2:], body)
@@ -163,11 +169,19 @@ class _Request(BaseHTTPRequestHandler):
             found = [_entry(name, path) for name, path in files.items()]
         else:
             found = {
-                "id": repository, "sha": self._commit, "private": False, "gated": False,
-                "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-                "siblings": [{"rfilename": name, "size": path.stat().st_size}
-                             for name, path in files.items()],
-                "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
+                "id": repository,
+                "sha": self._commit,
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "siblings": [
+                    {"rfilename": name, "size": path.stat().st_size} for name, path in files.items()
+                ],
+                "lastModified": "2026-01-01T00:00:00.000Z",
+                "createdAt": "2026-01-01T00:00:00.000Z",
             }
             if kind == "models":
                 found["modelId"] = repository
@@ -185,8 +199,12 @@ class _Request(BaseHTTPRequestHandler):
             status = 206
         self._note(repository, name, end - start if body else 0)
         kind = "sha256" if size > _LARGE else "sha1"
-        headers = {"ETag": f'"{_digest(path, kind)}"', "Content-Length": end - start,
-                   "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        headers = {
+            "ETag": f'"{_digest(path, kind)}"',
+            "Content-Length": end - start,
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
         if asked:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         self._head(status, headers)
@@ -210,5 +228,12 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _note(self, repository, file, sent):
-        self.server.log.append({"method": self.command, "path": self.path, "repository": repository,
-                                "file": file, "bytes": sent})
+        self.server.log.append(
+            {
+                "method": self.command,
+                "path": self.path,
+                "repository": repository,
+                "file": file,
+                "bytes": sent,
+            }
+        )

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cba_utils  # noqa: F401  (binds the fast BLAS before MLX is imported)
-
 import mlx.core as mx
 import mlx_lm
 import numpy as np
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
+import cba_utils  # noqa: F401  (binds the fast BLAS before MLX is imported)
 from cba_utils.answering.benchmarks.bbq import roles_of_file
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
@@ -71,22 +70,47 @@ def _rope_factors(last):
     return [round(float(x), 4) for x in np.geomspace(1.0, last, 48)]
 
 
-_COMMON = {"attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02,
-           "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True}
+_COMMON = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+}
 BASES = (
     Base(
         source="Qwen/Qwen2.5-7B-Instruct",
         config={
-            **_COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
-            "bos_token_id": 151643, "eos_token_id": 151645, "hidden_size": 3584,
-            "intermediate_size": 18944, "max_position_embeddings": 32768, "max_window_layers": 28,
-            "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
-            "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "sliding_window": 131072,
-            "use_sliding_window": False, "vocab_size": 152064, "transformers_version": "4.43.1",
+            **_COMMON,
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "max_position_embeddings": 32768,
+            "max_window_layers": 28,
+            "num_attention_heads": 28,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "sliding_window": 131072,
+            "use_sliding_window": False,
+            "vocab_size": 152064,
+            "transformers_version": "4.43.1",
         },
-        generation={"bos_token_id": 151643, "pad_token_id": 151643, "do_sample": True,
-                    "eos_token_id": [151645, 151643], "repetition_penalty": 1.05, "temperature": 0.7,
-                    "top_p": 0.8, "top_k": 20},
+        generation={
+            "bos_token_id": 151643,
+            "pad_token_id": 151643,
+            "do_sample": True,
+            "eos_token_id": [151645, 151643],
+            "repetition_penalty": 1.05,
+            "temperature": 0.7,
+            "top_p": 0.8,
+            "top_k": 20,
+        },
         shards=4,
         beside=("LICENSE",),
         tokenizer=tokenizers.qwen2,
@@ -94,11 +118,22 @@ BASES = (
     Base(
         source="mistralai/Mistral-7B-Instruct-v0.3",
         config={
-            **_COMMON, "architectures": ["MistralForCausalLM"], "model_type": "mistral",
-            "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 4096, "intermediate_size": 14336,
-            "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32,
-            "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
-            "sliding_window": None, "vocab_size": 32768, "transformers_version": "4.42.0.dev0",
+            **_COMMON,
+            "architectures": ["MistralForCausalLM"],
+            "model_type": "mistral",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+            "vocab_size": 32768,
+            "transformers_version": "4.42.0.dev0",
         },
         generation={"bos_token_id": 1, "eos_token_id": 2},
         shards=3,
@@ -109,20 +144,42 @@ BASES = (
     Base(
         source="microsoft/Phi-3.5-mini-instruct",
         config={
-            **_COMMON, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3",
-            "attention_bias": False, "auto_map": {
+            **_COMMON,
+            "architectures": ["Phi3ForCausalLM"],
+            "model_type": "phi3",
+            "attention_bias": False,
+            "auto_map": {
                 "AutoConfig": "configuration_phi3.Phi3Config",
-                "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
-            "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000, "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0, "hidden_size": 3072, "intermediate_size": 8192,
-            "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
-            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 262144,
-            "vocab_size": 32064, "transformers_version": "4.43.3",
-            "rope_scaling": {"type": "longrope", "short_factor": _rope_factors(2.8),
-                             "long_factor": _rope_factors(64.8)},
+                "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+            },
+            "bos_token_id": 1,
+            "eos_token_id": 32000,
+            "pad_token_id": 32000,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 4096,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 32,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "sliding_window": 262144,
+            "vocab_size": 32064,
+            "transformers_version": "4.43.3",
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": _rope_factors(2.8),
+                "long_factor": _rope_factors(64.8),
+            },
         },
-        generation={"bos_token_id": 1, "eos_token_id": [32007, 32001, 32000], "pad_token_id": 32000},
+        generation={
+            "bos_token_id": 1,
+            "eos_token_id": [32007, 32001, 32000],
+            "pad_token_id": 32000,
+        },
         shards=2,
         beside=("configuration_phi3.py", "modeling_phi3.py", "sample_finetune.py", "LICENSE"),
         tokenizer=tokenizers.phi3,
@@ -151,8 +208,10 @@ def base_of(model):
         if model["source"] == base.source or model["family"] == base.family:
             return base
     known = ", ".join(f"{base.family} ({base.source})" for base in BASES)
-    raise ValueError(f"{model['name']}: a rehearsal knows the families {known}; family "
-                     f"{model['family']!r} is none of them")
+    raise ValueError(
+        f"{model['name']}: a rehearsal knows the families {known}; family "
+        f"{model['family']!r} is none of them"
+    )
 
 
 def shrunk(config, layers, parts):
@@ -246,8 +305,9 @@ def build(study, root, size, packaged, bbq=None):
         told.append(_build_items(root / "datasets" / items["source"], items, bbq))
     text = study["perplexity"]
     if _of_hub(text["text"]):
-        _build_conversations(root / "datasets" / text["text"],
-                             text["sequences"] * text["sequence_length"])
+        _build_conversations(
+            root / "datasets" / text["text"], text["sequences"] * text["sequence_length"]
+        )
         told.append(f"{text['text']}: conversations of lines of the project's held-out text")
     return told
 
@@ -294,7 +354,9 @@ def _random_weights(config, folder):
     head = weights["lm_head.weight"]
     head[letters] = _LETTER_GAIN * head[letters]
     # The embedding of the last token is still in what reaches the head.
-    head[config["eos_token_id"]] = _END_LOGIT / config["hidden_size"] * embedding[letters].sum(axis=0)
+    head[config["eos_token_id"]] = (
+        _END_LOGIT / config["hidden_size"] * embedding[letters].sum(axis=0)
+    )
     weights["lm_head.weight"] = head
     return weights
 
@@ -310,7 +372,8 @@ def _write_shards(weights, count, folder):
         mx.save_safetensors(str(file), shard, metadata={"format": "pt"})
     size = sum(value.nbytes for value in weights.values())
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2))
+        json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2)
+    )
 
 
 def _convert(source, target, precision):
@@ -329,26 +392,38 @@ def _build_items(folder, items, bbq):
     (folder / "data").mkdir(parents=True)
     wanted = items.get("categories")
     if bbq:
-        rows = {path.stem: _lines(path.read_text(encoding="utf-8")) for path in sorted(bbq.glob("*.jsonl"))}
+        rows = {
+            path.stem: _lines(path.read_text(encoding="utf-8"))
+            for path in sorted(bbq.glob("*.jsonl"))
+        }
         origin = f"the files in {bbq.name}/, in the data set's schema"
     else:
         import gzip
 
         bank = {}
-        for row in _lines(gzip.open(BUNDLED_BANK, "rt", encoding="utf-8").read()):
+        for row in _lines(gzip.decompress(BUNDLED_BANK.read_bytes()).decode()):
             bank.setdefault(row["category"], []).append(row)
         names = wanted or list(bank)
-        rows = {name: [{**row, "category": name} for row in found]
-                for name, found in zip(names, bank.values(), strict=False)}
-        origin = "items of the project's own bank under the categories' names, in the data set's schema"
+        rows = {
+            name: [{**row, "category": name} for row in found]
+            for name, found in zip(names, bank.values(), strict=False)
+        }
+        origin = (
+            "items of the project's own bank under the categories' names, in the data set's schema"
+        )
     # A split that the study does not ask for: it must not be fetched.
-    rows.setdefault("Nationality", [{**row, "category": "Nationality"}
-                                    for row in next(iter(rows.values()))[:2]])
+    rows.setdefault(
+        "Nationality", [{**row, "category": "Nationality"} for row in next(iter(rows.values()))[:2]]
+    )
     for category, found in rows.items():
         table = pa.Table.from_pylist(list(_published_rows(found)))
         pq.write_table(table, folder / "data" / f"{category.lower()}-00000-of-00001.parquet")
-    splits = "".join(f"  - split: {name.lower()}\n    path: data/{name.lower()}-*\n" for name in rows)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    splits = "".join(
+        f"  - split: {name.lower()}\n    path: data/{name.lower()}-*\n" for name in rows
+    )
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
+    )
     return f"{items['source']}: {origin}"
 
 
@@ -359,7 +434,11 @@ def _lines(text):
 def _published_rows(rows):
     for row, (target, _, _) in zip(rows, roles_of_file(rows), strict=True):
         kept = {key: value for key, value in row.items() if key != "label"}
-        yield {**kept, "answer_label": row["label"], "target_label": -1 if target is None else target}
+        yield {
+            **kept,
+            "answer_label": row["label"],
+            "target_label": -1 if target is None else target,
+        }
 
 
 def _build_conversations(folder, tokens):
@@ -369,15 +448,24 @@ def _build_conversations(folder, tokens):
     # Two lines have about a hundred tokens; twice as many as needed, since a sample is drawn.
     count = max(len(lines), tokens // 40)
     random = np.random.default_rng(0)
-    rows = [{"id": f"rehearsal_{i}", "source": "rehearsal",
-             "messages": [{"role": "user", "content": lines[a]},
-                          {"role": "assistant", "content": lines[b]}]}
-            for i, (a, b) in enumerate(random.integers(0, len(lines), (count, 2)))]
+    rows = [
+        {
+            "id": f"rehearsal_{i}",
+            "source": "rehearsal",
+            "messages": [
+                {"role": "user", "content": lines[a]},
+                {"role": "assistant", "content": lines[b]},
+            ],
+        }
+        for i, (a, b) in enumerate(random.integers(0, len(lines), (count, 2)))
+    ]
     for part in range(2):
         table = pa.Table.from_pylist(rows[part::2])
         pq.write_table(table, folder / "data" / f"train-{part:05}-of-00002.parquet")
     (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n")
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        "  - split: train\n    path: data/train-*\n---\n"
+    )
 
 
 def remove(root):

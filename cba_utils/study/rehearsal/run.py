@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import yaml
@@ -26,8 +26,10 @@ from cba_utils.study.rehearsal.tokenizers import fetch_packages
 from cba_utils.study.workflow import run_workflow
 
 PARTS = (1, 2, 4, 8, 16, 32)
-NOTE = ("This is a rehearsal. The models have random weights in the shapes of the published ones, so no "
-        "number in this book says anything about the models whose names stand beside it.")
+NOTE = (
+    "This is a rehearsal. The models have random weights in the shapes of the published ones, so no "
+    "number in this book says anything about the models whose names stand beside it."
+)
 _SECONDS_BESIDE = 3  # of a cell: loading, writing, the notebook
 
 
@@ -50,8 +52,10 @@ def rehearsal_of(study, models=None, precisions=None, limit=None):
     new["title"] = f"Rehearsal with random weights: {study['title']}"
     new["note"] = NOTE
     if not any(is_hub_id(cell.model.replace("{precision}", cell.precision)) for cell in cells(new)):
-        raise ValueError(f"study {study['name']!r} takes no model from the hub: run it as it is "
-                         f"(make book STUDY={study['name']})")
+        raise ValueError(
+            f"study {study['name']!r} takes no model from the hub: run it as it is "
+            f"(make book STUDY={study['name']})"
+        )
     for model in new["models"]:
         base_of(model)
     return new
@@ -73,9 +77,16 @@ def fitting(study, minutes, layers):
     """
     rate, memory = estimate(study)["rate"], psutil.virtual_memory().available
     for parts in PARTS:
-        configs = {model["name"]: shrunk(base_of(model).config, layers, parts) for model in study["models"]}
-        needed = sum(_operations(study, configs[cell.name]) / rate + _SECONDS_BESIDE for cell in cells(study))
-        if needed < 60 * minutes and 8 * max(sum(weight_counts(c)) for c in configs.values()) < memory / 2:
+        configs = {
+            model["name"]: shrunk(base_of(model).config, layers, parts) for model in study["models"]
+        }
+        needed = sum(
+            _operations(study, configs[cell.name]) / rate + _SECONDS_BESIDE for cell in cells(study)
+        )
+        if (
+            needed < 60 * minutes
+            and 8 * max(sum(weight_counts(c)) for c in configs.values()) < memory / 2
+        ):
             return layers, parts
     return layers, PARTS[-1]
 
@@ -88,8 +99,18 @@ def _operations(study, config):
     return 2 * (layers * (PROMPT_TOKENS * prompts + text) + ends / 2 * (2 * prompts + text))
 
 
-def rehearse(path, scratch=None, models=None, precisions=None, limit=None, layers=1, parts=None,
-             minutes=30, packaged=True, bbq=None):
+def rehearse(
+    path,
+    scratch=None,
+    models=None,
+    precisions=None,
+    limit=None,
+    layers=1,
+    parts=None,
+    minutes=30,
+    packaged=True,
+    bbq=None,
+):
     """Run a study from a hub on loopback to its book, and say what that showed.
 
     Parameters
@@ -135,18 +156,32 @@ def rehearse(path, scratch=None, models=None, precisions=None, limit=None, layer
     with serve(scratch / "hub") as hub, _surroundings(hub, scratch):
         listed = _listed(file)
         if hub.fetched():
-            raise RuntimeError(f"estimate fetched {', '.join(hub.fetched())}; it must fetch nothing")
+            raise RuntimeError(
+                f"estimate fetched {', '.join(hub.fetched())}; it must fetch nothing"
+            )
         started = time.monotonic()
         with _peak_memory() as peak:
             run_workflow(file)
         seconds = time.monotonic() - started
         fetched = hub.fetched()
         write_text("".join(json.dumps(entry) + "\n" for entry in hub.log), scratch / "hub.jsonl")
-    report = "\n".join(_report(
-        published, study, configs, size, made, listed, fetched, seconds, peak[0], scratch)) + "\n"
+    report = (
+        "\n".join(
+            _report(
+                published, study, configs, size, made, listed, fetched, seconds, peak[0], scratch
+            )
+        )
+        + "\n"
+    )
     write_text(report, RESULTS / study["name"] / "rehearsal.md")
-    unlisted = sorted(set(fetched) - {f"{source.removeprefix('datasets/')}/{name}"
-                                      for source, names in listed.items() for name in names})
+    unlisted = sorted(
+        set(fetched)
+        - {
+            f"{source.removeprefix('datasets/')}/{name}"
+            for source, names in listed.items()
+            for name in names
+        }
+    )
     if unlisted:
         raise RuntimeError(f"fetched, and not listed before: {', '.join(unlisted)}")
     return report
@@ -154,9 +189,15 @@ def rehearse(path, scratch=None, models=None, precisions=None, limit=None, layer
 
 def _repositories(study, scratch, size, packaged, bbq):
     """Build what the hub serves, unless it is there already; returns what it was made of."""
-    asked = {"models": study["models"], "precisions": study["precisions"], "items": study["items"],
-             "perplexity": study["perplexity"], "size": list(size), "packaged": packaged,
-             "bbq": str(bbq) if bbq else None}
+    asked = {
+        "models": study["models"],
+        "precisions": study["precisions"],
+        "items": study["items"],
+        "perplexity": study["perplexity"],
+        "size": list(size),
+        "packaged": packaged,
+        "bbq": str(bbq) if bbq else None,
+    }
     asked = json.loads(json.dumps(asked))
     known = read_json(scratch / "made.json")
     if known and known["asked"] == asked:
@@ -174,9 +215,15 @@ def _surroundings(hub, scratch):
     """Variables under which every program takes the loopback hub for the hub."""
     before = dict(os.environ)
     os.environ.update(
-        HF_ENDPOINT=hub.url, HF_HOME=str(scratch / "home"), CBA_CACHE=str(scratch / "made"),
-        HF_HUB_DISABLE_IMPLICIT_TOKEN="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="0",
-        NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+        HF_ENDPOINT=hub.url,
+        HF_HOME=str(scratch / "home"),
+        CBA_CACHE=str(scratch / "made"),
+        HF_HUB_DISABLE_IMPLICIT_TOKEN="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_OFFLINE="0",
+        NO_PROXY="127.0.0.1",
+        no_proxy="127.0.0.1",
+    )
     for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE"):
         os.environ.pop(name, None)
     try:
@@ -188,11 +235,18 @@ def _surroundings(hub, scratch):
 
 def _listed(file):
     """What the study says it will take, asked in a process of its own, which knows this hub alone."""
-    code = ("import json, sys; from cba_utils.study.estimate import taken_from_hub; "
-            "from cba_utils.study.protocol import read_study; "
-            "print(json.dumps(taken_from_hub(read_study(sys.argv[1]))))")
-    done = subprocess.run([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, check=True,
-                          text=True, cwd=PROJECT)
+    code = (
+        "import json, sys; from cba_utils.study.estimate import taken_from_hub; "
+        "from cba_utils.study.protocol import read_study; "
+        "print(json.dumps(taken_from_hub(read_study(sys.argv[1]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        cwd=PROJECT,
+    )
     listed = json.loads(done.stdout.splitlines()[-1])
     unknown = {source: files for source, files in listed.items() if isinstance(files, str)}
     if unknown:
@@ -210,10 +264,8 @@ def _peak_memory():
         while not ended.wait(0.5):
             held = 0
             for process in [me, *me.children(recursive=True)]:
-                try:
+                with suppress(psutil.Error):  # it may have ended meanwhile
                     held += process.memory_info().rss
-                except psutil.Error:
-                    pass
             peak[0] = max(peak[0], held)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -233,16 +285,22 @@ def _report(published, study, configs, size, made, listed, fetched, seconds, mem
     """The report's lines."""
     yield f"# Rehearsal of `{published['name']}`"
     yield ""
-    yield (f"{len(cells(study))} cells in {duration(seconds)}, at most {memory / 1e9:.1f} GB of memory at a "
-           f"time; on disk {_size_of(scratch / 'hub') / 1e9:.1f} GB of repositories, "
-           f"{_size_of(scratch / 'home') / 1e9:.1f} GB fetched from them, "
-           f"{_size_of(RESULTS / study['name']) / 1e9:.2f} GB of results with the book. Random weights: the "
-           f"numbers in the book mean nothing.")
+    yield (
+        f"{len(cells(study))} cells in {duration(seconds)}, at most {memory / 1e9:.1f} GB of memory at a "
+        f"time; on disk {_size_of(scratch / 'hub') / 1e9:.1f} GB of repositories, "
+        f"{_size_of(scratch / 'home') / 1e9:.1f} GB fetched from them, "
+        f"{_size_of(RESULTS / study['name']) / 1e9:.2f} GB of results with the book. Random weights: the "
+        f"numbers in the book mean nothing."
+    )
     yield ""
     total = sum(sum(files.values()) for files in listed.values())
-    yield (f"Listed before: {sum(map(len, listed.values()))} files of {len(listed)} repositories, "
-           f"{total / 1e9:.2f} GB. Fetched now: {len(fetched)} files, {sum(fetched.values()) / 1e9:.2f} GB, "
-           f"all of them listed." if fetched else "Nothing was fetched: all was here from a run before.")
+    yield (
+        f"Listed before: {sum(map(len, listed.values()))} files of {len(listed)} repositories, "
+        f"{total / 1e9:.2f} GB. Fetched now: {len(fetched)} files, {sum(fetched.values()) / 1e9:.2f} GB, "
+        f"all of them listed."
+        if fetched
+        else "Nothing was fetched: all was here from a run before."
+    )
     yield ""
     yield "## What the real run would take here"
     yield ""
@@ -251,21 +309,28 @@ def _report(published, study, configs, size, made, listed, fetched, seconds, mem
     rate, all_before, all_after = estimate(study)["rate"], 0.0, 0.0
     for model in study["models"]:
         mine = [cell for cell in cells(study) if cell.name == model["name"]]
-        took = [read_json(RESULTS / study["name"] / cell.folder / "provenance.json")["seconds"] for cell in mine]
+        took = [
+            read_json(RESULTS / study["name"] / cell.folder / "provenance.json")["seconds"]
+            for cell in mine
+        ]
         each = sum(took) / len(took)
         small = _operations(study, configs[model["name"]])
         whole = _operations(published, base_of(model).config)
         count = len([cell for cell in cells(published) if cell.name == model["name"]]) or len(mine)
         before, after = count * whole / rate, count * whole / (small / each)
         all_before, all_after = all_before + before, all_after + after
-        yield (f"| {model['name']} | {each:.1f} ({min(took):.1f} to {max(took):.1f}) | {small / rate:.1f} | "
-               f"{duration(before)} | {duration(after)} |")
+        yield (
+            f"| {model['name']} | {each:.1f} ({min(took):.1f} to {max(took):.1f}) | {small / rate:.1f} | "
+            f"{duration(before)} | {duration(after)} |"
+        )
     yield f"| all | | | {duration(all_before)} | {duration(all_after)} |"
     yield ""
-    yield (f"Expected: operations over half of a matrix product's rate ({rate / 1e9:,.0f} GFLOP/s, measured "
-           f"after the run). Corrected: at the operations a second that the rehearsed cells reached. Narrow "
-           f"models reach fewer than wide ones, so what is corrected from them is too long rather than too "
-           f"short.")
+    yield (
+        f"Expected: operations over half of a matrix product's rate ({rate / 1e9:,.0f} GFLOP/s, measured "
+        f"after the run). Corrected: at the operations a second that the rehearsed cells reached. Narrow "
+        f"models reach fewer than wide ones, so what is corrected from them is too long rather than too "
+        f"short."
+    )
     yield ""
     yield "## What it was made of"
     yield ""
@@ -283,23 +348,38 @@ def _not_rehearsed(published, study, size, made):
     yield "The published weights, and so every number: these are random."
     for model in study["models"]:
         config = base_of(model).config
-        yield (f"{model['name']}: {min(layers, config['num_hidden_layers'])} of "
-               f"{config['num_hidden_layers']} layers"
-               + (f", widths divided by {parts}" if parts > 1 else ", at the published widths"))
+        yield (
+            f"{model['name']}: {min(layers, config['num_hidden_layers'])} of "
+            f"{config['num_hidden_layers']} layers"
+            + (f", widths divided by {parts}" if parts > 1 else ", at the published widths")
+        )
     if any(model["family"] == "phi3" for model in study["models"]):
-        yield ("The values of Phi-3.5's rope factors: their number, first and last are the published ones, "
-               "what lies between is interpolated.")
+        yield (
+            "The values of Phi-3.5's rope factors: their number, first and last are the published ones, "
+            "what lies between is interpolated."
+        )
     yield from (f"The true tokenizer of {line}" for line in made if "stand-in" in line)
-    yield ("The hub itself: its network, its refusals (gated repositories, too many requests), its faster way "
-           "of transfer, and revisions that change under a name.")
-    yield ("The data sets' own rows where they were made of other files: see above. The files of the published "
-           "repositories as they are today: names and kinds were written down, not looked up.")
-    if published["items"].get("expected") != study["items"].get("limit") and study["items"].get("limit"):
+    yield (
+        "The hub itself: its network, its refusals (gated repositories, too many requests), its faster way "
+        "of transfer, and revisions that change under a name."
+    )
+    yield (
+        "The data sets' own rows where they were made of other files: see above. The files of the published "
+        "repositories as they are today: names and kinds were written down, not looked up."
+    )
+    if published["items"].get("expected") != study["items"].get("limit") and study["items"].get(
+        "limit"
+    ):
         yield f"All items: {study['items']['limit']} were asked."
     asked = {(cell.name, cell.precision) for cell in cells(study)}
-    left = [f"{cell.name} at {cell.precision}" for cell in cells(published)
-            if (cell.name, cell.precision) not in asked]
+    left = [
+        f"{cell.name} at {cell.precision}"
+        for cell in cells(published)
+        if (cell.name, cell.precision) not in asked
+    ]
     if left:
         yield f"Cells: {', '.join(left)}."
-    yield (f"Other backends than this one (MLX {mx.__version__} on {mx.default_device()}), and memory and disk "
-           f"for the whole weights.")
+    yield (
+        f"Other backends than this one (MLX {mx.__version__} on {mx.default_device()}), and memory and disk "
+        f"for the whole weights."
+    )
