@@ -1,6 +1,6 @@
 """What is known to shake the published run, as numbers: ``python -m cba_utils.instrument.hazards``.
 
-Four tables go to ``results/hazards``. None is about a model that people use: checkpoints are tiny and
+Five tables go to ``results/hazards``. None is about a model that people use: checkpoints are tiny and
 random, answers are simulated, templates are rendered. They say what a rule does, not how much it did.
 
 - ``rope_factors.csv``: a Phi-3 network with two sets of rope factors, for texts below and above 4,096
@@ -10,13 +10,14 @@ random, answers are simulated, templates are rendered. They say what a rule does
   log-probability) and ``agreement`` (the same difference between mlx-lm and the NumPy network of this
   module with mlx-lm's factors: what the comparison itself errs by).
 - ``undefined_targets.csv``: items whose target is -1, which the published code reads as the last
-  answer, letter C. One row a truth of the simulated respondents, share of such items and measure:
+  answer, letter C. One row a truth of the simulated respondents, share of such ``items`` and measure:
   ``left_out`` and ``letter_c``, the rate either way, at BF16 and at Q3.
 - ``seeds.csv`` and ``seed_draws.csv``: five seeds that are set before every answer are five numbers. By
   seed: ``uniform``, the number that decides the first token, and the share of each letter over items
   whose letters are equally likely on average. By concentration of those probabilities: the share of
-  items whose five answers are all alike, and of items counted as *became biased* by a second run of the
-  same probabilities, with the published seeds and with independent ones.
+  ``items`` whose five answers are all alike, how many of them are ``unbiased``, and how many of these
+  are counted as *became biased* by a second run of the same probabilities, with the published seeds
+  and with independent ones.
 - ``system_role.csv``: where two generations of Mistral v0.3's chat template put what the system says.
   One row a template: ``written``, where it stands, and ``rendered``, a whole prompt.
 """
@@ -41,7 +42,7 @@ from cba_utils.study.files import _atomically
 OUT = RESULTS / "hazards"
 # A network in Phi-3.5's shape, small: heads and their keys, width of a head, layers, inner width.
 _HEADS, _KEYS, _HEAD, _LAYERS, _INNER, _EPS = 4, 2, 32, 2, 384, 1e-5
-_WIDTH, _LONGEST, _SHORT_TEXTS = _HEADS * _HEAD, 131072, 4096
+_WIDTH, _LONGEST, SHORT_TEXTS = _HEADS * _HEAD, 131072, 4096
 # Growing with wavelength, and far more for long texts than for short ones, as such factors do.
 SHORT_FACTORS = [1 + 1.8 * (k / 15) for k in range(_HEAD // 2)]
 LONG_FACTORS = [1.08 + 63 * (k / 15) ** 2 for k in range(_HEAD // 2)]
@@ -81,7 +82,7 @@ def tiny_phi3(folder, seed=0):
         "intermediate_size": _INNER, "num_attention_heads": _HEADS, "num_key_value_heads": _KEYS,
         "rms_norm_eps": _EPS, "vocab_size": 640, "rope_theta": 10000.0, "bos_token_id": 0,
         "eos_token_id": 1, "tie_word_embeddings": False, "max_position_embeddings": _LONGEST,
-        "original_max_position_embeddings": _SHORT_TEXTS,
+        "original_max_position_embeddings": SHORT_TEXTS,
         "rope_scaling": {"type": "longrope", "short_factor": SHORT_FACTORS,
                          "long_factor": LONG_FACTORS},
     }
@@ -139,7 +140,7 @@ def phi3_log_probabilities(weights, ids, factors):
     """
     half, count = _HEAD // 2, len(ids)
     angles = np.arange(count)[:, None] / (np.array(factors) * 10000.0 ** (np.arange(half) / half))
-    scale = math.sqrt(1 + math.log(_LONGEST / _SHORT_TEXTS) / math.log(_SHORT_TEXTS))
+    scale = math.sqrt(1 + math.log(_LONGEST / SHORT_TEXTS) / math.log(SHORT_TEXTS))
     cos, sin = scale * np.cos(angles), scale * np.sin(angles)
 
     def rotated(x):
@@ -247,8 +248,8 @@ def undefined_targets(truths=("none", "bias", "letter"), shares=(0.002, 0.01, 0.
             for measure, at, found in _headline(samples[~open_]):
                 counted = next(value for name, where, value in _headline(kept)
                                if (name, where) == (measure, at))
-                rows.append((truth, share, measure, at, round(found, 6), round(counted, 6)))
-    return pd.DataFrame(rows, columns=["truth", "share", "measure", "precision", "left_out",
+                rows.append((truth, share, measure, at, len(names), round(found, 6), round(counted, 6)))
+    return pd.DataFrame(rows, columns=["truth", "share", "measure", "precision", "items", "left_out",
                                        "letter_c"])
 
 
@@ -281,7 +282,7 @@ def seed_letters(items=100_000, concentration=1.0):
     uniforms = _published_uniforms()
     drawn = _letters(_chances(items, concentration), np.array(list(uniforms.values())))
     return pd.DataFrame({
-        "seed": list(uniforms), "uniform": np.round(list(uniforms.values()), 6),
+        "seed": list(uniforms), "uniform": np.round(list(uniforms.values()), 6), "items": items,
         **{f"share_{x}": (drawn == k).mean(axis=0).round(4) for k, x in enumerate(LETTERS)},
     })
 
@@ -309,9 +310,10 @@ def seed_draws(items=100_000, concentrations=(0.1, 0.3, 1.0, 3.0)):
             first, second = (_letters(chances, uniforms()) for _ in range(2))
             # The first letter stands for the stereotyped answer: roles are shuffled over letters.
             unbiased = (first != 0).all(axis=1)
-            rows.append((concentration, name, (first == first[:, :1]).all(axis=1).mean(),
+            rows.append((concentration, name, items, (first == first[:, :1]).all(axis=1).mean(),
+                         unbiased.sum(),
                          (unbiased & (second == 0).any(axis=1)).sum() / unbiased.sum()))
-    return pd.DataFrame(rows, columns=["concentration", "seeds", "all_alike",
+    return pd.DataFrame(rows, columns=["concentration", "seeds", "items", "all_alike", "unbiased",
                                        "became_biased_by_chance"]).round(5)
 
 

@@ -448,3 +448,73 @@ def bits_and_bias(frame, title, line=None):
         axes.set_title(title)
         figure.legend(loc="outside upper left", ncols=2)
         return figure
+
+
+# Hazards of the published run
+
+
+def differences(frame, by, series, title, label):
+    """Positive differences on a logarithmic scale, one dot a row, one column a level of ``by``.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    by : str
+    series : mapping of column to str
+        The differences and how the legend names them.
+    title, label : str
+        Of the panel and of its horizontal axis.
+    """
+    places = {value: k for k, value in enumerate(dict.fromkeys(frame[by]))}
+    with style():
+        figure, (axes,) = _panels(1, 2.6)
+        for (column, name), look in zip(series.items(), _look(list(series)).values(), strict=True):
+            rank = frame.groupby(by)[column].rank(method="first", pct=True)
+            axes.plot(frame[by].map(places) + 0.6 * (rank - 0.5), frame[column], linestyle="none",
+                      markersize=2.5, marker=look["marker"], color=look["color"], label=name)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda y, _: np.format_float_positional(y, trim="-"))
+        axes.set_xticks(range(len(places)), [str(1 + k) for k in places.values()])
+        axes.set_xlabel(label)
+        axes.set_title(title)
+        figure.legend(loc="outside upper left", ncols=1, markerscale=2)
+        return figure
+
+
+def added_points(frame, rates):
+    """Points added to each rate by share of items, one panel a rate, one line a truth."""
+    with style():
+        figure, panels = _panels(len(rates), 1.5)
+        looks = _look(list(dict.fromkeys(frame["truth"])))
+        for axes, rate in zip(panels, rates, strict=True):
+            axes.axhline(0, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+            for truth, look in looks.items():
+                rows = frame[(frame["truth"] == truth) & (frame["rate"] == rate)].sort_values("share")
+                axes.plot(rows["share"], rows["added"], markersize=5, label=truth, **look)
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}".replace("-", "−"))
+            axes.set_title(f"{rate}: points added")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_xlabel("share of items without a target")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        return figure
+
+
+def letter_shares(shares, title):
+    """Stacked bars, one a row of ``shares``, one segment a column."""
+    with style():
+        figure = Figure(figsize=(WIDTH, 1.2 + 0.32 * len(shares)), layout="constrained")
+        axes = figure.subplots()
+        left = np.zeros(len(shares))
+        for k, letter in enumerate(shares):
+            axes.barh(shares.index.astype(str), shares[letter], left=left, color=BARS[k], hatch=HATCHES[k],
+                      edgecolor=INK, linewidth=0.5, label=letter)
+            left = left + shares[letter].to_numpy()
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title)
+        figure.legend(loc="outside upper left", ncols=len(shares.columns))
+        return figure
