@@ -200,6 +200,12 @@ def _parser():
         "cba collect smoke",
     )
     one.add_argument("study")
+    one.add_argument(
+        "--small",
+        action="store_true",
+        help="leave out the words of items and answers, and "
+        "keep log-probabilities in 16 bits: for tables that are committed",
+    )
     one = verb(
         _import,
         "Step: make the tables of a study from records that exist",
@@ -462,11 +468,13 @@ def _model(options):
 
 def _collect(options):
     from cba_utils.study.rounding import collect_rounding
-    from cba_utils.study.tables import collect
+    from cba_utils.study.tables import collect, shrink
 
     study = _step_study(options.study)
     collect_rounding(study)
     collect(study)
+    if options.small:
+        shrink(study["name"])
 
 
 def _import(options):

@@ -26,6 +26,7 @@ FACTS = {
     "parameters.condition": "contexts",
     "undefined_targets": "items left out for want of a target",
     "git_commit": "commit of the code",
+    "commit_with_this_code": "commit of the same code, found by its hash",
     "git_dirty": "code had changes in no commit",
     "code_sha256": "modules that decide an answer, hash",
     "parameters.orders": "option orders",

@@ -95,8 +95,11 @@ def _ratio_of_draws(x, y, var_x, var_y, cov, draws=1):
 
 def reparse(samples: pd.DataFrame, items: pd.DataFrame, parser: str) -> pd.DataFrame:
     """Samples with roles from another parser of `cba_utils.answering.prompts.parse_response`."""
-    text = samples["raw_response"].astype(object)
-    letter = text.map({t: parse_response(t, parser) for t in text.unique()})
+    if "raw_response" in samples:
+        text = samples["raw_response"].astype(object)
+        letter = text.map({t: parse_response(t, parser) for t in text.unique()})
+    else:  # tables without the responses' words have what either parser read in them
+        letter = samples[f"parsed_{parser}"]
     place = letter.map({x: k for k, x in enumerate(LETTERS)})
     known = items.set_index("item_id")
     role = np.full(len(samples), "unparsed", object)

@@ -20,15 +20,20 @@ def read_json(path):
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def write_table(table, path):
+def write_table(table, path, **options):
     """Write a table as Parquet, whole or not at all.
 
     Parameters
     ----------
     table : DataFrame
     path : Path
+    **options
+        Passed to pyarrow, such as ``column_encoding``.
     """
-    _atomically(path, lambda scratch: table.to_parquet(scratch, index=False, compression="zstd"))
+    _atomically(
+        path,
+        lambda scratch: table.to_parquet(scratch, index=False, compression="zstd", **options),
+    )
 
 
 def write_text(text, path):

@@ -3,12 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from cba_utils.names import RESULTS
+from cba_utils.answering.items import COLUMNS
+from cba_utils.answering.prompts import LETTERS, PARSERS, parse_response
+from cba_utils.names import ITEM, RESULTS, ROLES, STUDY
 from cba_utils.study.cell import TABLES, UNDEFINED, select_items
 from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells
+
+# What small tables leave out: words of a data set that is not the project's own.
+TEXTS = ["context", "question", "ans0", "ans1", "ans2"]
+_LOGP = {suffix: [f"logp_{x}{suffix}" for x in LETTERS] for suffix in ("", "_t")}
 
 
 def collect(study, results=RESULTS):
@@ -127,6 +134,8 @@ def load_study(study, results=RESULTS):
     if known is None:
         raise FileNotFoundError(f"{folder}: no results; run 'make book STUDY={study}' first")
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("items", *TABLES)}
+    if "item" in tables["answers"]:
+        tables |= _whole(tables, known["cells"])
     for name in TABLES:
         for column in tables[name].select_dtypes("category").columns:
             tables[name][column] = tables[name][column].astype(object)
@@ -134,3 +143,97 @@ def load_study(study, results=RESULTS):
     for table in tables.values():
         table.attrs["study"] = known["study"]
     return tables
+
+
+def shrink(study, results=RESULTS):
+    """Make the tables of a study small enough to commit, without the words of its items.
+
+    Items keep numbers and roles; texts go, and so do the responses as text, which quote them: of each
+    stays the letter that either parser reads in it. An item is known by its row, log-probabilities have
+    16 bits (two or three decimals), and what follows from the rest is left out. `load_study` puts it back.
+
+    Parameters
+    ----------
+    study : str
+    results : Path
+        Folder of all studies' results.
+
+    Returns
+    -------
+    Path
+        Folder of the tables.
+    """
+    tables = load_study(study, results)
+    folder = Path(results) / study / "tables"
+    items = tables["items"]
+    row = pd.Series(np.arange(len(items), dtype="int32"), index=items["item_id"])
+
+    def narrow(table, kept):
+        found = table.assign(item=table["item_id"].map(row).astype("int32"))
+        return compact(found[["model", "precision", "item", *kept]].copy())
+
+    logp = [*_LOGP[""], *_LOGP["_t"]]
+    answers = narrow(tables["answers"], ["order", *logp]).astype(dict.fromkeys(logp, "float16"))
+    samples, parsed = tables["samples"], [f"parsed_{parser}" for parser in PARSERS]
+    packed = {
+        "column_encoding": {"item": "DELTA_BINARY_PACKED"},
+        "use_dictionary": ["model", "precision", "order", "seed", "parsed_answer", *parsed],
+    }
+    write_table(items.drop(columns=TEXTS), folder / "items.parquet")
+    write_table(answers, folder / "answers.parquet", **packed)
+    if "raw_response" in samples:
+        known = samples["raw_response"].unique()
+        for parser, column in zip(PARSERS, parsed, strict=True):
+            letters = {text: parse_response(text, parser) for text in known}
+            samples[column] = samples["raw_response"].map(letters)
+    samples = narrow(samples, ["seed", "parsed_answer", *parsed])
+    write_table(samples, folder / "samples.parquet", **packed)
+    undefined = folder / f"{UNDEFINED}.parquet"
+    if undefined.is_file():
+        write_table(
+            pd.read_parquet(undefined).drop(columns="raw_response", errors="ignore"), undefined
+        )
+    return folder
+
+
+def _whole(tables, known):
+    """Tables as they were before `shrink`, but for the texts, which are missing."""
+    items = tables["items"].reindex(columns=COLUMNS)
+    models = pd.DataFrame(known)[["model", "family", "replicate", "depth"]].drop_duplicates("model")
+    about = items.assign(template_id=items["category"] + "/" + items["question_index"].astype(str))[
+        ITEM
+    ]
+    roles = np.full((len(items), len(LETTERS)), "", object)
+    for role in ROLES:
+        roles[np.arange(len(items)), items[f"{role}_index"].astype(int)] = role
+    label = items["label"].to_numpy(int)
+
+    def widen(table):
+        at = table["item"].to_numpy()
+        cell = (
+            table[["model", "precision"]]
+            .astype(object)
+            .merge(models, on="model", how="left")[STUDY]
+        )
+        return at, pd.concat([cell, about.iloc[at].reset_index(drop=True)], axis=1)
+
+    answers, samples = tables["answers"], tables["samples"]
+    at, wide = widen(answers)
+    places = np.array([list(map(int, order)) for order in answers["order"].cat.categories])
+    places = places[answers["order"].cat.codes]
+    wide["order"] = answers["order"].astype(object)
+    for k, letter in enumerate(LETTERS):
+        wide[f"role_{letter}"] = roles[at, places[:, k]]
+    wide["correct"] = np.array([*LETTERS], object)[(places == label[at, None]).argmax(axis=1)]
+    for suffix, names in _LOGP.items():
+        wide[names] = answers[names].astype("float32")
+        wide[f"mass_other{suffix}"] = np.clip(1 - np.exp(wide[names]).sum(axis=1), 0, 1)
+    at, drawn = widen(samples)
+    place = samples["parsed_answer"].astype(object).map({x: k for k, x in enumerate(LETTERS)})
+    told = place.notna().to_numpy()
+    place = place.fillna(0).to_numpy(int)
+    for name in ("seed", "parsed_answer", *(c for c in samples if c.startswith("parsed_"))):
+        drawn[name] = samples[name].astype(object) if name != "seed" else samples[name]
+    drawn["role"] = np.where(told, roles[at, place], "unparsed")
+    drawn["correct"] = told & (place == label[at])
+    return {"items": items, "answers": wide, "samples": drawn}

@@ -326,6 +326,10 @@ class Study:
             code = f"code of {len(commits)} commits from {commits[0]} to {commits[-1]}"
         elif commits:
             code = f"code of commit {' and '.join(commits)}"
+        elif "commit_with_this_code" in cells:
+            # The machine of the run had no git: the commit was found by the hash of its modules.
+            names = [c[:7] for c in cells["commit_with_this_code"].dropna().unique()]
+            code = f"code without commit, its hash that of commit {' and '.join(names)}"
         else:
             code = "code without commit"
         if cells["git_dirty"].any():
