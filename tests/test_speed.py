@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cba_utils.chapters.speed import Chapter
+from cba_utils.chapters.speed import BENCHMARKS, Chapter
 from cba_utils.telling.numbers import timing
 from studies import study_of
 
@@ -41,3 +41,20 @@ def test_a_difference_on_the_gpu_is_not_called_none(chapter):
     apart.kernels = chapter.kernels.assign(largest=1.0, largest_probability=0.25)
     assert "letter's probability is 0.25." in apart.text("kernels")
     assert isinstance(apart.table_gpu()[0], pd.DataFrame)
+
+
+def test_architectures_are_counted_as_the_table_has_them(chapter):
+    rows = pd.read_csv(BENCHMARKS / "architectures.csv")
+    asked = (rows["result"] == "asked").sum()
+    assert f"Of the {len(rows)} architectures" in chapter.text("architectures")
+    assert f"{asked} can be asked, {(rows['result'] == 'refused').sum()} are" in chapter.text("architectures")
+    table, formats = chapter.table_architectures()
+    assert sorted(table["architecture"]) == sorted(rows["architecture"])
+    assert formats["off by"](1.25e-6) == "1.2·10⁻⁶" and formats["off by"](float("nan")) == ""
+    other = Chapter(chapter.study)
+    other.architectures = pd.DataFrame({
+        "architecture": ["a", "b", "c"], "result": ["native only", "refused", "asked"],
+        "reason": ["", "no layers", ""], "native": ["asked", "no layers", ""], "dense_logits": [1e-6] * 3})
+    said = other.text("architectures")
+    assert "1 can be asked, 1 only with native kernels, 1 are refused by name, and 0 could" in said
+    assert said.endswith("no layers (1).")

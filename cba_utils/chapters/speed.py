@@ -25,6 +25,11 @@ CONTENDERS = {
     "torch_batched": "PyTorch, batched",
 }
 
+# What becomes of an architecture, see `benchmarks/architectures.py`.
+RESULTS, NOT_HERE = ["asked", "native only", "refused", "not judged"], "not on this machine"
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def ratios(results, benchmark, by):
     """How many times faster this project was than each other contender.
@@ -89,6 +94,12 @@ class Chapter(Page):
         return self._read("profile")
 
     @cached_property
+    def architectures(self):
+        """Architectures of mlx-lm that were tried; a reason without what the libraries said."""
+        found = self._read("architectures").fillna({"reason": "", "native": ""})
+        return found.replace({"reason": r" \[.*\]$", "native": r" \[.*\]$"}, "", regex=True)
+
+    @cached_property
     def machine(self):
         """What the CPU's numbers were measured on."""
         found = json.loads((BENCHMARKS / "machine.json").read_text())
@@ -141,6 +152,14 @@ class Chapter(Page):
         """Share of products with weights in a layer's time, by size."""
         rows = self.profile[self.profile["part"] == "weight products"]
         return rows.set_index("size")["share"].to_dict()
+
+    @property
+    def tried(self):
+        """How many architectures were asked, refused and not judged, and why."""
+        rows = self.architectures
+        refused = rows.loc[rows["result"] == "refused", "reason"]
+        return {"all": len(rows), **rows["result"].value_counts().reindex(RESULTS, fill_value=0),
+                "reasons": list(refused.value_counts().items())}
 
     @property
     def torch(self):
@@ -265,6 +284,15 @@ class Chapter(Page):
         formats = [count, "{:.3f}".format, "{:.2f}".format, "{:.2f}".format, "{:.3f}".format, count]
         return frame, dict(zip(heads.values(), formats))
 
+    def table_architectures(self):
+        """Every architecture that was tried and what happened."""
+        rows = self.architectures
+        order = rows["result"].map({name: k for k, name in enumerate(RESULTS)}).sort_values(kind="stable")
+        heads = {"architecture": "architecture", "result": "result", "dense_logits": "off by",
+                 "native": "native kernels", "reason": "why not"}
+        rows = rows.assign(native=rows["native"].where(rows["native"].isin(["asked", NOT_HERE, ""]), "refused"))
+        return rows.loc[order.index, [*heads]].rename(columns=heads), {"off by": _small}
+
     def table_gpu(self):
         """What the GPU reached at each precision with either kind of weights."""
         rates = {"product_teraflops": "product, TFLOP/s", "prompts_per_second": "prompts/s",
@@ -298,3 +326,9 @@ def _share(value):
 
 def _if_any(value):
     return "" if np.isnan(value) else timing(value)
+
+
+def _small(value):
+    """A number far below one, with its power of ten."""
+    digits, _, power = f"{value:.1e}".partition("e")
+    return "" if np.isnan(value) else f"{digits}·10{str(int(power)).translate(_RAISED)}"
