@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 
 from cba_utils import load_model, perplexity
+from cba_utils.chapters.perplexity import Chapter
 from cba_utils.answering.likelihood import (
     load_texts, published_losses, published_perplexity, token_ids,
 )
+from studies import study_of
 
 
 def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
@@ -73,3 +75,23 @@ def test_too_little_text_and_too_long_sequences_are_named(mistral):
         perplexity(loaded, ["short"], 100)
     with pytest.raises(ValueError, match="sequence_length: 600 must lie between 2 and the context"):
         perplexity(loaded, ["short"], 600)
+
+
+def test_the_page_puts_the_published_perplexity_beside_ours_where_records_have_it():
+    study = study_of("none", templates=4)
+    assert "is not in these records" in Chapter(study).text("perplexity_published")
+    nll = study.perplexity["nll"]
+    # one token of each sequence has the rest of the losses
+    study.perplexity = study.perplexity.assign(nll_published=1.01 * nll, squares_published=nll**2)
+    page = Chapter(study)
+    table, _ = page.table_perplexity_published()
+    rows = study.perplexity[study.perplexity["precision"] == "q3"]
+    rows = rows[rows["model"] == rows["model"].iloc[0]]
+    shown = table[(table["precision"] == "Q3") & (table["model"] == rows["model"].iloc[0])].iloc[0]
+    mean = rows["nll"].sum() / rows["tokens"].sum()
+    assert shown["ours"] == pytest.approx(np.exp(mean))
+    assert shown["as published"] == pytest.approx(np.exp(1.01 * mean))
+    assert shown["its standard error"] > 0
+    means = study.perplexity.groupby(["model", "precision"])[["nll", "tokens"]].sum()
+    most = 1 - np.exp(-0.01 * (means["nll"] / means["tokens"]).max())
+    assert f"at most {100 * most:.2f}\u00a0%" in page.text("tab_perplexity_published")

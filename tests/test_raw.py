@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cba_utils import load_items
-from cba_utils.chapters import certainty, dose_response
+from cba_utils.chapters import certainty, dose_response, run_log
 from cba_utils.measures import rates as metrics, sensitivity, transitions
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
@@ -195,6 +195,8 @@ def test_a_response_cut_inside_a_character_is_kept_and_counted(tmp_path):
     tables = load_study("theirs", tmp_path)
     assert {"A \ufffd", "whole \U0001f600"} <= set(tables["samples"]["raw_response"])
     assert set(tables["provenance"]["responses_mended"]) == {1}
+    page = run_log.Chapter(telling.open_study(tmp_path / "theirs", "all"))
+    assert "1 response was cut inside a character" in page.text("import_note")
 
 
 @pytest.mark.parametrize("change, message", [

@@ -10,15 +10,17 @@ from cba_utils.measures.published import load_published
 from cba_utils.telling import drawing as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import measured, reading
-from cba_utils.telling.page import PERPLEXITY, Page
+from cba_utils.telling.page import PERPLEXITY, PUBLISHED_PERPLEXITY, Page
 from cba_utils.telling.study import changes, find, pick
 
 
 class Chapter(Page):
     """Notebook ``21_perplexity_gap``."""
 
-    without_letters = ("answer_perplexity", "level_sentence", "published_bounds")
-    needs = {name: PERPLEXITY for name in ("gap", "answer_perplexity", "level_sentence", "pair_sentence")}
+    without_letters = ("answer_perplexity", "level_sentence", "published_bounds",
+                       "perplexity_published")
+    needs = {**{name: PERPLEXITY for name in ("gap", "answer_perplexity", "level_sentence", "pair_sentence")},
+             "perplexity_published": PUBLISHED_PERPLEXITY}
 
     @cached_property
     def published(self):
@@ -81,6 +83,33 @@ class Chapter(Page):
         found = self.pairs[1]
         rank = None if np.isnan(found["estimate"]) else found["estimate"]
         return {"estimate": rank, "n": found["n"]}
+
+    @cached_property
+    def both_ways(self):
+        """Perplexity by this project and as mlx-lm prints it with its standard error, a row a cell."""
+        # Imported here: it brings MLX, which no other part of this page needs.
+        from cba_utils.answering.likelihood import published_perplexity
+
+        rows = self.study.perplexity.dropna(subset=["nll_published"])
+        found = []
+        for (model, precision), part in rows.groupby(["model", "precision"], sort=False):
+            value, error = published_perplexity(part)
+            found.append({"model": model, "precision": precision,
+                          "ours": np.exp(part["nll"].sum() / part["tokens"].sum()), "published": value,
+                          "error": error})
+        return pd.DataFrame(found)
+
+    @property
+    def apart(self):
+        """The largest difference of the two, as a share of the published way's."""
+        return (self.both_ways["ours"] / self.both_ways["published"] - 1).abs().max()
+
+    def table_perplexity_published(self):
+        """Both ways beside each other."""
+        heads = {"ours": "ours", "published": "as published", "error": "its standard error"}
+        frame = self.both_ways.rename(columns=heads)
+        return (frame.assign(precision=frame["precision"].str.upper()),
+                dict.fromkeys(heads.values(), "{:,.3f}".format))
 
     def figure_gap(self):
         """One change against the other, one panel a precision."""

@@ -40,6 +40,7 @@ FACTS = {
     "parameters.sequences": "sequences of text",
     "parameters.sequence_length": "tokens a sequence",
     "parameters.text_seed": "seed of the choice of text",
+    "responses_mended": "responses with half a character, which was replaced",
     "counts.answers": "scored answers",
     "counts.samples": "sampled answers",
     "counts.perplexity": "scored sequences",
@@ -117,6 +118,11 @@ class Chapter(Page):
         names = self.study.provenance["undefined_targets"].iloc[0]
         return {"names": names[:20], "count": len(names), "more": len(names) > 20,
                 "of": len(self.study.items) + len(names)}
+
+    @property
+    def mended(self):
+        """Imported responses in which half a character was replaced."""
+        return int(self.study.provenance["responses_mended"].iloc[0])
 
     @property
     def source(self):

@@ -70,6 +70,8 @@ def ratios(results, benchmark, by):
 class Chapter(Page):
     """Notebook ``50_speed``; whatever the study, its numbers are those of one machine."""
 
+    without_letters = ("all",)
+
     def _read(self, name):
         return pd.read_csv(BENCHMARKS / f"{name}.csv")
 

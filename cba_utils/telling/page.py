@@ -44,6 +44,8 @@ class Need:
 LETTERS = Need("letters", lambda study: not study.speechless)
 PROBABILITIES = Need("probabilities", lambda study: study.exact)
 PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
+PUBLISHED_PERPLEXITY = Need("published_perplexity", lambda study: "nll_published" in study.perplexity and
+                            study.perplexity["nll_published"].notna().any())
 SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
 BASES = Need("bases", lambda study: (study.answers["depth"] == "base").any())
 BALANCED_ORDERS = Need("balanced_orders", lambda study: is_balanced(study.answers))
