@@ -49,7 +49,7 @@ export PYTHONWARNINGS := ignore::DeprecationWarning
 ASKED := --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" \
 	--prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" --name="$$CBA_NAME" -- "$$CBA_STUDY"
 
-.PHONY: help setup variables book test pages pdf bench organisms estimate rehearse cell compare doctor clean
+.PHONY: help setup variables book test lint pages pdf bench organisms estimate rehearse cell compare doctor clean
 
 help: variables ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -80,6 +80,11 @@ test: pages ## Tests, and nbval over every report notebook
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -p no:cacheprovider notebooks/[2-9]*.ipynb
 	@echo "All tests passed, and every report notebook gave its committed outputs again"
+
+lint: setup ## Format, lint and types, as CI asks for them
+	@$(BIN)/ruff format --check --quiet . || { echo "error: run .venv/bin/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
 
 estimate: setup ## What STUDY would run, and the memory, disk and time it would take
 	@$(BIN)/cba estimate $(ASKED)

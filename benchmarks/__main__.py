@@ -14,11 +14,11 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from benchmarks.contenders import PRODUCT_ROWS, PRODUCTS, SEEDS
 from benchmarks.tokens import count_tokens
+
+import numpy as np
+import pandas as pd
 
 HERE = Path(__file__).parent
 ORGANISM = "mistral/aligned-s1"
@@ -39,8 +39,12 @@ class Process:
             environment["OPENBLAS_NUM_THREADS"] = cores
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contenders", name, str(path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environment, cwd=HERE.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=HERE.parent,
         )
         self._wait_until_ready()
         self.seconds, self.megabytes = [], 0.0
@@ -87,8 +91,14 @@ def compare(jobs, rounds=ROUNDS):
             process.close()
     return pd.DataFrame(
         [
-            {"contender": label, "seconds": np.median(p.seconds), "low": min(p.seconds),
-             "high": max(p.seconds), "rounds": rounds, "megabytes": p.megabytes}
+            {
+                "contender": label,
+                "seconds": np.median(p.seconds),
+                "low": min(p.seconds),
+                "high": max(p.seconds),
+                "rounds": rounds,
+                "megabytes": p.megabytes,
+            }
             for label, p in running.items()
         ]
     )
@@ -105,9 +115,19 @@ def job(contender, model, precision, items, prompts=None, **more):
     texts = [user_text(row) for row in chosen.to_dict("records")]
     ids, _ = chat_ids(loaded.hf_tokenizer, texts)
     return {
-        "contender": contender, "model": str(model), "precision": precision, "items": items,
-        "folder": str(loaded.path), "prompts": ids, "texts": texts, "letters": loaded.letters,
-        "orders": "original", "samples": True, "threads": os.cpu_count(), "batch": 64, **more,
+        "contender": contender,
+        "model": str(model),
+        "precision": precision,
+        "items": items,
+        "folder": str(loaded.path),
+        "prompts": ids,
+        "texts": texts,
+        "letters": loaded.letters,
+        "orders": "original",
+        "samples": True,
+        "threads": os.cpu_count(),
+        "batch": 64,
+        **more,
     }
 
 
@@ -152,21 +172,38 @@ def growth(models):
         rounds = max(ROUNDS, 2 * 16000 // items)
         found = compare({"ours": job("ours", ORGANISM, "bf16", items, 8)}, rounds)
         rows.append(found.assign(benchmark="items", precision="bf16", answers=5 * items, size="1M"))
-    found = compare({orders: job("ours", ORGANISM, "bf16", 480, 8, samples=False, orders=orders)
-                     for orders in ("original", "all")})
-    rows.append(found.assign(benchmark="orders", precision="bf16", size="1M",
-                             answers=[480, 6 * 480]))
+    found = compare(
+        {
+            orders: job("ours", ORGANISM, "bf16", 480, 8, samples=False, orders=orders)
+            for orders in ("original", "all")
+        }
+    )
+    rows.append(
+        found.assign(benchmark="orders", precision="bf16", size="1M", answers=[480, 6 * 480])
+    )
     for size, model in models.items():
         items = {"1M": 2048, "10M": 512, "100M": 256}[size]
         work, run, widths = _operations(model, items)
-        found = compare({
-            "ours": job("ours", model, "bf16", items, 8, samples=False),
-            "product": job("product", model, "bf16", 0, 8, widths=widths),
-        })
-        rates = np.array([work, PRODUCTS * 2 * PRODUCT_ROWS * widths[0] * widths[1]]) / found["seconds"]
+        found = compare(
+            {
+                "ours": job("ours", model, "bf16", items, 8, samples=False),
+                "product": job("product", model, "bf16", 0, 8, widths=widths),
+            }
+        )
+        rates = (
+            np.array([work, PRODUCTS * 2 * PRODUCT_ROWS * widths[0] * widths[1]]) / found["seconds"]
+        )
         found["utilization"] = rates / rates[1]
-        rows.append(found.assign(benchmark="weights", precision="bf16", answers=[items, np.nan],
-                                 size=size, tokens_run=run, flops=rates))
+        rows.append(
+            found.assign(
+                benchmark="weights",
+                precision="bf16",
+                answers=[items, np.nan],
+                size=size,
+                tokens_run=run,
+                flops=rates,
+            )
+        )
     return pd.concat(rows)
 
 
@@ -189,12 +226,11 @@ def random_models(folder):
     import shutil
 
     import cba_utils  # noqa: F401  (binds the fast BLAS first)
+    from cba_utils.answering.sources import find_checkpoint
 
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models import llama
-
-    from cba_utils.answering.sources import find_checkpoint
 
     source = find_checkpoint(ORGANISM)
     models = {"1M": ORGANISM}
@@ -202,8 +238,14 @@ def random_models(folder):
         target = Path(folder) / size
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
         config = json.loads((source / "config.json").read_text())
-        config.update(hidden_size=width, num_hidden_layers=layers, intermediate_size=3 * width,
-                      num_attention_heads=width // 64, num_key_value_heads=width // 64, head_dim=64)
+        config.update(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            intermediate_size=3 * width,
+            num_attention_heads=width // 64,
+            num_key_value_heads=width // 64,
+            head_dim=64,
+        )
         (target / "config.json").write_text(json.dumps(config))
         network = llama.Model(llama.ModelArgs.from_dict(config))
         weights = {k: v.astype(mx.bfloat16) for k, v in tree_flatten(network.parameters())}
@@ -244,12 +286,20 @@ def _machine():
 
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open()
-                 if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         cpu = f"{len(names)} x {names[0]}"
     packages = ("mlx", "mlx-lm", "transformers", "torch", "numpy")
-    return {"cpu": cpu, "system": platform.system(), "python": platform.python_version(),
-            "blas": BLAS, **{name: metadata.version(name) for name in packages}}
+    return {
+        "cpu": cpu,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "blas": BLAS,
+        **{name: metadata.version(name) for name in packages},
+    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PRODUCTS, PRODUCT_ROWS = 20, 2048
 
 
 def ours(job):
-    """This project's engine: letters and five samples of every item."""
+    """The project's engine: letters and five samples of every item."""
     from cba_utils import load_items, load_model
     from cba_utils.answering.scoring import stream
 
@@ -28,7 +28,9 @@ def ours(job):
     items = bank.iloc[[n % len(bank) for n in range(job["items"])]].reset_index(drop=True)
     # Items beyond the bank's own are told apart by a day, so that none is a copy.
     day = items.index // len(bank)
-    items["context"] = [f"Day {d + 1}. {c}" if d else c for d, c in zip(day, items["context"])]
+    items["context"] = [
+        f"Day {d + 1}. {c}" if d else c for d, c in zip(day, items["context"], strict=True)
+    ]
     draws = dict(seeds=SEEDS, temperature=0.3, max_tokens=5, parser="strict")
 
     def work():
@@ -114,7 +116,7 @@ def one_by_one(job):
 
 
 def torch_batched(job):
-    """transformers on PyTorch: fp32, sorted by length, right-padded batches, last position read."""
+    """Transformers on PyTorch: fp32, sorted by length, right-padded batches, last position read."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -161,8 +163,9 @@ def product(job):
     return work
 
 
-CONTENDERS = {f.__name__: f for f in (ours, loop, loop_blas, loop_dense, one_by_one, torch_batched,
-                                    product)}
+CONTENDERS = {
+    f.__name__: f for f in (ours, loop, loop_blas, loop_dense, one_by_one, torch_batched, product)
+}
 
 
 def main():

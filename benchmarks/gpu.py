@@ -14,6 +14,13 @@ from pathlib import Path
 
 from benchmarks.tokens import count_tokens  # isort: skip  (settles the BLAS before MLX)
 
+from cba_utils.answering.checkpoints import LoadedModel, to_dense
+from cba_utils.answering.items import load_items
+from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.prompts import chat_ids, user_text
+from cba_utils.answering.scoring import PAPER_SEEDS, stream
+from cba_utils.answering.sources import find_checkpoint
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
@@ -22,17 +29,18 @@ from mlx.utils import tree_map
 from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 
-from cba_utils.answering.items import load_items
-from cba_utils.answering.checkpoints import LoadedModel, to_dense
-from cba_utils.answering.sources import find_checkpoint
-from cba_utils.answering.precisions import parse_precision
-from cba_utils.answering.prompts import chat_ids, user_text
-from cba_utils.answering.scoring import PAPER_SEEDS, stream
-
 SHAPE = dict(
-    model_type="mistral", hidden_size=4096, num_hidden_layers=32, intermediate_size=14336,
-    num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-5, vocab_size=32768,
-    rope_theta=1e6, max_position_embeddings=32768, tie_word_embeddings=False,
+    model_type="mistral",
+    hidden_size=4096,
+    num_hidden_layers=32,
+    intermediate_size=14336,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    rms_norm_eps=1e-5,
+    vocab_size=32768,
+    rope_theta=1e6,
+    max_position_embeddings=32768,
+    tie_word_embeddings=False,
 )
 ITEMS, LOOP_ITEMS, ROUNDS = 512, 2, 5
 # A slow kernel gets fewer rounds, so that the other precisions get their turn.
@@ -40,8 +48,15 @@ MOST_SECONDS = 30
 # Each case runs in a process of its own, which is ended after this time. MLX's CUDA backend compiles
 # its quantized kernels when they are first needed, half a minute each.
 LIMIT = 240
-CASES = [("bf16", "native"), ("q8", "dense"), ("q4", "dense"), ("q3", "dense"),
-         ("q4", "native"), ("q8", "native"), ("q3", "native")]
+CASES = [
+    ("bf16", "native"),
+    ("q8", "dense"),
+    ("q4", "dense"),
+    ("q3", "dense"),
+    ("q4", "native"),
+    ("q8", "native"),
+    ("q3", "native"),
+]
 
 
 def random_model(precision, compute):
@@ -116,16 +131,18 @@ def measure(precision, compute):
 
 def _loop(loaded, items):
     """The published way of asking: one prompt, one seed, one answer at a time."""
-    ids, _ = chat_ids(loaded.hf_tokenizer,
-                      [user_text(item) for item in items.head(LOOP_ITEMS).to_dict("records")])
+    ids, _ = chat_ids(
+        loaded.hf_tokenizer, [user_text(item) for item in items.head(LOOP_ITEMS).to_dict("records")]
+    )
     sampler = make_sampler(temp=0.3)
 
     def loop():
         for prompt in ids:
             for seed in PAPER_SEEDS:
                 mx.random.seed(seed)
-                mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=5,
-                                sampler=sampler)
+                mlx_lm.generate(
+                    loaded.model, loaded.tokenizer, prompt, max_tokens=5, sampler=sampler
+                )
 
     return loop
 
@@ -135,7 +152,7 @@ def run_case(precision, compute):
     row = {"precision": precision, "compute": compute, "failure": ""}
     command = [sys.executable, "-m", "benchmarks.gpu", precision, compute]
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LIMIT)
+        done = subprocess.run(command, capture_output=True, timeout=LIMIT)
         output = done.stdout
         if done.returncode:
             row["failure"] = done.stderr.decode().strip().splitlines()[-1]

@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
-import yaml
-
 from cba_utils.names import PROJECT, RESULTS
 from cba_utils.study.protocol import cells, read_study
+
+import pandas as pd
+import yaml
 
 NAME = "gpu-rehearsal"
 # The ends of the grid and the usual precision first, in case time is short.
@@ -47,7 +47,7 @@ def make_checkpoint(folder, layers, parts, packaged):
     made = folder / "models" / BASE
     if not (made / "model.safetensors.index.json").exists():
         remove(folder / "models")
-        base, = [base for base in BASES if base.source == BASE]
+        (base,) = [base for base in BASES if base.source == BASE]
         print(build_base(base, folder, (layers, parts), packaged), file=sys.stderr)
     return made
 
@@ -61,14 +61,24 @@ def study_of(checkpoint, items, precisions):
         The study's file.
     """
     bbq = os.environ.get("BBQ_DIR")
-    source = {"source": bbq, "condition": "ambig"} if bbq else {"source": "bundled", "condition": "both"}
+    source = (
+        {"source": bbq, "condition": "ambig"} if bbq else {"source": "bundled", "condition": "both"}
+    )
     study = {
-        "schema_version": 1, "name": NAME, "title": "Random weights in the shape of Mistral-7B",
+        "schema_version": 1,
+        "name": NAME,
+        "title": "Random weights in the shape of Mistral-7B",
         "models": [{"name": "random-7b", "source": str(checkpoint), "family": "mistral"}],
-        "precisions": list(precisions), "items": source | {"limit": items}, "prompt": "published",
+        "precisions": list(precisions),
+        "items": source | {"limit": items},
+        "prompt": "published",
         "orders": "original",
-        "samples": {"seeds": [42, 123, 456, 789, 1024], "temperature": 0.3, "max_tokens": 5,
-                    "parser": "published"},
+        "samples": {
+            "seeds": [42, 123, 456, 789, 1024],
+            "temperature": 0.3,
+            "max_tokens": 5,
+            "parser": "published",
+        },
         "perplexity": {"text": "bundled", "sequences": 64, "sequence_length": 512},
     }
     path = RESULTS / NAME / "study.yml"
@@ -87,12 +97,15 @@ def run_cell(path, precision):
     spent = {}
     scoring.stream = _timed_steps(scoring.stream, "seconds_asking", spent)
     likelihood.perplexity = _timed(likelihood.perplexity, "seconds_perplexity", spent)
-    cell, = [cell for cell in cells(read_study(path)) if cell.precision == precision]
+    (cell,) = [cell for cell in cells(read_study(path)) if cell.precision == precision]
     folder = RESULTS / NAME / cell.folder
     started = time.perf_counter()
-    notebooks.execute(notebooks.RUN_NOTEBOOK, folder / notebooks.RUN_NOTEBOOK.name,
-                      {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
-                      engine="in-process")
+    notebooks.execute(
+        notebooks.RUN_NOTEBOOK,
+        folder / notebooks.RUN_NOTEBOOK.name,
+        {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
+        engine="in-process",
+    )
     seconds = time.perf_counter() - started
     known = json.loads((folder / "provenance.json").read_text())
     prompts = known["counts"]["answers"]
@@ -125,6 +138,7 @@ def _timed(function, name, spent):
 
 def _timed_steps(generator, name, spent):
     """A generator's own time, without that of whoever takes its values."""
+
     def timed(*arguments, **options):
         values = generator(*arguments, **options)
         following = _timed(lambda: next(values, None), name, spent)
@@ -138,12 +152,18 @@ def main(arguments=None):
     """Measure every precision, or in a process of its own one of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_rehearsal", description=__doc__)
     parser.add_argument("table", type=Path, help="CSV of what was measured")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu-rehearsal"), help="for weights")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("/tmp/gpu-rehearsal"), help="for weights"
+    )
     parser.add_argument("--items", type=int, default=12148)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--parts", type=int, default=1, help="divide the widths by this")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after so long")
-    parser.add_argument("--stand-in", action="store_true", help="a stand-in for Mistral's tokenizer")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no cell after so long"
+    )
+    parser.add_argument(
+        "--stand-in", action="store_true", help="a stand-in for Mistral's tokenizer"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     os.environ["CBA_CACHE"] = str(options.folder / "made")
@@ -151,7 +171,9 @@ def main(arguments=None):
         print(json.dumps(run_cell(options.table, options.cell)))
         return
     started = time.monotonic()
-    checkpoint = make_checkpoint(options.folder, options.layers, options.parts, not options.stand_in)
+    checkpoint = make_checkpoint(
+        options.folder, options.layers, options.parts, not options.stand_in
+    )
     print(f"checkpoint in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     path = study_of(checkpoint, options.items, PRECISIONS)
     rows = pd.read_csv(options.table).to_dict("records") if options.table.exists() else []
@@ -161,8 +183,20 @@ def main(arguments=None):
         if time.monotonic() - started > options.seconds:
             print(f"{precision}: not started, time is up", file=sys.stderr)
             break
-        done = subprocess.run([sys.executable, "-m", "benchmarks.gpu_rehearsal", str(path), "--cell", precision,
-                               "--folder", str(options.folder)], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.gpu_rehearsal",
+                str(path),
+                "--cell",
+                precision,
+                "--folder",
+                str(options.folder),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         row = {"precision": precision, "failure": f"ended with {done.returncode}"}
         if done.returncode == 0:
             row = json.loads(done.stdout.splitlines()[-1])

@@ -8,13 +8,13 @@ holds already are kept.
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from cba_utils import load_model, score_letters
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.study.cell import select_items
 from cba_utils.study.protocol import PROJECT, cells, read_study
+
+import numpy as np
+import pandas as pd
 
 import mlx.core as mx  # isort: skip  (cba_utils settles the BLAS first)
 
@@ -25,15 +25,21 @@ DEVICE = str(mx.device_info().get("device_name", mx.default_device()))
 
 def difference(model, precision, items):
     """Largest and mean absolute difference of a letter's log-probability; answers that change."""
-    dense, native = (score_letters(load_model(model, precision, compute=kind), items)
-                     for kind in ("dense", "native"))
+    dense, native = (
+        score_letters(load_model(model, precision, compute=kind), items)
+        for kind in ("dense", "native")
+    )
     columns = [f"logp_{letter}" for letter in LETTERS]
     ours, theirs = (table[columns].to_numpy(float) for table in (dense, native))
     apart = np.abs(ours - theirs)
     likely = np.exp(theirs) >= 0.01
     return {
-        "device": DEVICE, "model": model, "precision": precision, "items": len(items),
-        "largest": apart.max(), "mean": apart.mean(),
+        "device": DEVICE,
+        "model": model,
+        "precision": precision,
+        "items": len(items),
+        "largest": apart.max(),
+        "mean": apart.mean(),
         "largest_likely": apart[likely].max(),
         "largest_probability": np.abs(np.exp(ours) - np.exp(theirs)).max(),
         "changed": int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum()),
@@ -47,8 +53,10 @@ def main(path):
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     for model in MODELS:
         for precision in PRECISIONS:
-            if any((r["device"], r["model"], r["precision"]) == (DEVICE, model, precision)
-                   for r in rows):
+            if any(
+                (r["device"], r["model"], r["precision"]) == (DEVICE, model, precision)
+                for r in rows
+            ):
                 continue
             rows.append(difference(model, precision, items))
             print(rows[-1], file=sys.stderr, flush=True)

@@ -8,14 +8,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from benchmarks.__main__ import random_models
 from cba_utils import load_model
 from cba_utils.answering import cpu_kernels
 
 import mlx.core as mx
+import numpy as np
+import pandas as pd
 
 ROWS, LENGTH = 22, 46
 
@@ -45,8 +44,12 @@ def parts_of_a_layer(model):
     x, inner = normal(ROWS, LENGTH, width), normal(ROWS, LENGTH, args.intermediate_size)
     q, scores = normal(ROWS, heads, LENGTH, each), normal(ROWS, heads, LENGTH, LENGTH)
     attention, mlp = layer.self_attn, layer.mlp
-    products = [*((getattr(attention, f"{n}_proj"), x) for n in "qkvo"),
-                (mlp.gate_proj, x), (mlp.up_proj, x), (mlp.down_proj, inner)]
+    products = [
+        *((getattr(attention, f"{n}_proj"), x) for n in "qkvo"),
+        (mlp.gate_proj, x),
+        (mlp.up_proj, x),
+        (mlp.down_proj, inner),
+    ]
     bias = cpu_kernels._bias("causal", LENGTH, LENGTH)
     rotate = cpu_kernels.rotary(attention.rope)
     found = {
@@ -71,8 +74,10 @@ def main():
         for size, model in random_models(folder).items():
             found = parts_of_a_layer(model)
             whole = sum(found.values())
-            rows += [{"size": size, "part": part, "milliseconds": ms, "share": ms / whole}
-                     for part, ms in found.items()]
+            rows += [
+                {"size": size, "part": part, "milliseconds": ms, "share": ms / whole}
+                for part, ms in found.items()
+            ]
     path = Path(__file__).with_name("profile.csv")
     pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
     print(f"wrote {path}")

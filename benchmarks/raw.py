@@ -18,16 +18,16 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import pandas as pd
-
 from cba_utils.answering.prompts import LETTERS
-from cba_utils.names import PROJECT, ROLES
+from cba_utils.instrument.respondents import draw_samples, simulate_respondents
+from cba_utils.measures.frames import item_table
 from cba_utils.measures.rates import role_rates
+from cba_utils.names import PROJECT, ROLES
+from cba_utils.study.protocol import RESULTS
 from cba_utils.study.published_jsonl import write_jsonl
 from cba_utils.study.tables import load_study
-from cba_utils.instrument.respondents import draw_samples, simulate_respondents
-from cba_utils.study.protocol import RESULTS
-from cba_utils.measures.frames import item_table
+
+import pandas as pd
 
 STUDY = "benchmark-raw"
 ITEMS = 12_148
@@ -56,8 +56,15 @@ def generate(folder, items=ITEMS):
     for model, truth in TRUTHS.items():
         # Half of the items that a respondent is asked are ambiguous. The same seed gives every
         # model the same items.
-        answers = simulate_respondents(truth, templates, -(-2 * items // templates), PRECISIONS,
-                                       orders="original", family=model, categories=CATEGORIES)
+        answers = simulate_respondents(
+            truth,
+            templates,
+            -(-2 * items // templates),
+            PRECISIONS,
+            orders="original",
+            family=model,
+            categories=CATEGORIES,
+        )
         answers = answers[answers["context_condition"] == "ambig"].assign(model=model)
         kept = answers["item_id"].drop_duplicates()[:items]
         answers = answers[answers["item_id"].isin(kept)].reset_index(drop=True)
@@ -65,7 +72,8 @@ def generate(folder, items=ITEMS):
         asked = answers.drop_duplicates("item_id")
         shown = asked[[f"role_{x}" for x in LETTERS]].to_numpy(str)
         asked = asked[["item_id", "category"]].assign(
-            **{f"{role}_index": (shown == role).argmax(axis=1) for role in ROLES})
+            **{f"{role}_index": (shown == role).argmax(axis=1) for role in ROLES}
+        )
         samples = draw_samples(answers)
         write_jsonl(samples, asked, folder)
         written += len(samples)
@@ -95,14 +103,20 @@ def measured(name, arguments):
         processes.
     """
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "cba_utils.cli", *arguments], cwd=PROJECT,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cba_utils.cli", *arguments],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{name}: failed, see above")
-    return {"step": name, "seconds": round(time.perf_counter() - start, 1),
-            "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-            "megabytes": round(usage.ru_maxrss / 1024)}
+    return {
+        "step": name,
+        "seconds": round(time.perf_counter() - start, 1),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "megabytes": round(usage.ru_maxrss / 1024),
+    }
 
 
 def imported_rates():
@@ -118,8 +132,12 @@ def apart(function, *arguments):
 
 def show(row):
     """Print one row of the table."""
-    print("{step:24} {seconds:6.1f} s, processor {processor_seconds:6.1f} s, {megabytes:6,} MB"
-          .format(**row), flush=True)
+    print(
+        "{step:24} {seconds:6.1f} s, processor {processor_seconds:6.1f} s, {megabytes:6,} MB".format(
+            **row
+        ),
+        flush=True,
+    )
 
 
 def main(arguments=None):
@@ -140,9 +158,12 @@ def main(arguments=None):
         show(rows[-1])
     table = pd.DataFrame(rows)
     reports = table[table["step"] != "import"]
-    whole = {"step": "all reports", "seconds": round(reports["seconds"].sum(), 1),
-             "processor_seconds": round(reports["processor_seconds"].sum(), 1),
-             "megabytes": reports["megabytes"].max()}
+    whole = {
+        "step": "all reports",
+        "seconds": round(reports["seconds"].sum(), 1),
+        "processor_seconds": round(reports["processor_seconds"].sum(), 1),
+        "megabytes": reports["megabytes"].max(),
+    }
     show(whole)
     table = pd.concat([table, pd.DataFrame([whole])]).assign(records=records)
     if options.items == ITEMS:

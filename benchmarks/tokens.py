@@ -6,8 +6,10 @@ from cba_utils.answering.scoring import ITEMS_AT_ONCE, chunk_size
 
 
 def count_tokens(loaded, items):
-    """Tokens of all prompts; those left when shared beginnings of a block are run once; and of these,
-    the ones at which a stretch is read, which are all that the last layer's MLP sees."""
+    """Tokens of all prompts; those left when shared beginnings of a block are run once; those read.
+
+    Read is the end of a stretch, which is all that the last layer's MLP sees.
+    """
     total = run = read = 0
     for first in range(0, len(items), ITEMS_AT_ONCE):
         part = items.iloc[first : first + ITEMS_AT_ONCE].to_dict("records")

@@ -4,11 +4,10 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 import cba_utils  # noqa: F401  (binds the fast BLAS before MLX is imported)
 
 import mlx.core as mx
+import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,9 +43,7 @@ def build_checkpoint(folder, architecture, width=128, layers=2, template=PLAIN, 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator([(ROOT / "data" / "heldout.txt").read_text()[:40000]], trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
-    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = template
     wrapped.save_pretrained(folder)
     settings = {

@@ -78,13 +78,23 @@ def told(path, titles=()):
             lines += [" | ".join(c.text for c in row.select("th, td")) for row in page.select("tr")]
             drawing = page.select_one("svg[aria-label]")
             if drawing or "image/svg+xml" in data:
-                lines.append("alt: " + (drawing["aria-label"] if drawing else _joined(data["text/plain"])))
-    lines += [f"cited {name}: {text}" for name, text in sorted(glued.items()) if (Path(path).stem, name) in CITED]
+                lines.append(
+                    "alt: " + (drawing["aria-label"] if drawing else _joined(data["text/plain"]))
+                )
+    lines += [
+        f"cited {name}: {text}"
+        for name, text in sorted(glued.items())
+        if (Path(path).stem, name) in CITED
+    ]
     return [line for line in (words(line, titles) for line in lines) if line]
 
 
-CITED = set(re.findall(r"(\w+)\.ipynb::(\w+)", "".join(
-    page.read_text() for page in (PROJECT / "book").glob("*.md"))))
+CITED = set(
+    re.findall(
+        r"(\w+)\.ipynb::(\w+)",
+        "".join(page.read_text() for page in (PROJECT / "book").glob("*.md")),
+    )
+)
 
 
 def freeze(root=PROJECT):
@@ -112,11 +122,15 @@ def compare(frozen, now):
         before, after = ([*frozen.get(name, [])], [*now.get(name, [])])
         if name.endswith(".txt"):
             before, after = (" ".join(part).split(" ") for part in (before, after))
-        for tag, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        for tag, a, b, c, d in difflib.SequenceMatcher(
+            None, before, after, autojunk=False
+        ).get_opcodes():
             if tag != "equal":
                 joint = " " if name.endswith(".txt") else "\n"
-                near = joint.join(before[max(0, a - 4):a])
-                lines.append(f"{name}: ... {near} [-{joint.join(before[a:b])}-] {{+{joint.join(after[c:d])}+}}")
+                near = joint.join(before[max(0, a - 4) : a])
+                lines.append(
+                    f"{name}: ... {near} [-{joint.join(before[a:b])}-] {{+{joint.join(after[c:d])}+}}"
+                )
     return lines
 
 

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+from cba_utils.study.notebooks import EXAMPLE
+from cba_utils.telling.page import for_book
+
 import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-
-from cba_utils.study.notebooks import EXAMPLE
-from cba_utils.telling.page import for_book
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -46,12 +46,17 @@ def test_report_is_committed_with_outputs_and_every_figure_with_alt_text(path):
     assert outputs, "a report without outputs passes nbval without being compared"
     read = nbformat.from_dict(for_book(nbformat.read(path, as_version=4)))
     cells = [c for c in read.cells if c.cell_type == "code"]
-    drawings = re.findall(r"<svg[^>]*>", "".join(str(o.get("data", "")) for c in cells for o in c.outputs))
+    drawings = re.findall(
+        r"<svg[^>]*>", "".join(str(o.get("data", "")) for c in cells for o in c.outputs)
+    )
     for drawing in drawings:
         label = re.search(r'aria-label="([^"]*)"', drawing)
         assert label and DIGITS.search(label[1]), f"no alt text with numbers: {drawing[:80]}"
-    captioned = {c.metadata.mystnb["figure"]["name"]: c for c in cells
-                 if "figure" in c.metadata.get("mystnb", {})}
+    captioned = {
+        c.metadata.mystnb["figure"]["name"]: c
+        for c in cells
+        if "figure" in c.metadata.get("mystnb", {})
+    }
     tables = {name for name in captioned if name.startswith("tab-")}
     assert len(captioned) - len(tables) == len(drawings)
     for name, cell in captioned.items():
@@ -59,7 +64,8 @@ def test_report_is_committed_with_outputs_and_every_figure_with_alt_text(path):
             assert "cba-table" in str(cell.outputs)
         else:
             assert "{glue:text}" in cell.metadata.mystnb["figure"]["caption"] or DIGITS.search(
-                cell.metadata.mystnb["figure"]["caption"])
+                cell.metadata.mystnb["figure"]["caption"]
+            )
 
 
 @by_name(REPORTS)
@@ -103,26 +109,37 @@ def test_every_work_that_is_cited_is_in_the_bibliography_and_the_other_way_round
     pages = [*PROJECT.glob("book/*.md"), *REPORTS]
     lists = re.findall(r"\{cite:\w+\}`([^`]*)`", "\n".join(p.read_text() for p in pages))
     cited = {key.strip() for keys in lists for key in keys.split(",")}
-    entries = re.findall(r"^@\w+\{([^,]+),", (PROJECT / "book/references.bib").read_text(), re.MULTILINE)
+    entries = re.findall(
+        r"^@\w+\{([^,]+),", (PROJECT / "book/references.bib").read_text(), re.MULTILINE
+    )
     assert sorted(entries) == sorted(cited)
 
 
 def test_every_text_that_a_page_cites_from_a_notebook_is_glued_there():
     texts = "\n".join(page.read_text() for page in PROJECT.glob("book/*.md"))
     cited = re.findall(r"\{glue:text\}`\.\./(notebooks/\w+\.ipynb)::(\w+):s`", texts)
-    glued = {(str(path.relative_to(PROJECT)), output.metadata.scrapbook.name)
-             for path in NOTEBOOKS for cell in code(path) for output in cell.outputs
-             if "scrapbook" in output.get("metadata", {})}
+    glued = {
+        (str(path.relative_to(PROJECT)), output.metadata.scrapbook.name)
+        for path in NOTEBOOKS
+        for cell in code(path)
+        for output in cell.outputs
+        if "scrapbook" in output.get("metadata", {})
+    }
     assert cited and set(cited) <= glued
 
 
 def test_every_module_is_in_the_reference():
     text = (PROJECT / "book" / "api.md").read_text()
     listed = re.findall(r"automodule:: ([\w.]+)", text)
-    modules = {".".join(p.relative_to(PROJECT).with_suffix("").parts)
-               for p in PROJECT.glob("cba_utils/**/*.py") if p.name != "__init__.py"}
-    packages = {".".join(p.relative_to(PROJECT).parent.parts)
-                for p in PROJECT.glob("cba_utils/**/__init__.py")}
+    modules = {
+        ".".join(p.relative_to(PROJECT).with_suffix("").parts)
+        for p in PROJECT.glob("cba_utils/**/*.py")
+        if p.name != "__init__.py"
+    }
+    packages = {
+        ".".join(p.relative_to(PROJECT).parent.parts)
+        for p in PROJECT.glob("cba_utils/**/__init__.py")
+    }
     assert modules <= set(listed) <= modules | packages and len(listed) == len(set(listed))
 
 
@@ -156,7 +173,9 @@ def built_pages():
 
 
 def test_no_link_and_no_image_is_broken():
-    soups = {page.resolve(): BeautifulSoup(page.read_text(), "html.parser") for page in built_pages()}
+    soups = {
+        page.resolve(): BeautifulSoup(page.read_text(), "html.parser") for page in built_pages()
+    }
     ids = {page: {node["id"] for node in soup.select("[id]")} for page, soup in soups.items()}
     broken = []
     for page, soup in soups.items():
@@ -220,7 +239,8 @@ def test_the_address_of_a_repository_turns_on_every_button(tmp_path):
     (tmp_path / "_toc.yml").write_text("{format: jb-book, root: notebooks/22_run_log}")
     subprocess.run(
         [Path(sys.executable).with_name("jupyter-book"), "build", tmp_path, "--quiet"],
-        check=True, capture_output=True,
+        check=True,
+        capture_output=True,
     )
     page = (tmp_path / "_build" / "html" / "notebooks" / "22_run_log.html").read_text()
     for address in (

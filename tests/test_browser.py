@@ -8,11 +8,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from cba_utils.telling.pdf import FLAGS, find_browser, open_browser, write_pdf  # noqa: F401
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from pypdf import PdfReader
-
-from cba_utils.telling.pdf import FLAGS, find_browser, open_browser, write_pdf  # noqa: F401
 
 BUILT = Path(os.environ.get("BOOK_HTML", Path(__file__).parents[1] / "_build" / "html"))
 CHROMIUM = find_browser()
@@ -112,9 +112,11 @@ def test_pages_open_whole_offline_and_readable(browser, theme):
         page.on("requestfailed", lambda r, note=note: note(f"not loaded {r.url}"))
         page.on(
             "request",
-            lambda r, note=note: None
-            if r.url.startswith(("file:", "data:", "blob:"))
-            else note(f"request leaves the machine: {r.url}"),
+            lambda r, note=note: (
+                None
+                if r.url.startswith(("file:", "data:", "blob:"))
+                else note(f"request leaves the machine: {r.url}")
+            ),
         )
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 900})
@@ -140,7 +142,9 @@ class Hosted(SimpleHTTPRequestHandler):
     """The book below /sub/, as a host of project pages shows it; its 404 page for the rest."""
 
     def translate_path(self, path):
-        return super().translate_path(path.removeprefix("/sub") if path.startswith("/sub/") else "/-")
+        return super().translate_path(
+            path.removeprefix("/sub") if path.startswith("/sub/") else "/-"
+        )
 
     def send_error(self, code, *_):
         body = (BUILT / "404.html").read_bytes()

@@ -1,15 +1,15 @@
-"""Every chapter, whole, on studies of every kind: nothing is left out, nothing speaks of what is not there."""
+"""Every chapter, whole, on studies of every kind: none leaves out, or speaks of what is not there."""
 
 import hashlib
 import re
-
-import matplotlib
-import pytest
 
 from cba_utils.chapters.dose_response import Chapter
 from cba_utils.telling import page as pages
 from cba_utils.telling.page import CHAPTERS, plain
 from studies import study_of, without_letters, without_probabilities
+
+import matplotlib
+import pytest
 
 NAMES = sorted(p.stem for p in CHAPTERS.glob("*.py") if p.stem != "__init__")
 
@@ -34,7 +34,16 @@ def whole(chapter):
             else:
                 texts.append(pages.table_html(*made))
     template = pages._TEMPLATES.get_template(f"{type(chapter).__module__.rpartition('.')[2]}.md.j2")
-    common = ["records", "scope", "foot", "bars", "answers_from", "rates_from", "draws_from", "hollow"]
+    common = [
+        "records",
+        "scope",
+        "foot",
+        "bars",
+        "answers_from",
+        "rates_from",
+        "draws_from",
+        "hollow",
+    ]
     said = [name for name in template.blocks if not name.startswith(("fig_", "tab_"))]
     return texts + [chapter.text(name) for name in [*said, *common]]
 
@@ -53,7 +62,11 @@ def of_kind(kind):
     return study
 
 
-FOREIGN = {"absolute": "/models/My_model *1*", "local": "models/mine", "hub": "Qwen/Qwen2.5-7B-Instruct"}
+FOREIGN = {
+    "absolute": "/models/My_model *1*",
+    "local": "models/mine",
+    "hub": "Qwen/Qwen2.5-7B-Instruct",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,13 +102,18 @@ def test_every_part_is_in_the_notebook_and_every_block_is_said(name):
 
 def test_a_model_that_gives_no_letter_is_said_to_give_none_and_why():
     quiet = Chapter(of_kind("silent"))
-    assert "gives no letter at BF16, Q4, Q3, so no rate is computed for it at all" in quiet.text("letters")
-    assert "thinking aloud" in quiet.text("letters") and "“<think> Well”" in plain(quiet.text("letters"))
+    assert "gives no letter at BF16, Q4, Q3, so no rate is computed for it at all" in quiet.text(
+        "letters"
+    )
+    assert "thinking aloud" in quiet.text("letters") and "“<think> Well”" in plain(
+        quiet.text("letters")
+    )
     assert quiet.text("answer_bias").startswith("These models gave no letter")
     half = Chapter(of_kind("silent at Q3"))
     assert half.study.lowest == "q4" and "gives no letter at Q3" in half.text("letters_here")
     untaught = study_of(templates=6)
     untaught.provenance = untaught.provenance.assign(
-        **{"identity.chat_template_sha256": hashlib.sha256(b"").hexdigest()})
+        **{"identity.chat_template_sha256": hashlib.sha256(b"").hexdigest()}
+    )
     said = Chapter(without_letters(untaught, response="Well")).text("silent")
     assert "no chat template" in said and "thinking" not in said

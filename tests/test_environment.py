@@ -1,9 +1,9 @@
 import tomllib
 
+from conftest import ROOT
+
 import yaml
 from packaging.requirements import Requirement
-
-from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

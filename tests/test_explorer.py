@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+from cba_utils.study.protocol import book_folder
+from cba_utils.telling import explorer
+from cba_utils.telling.study import Study, open_study
+from test_browser import BUILT, CHROMIUM, FLAGS
+
 import numpy as np
 import pandas as pd
 import pytest
-from test_browser import BUILT, CHROMIUM, FLAGS
-
-from cba_utils.telling import explorer
-from cba_utils.telling.study import Study, open_study
-from cba_utils.study.protocol import book_folder
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
 PLANTED = (
@@ -25,18 +25,22 @@ def make_study(n, models, precisions, text="plain", probabilities=True):
     """A study of n items, the first ambiguous and all texts ending in ``text``."""
     rng = np.random.default_rng(0)
     number = np.arange(n)
-    items = pd.DataFrame({
-        "item_id": [f"Cat{k % 3}{text[:8]}/{k}" for k in number],
-        "category": [f"Cat{k % 3} {text}" for k in number],
-        "question_index": 1,
-        "question_polarity": np.where(number % 2, "nonneg", "neg"),
-        "context_condition": np.where(number % 4 == 3, "disambig", "ambig"),
-        **{name: [f"{name} {k} {text}" for k in number] for name in explorer.ITEM_TEXTS[4:]},
-        "label": 2,
-        **{f"{role}_index": k for k, role in enumerate(ROLES)},
-    })
+    items = pd.DataFrame(
+        {
+            "item_id": [f"Cat{k % 3}{text[:8]}/{k}" for k in number],
+            "category": [f"Cat{k % 3} {text}" for k in number],
+            "question_index": 1,
+            "question_polarity": np.where(number % 2, "nonneg", "neg"),
+            "context_condition": np.where(number % 4 == 3, "disambig", "ambig"),
+            **{name: [f"{name} {k} {text}" for k in number] for name in explorer.ITEM_TEXTS[4:]},
+            "label": 2,
+            **{f"{role}_index": k for k, role in enumerate(ROLES)},
+        }
+    )
     cells = items[["item_id", "category", "context_condition"]].assign(template_id="T/1")
-    grid = pd.DataFrame([(m, p) for m in models for p in precisions], columns=["model", "precision"])
+    grid = pd.DataFrame(
+        [(m, p) for m in models for p in precisions], columns=["model", "precision"]
+    )
     cells = grid.merge(cells, how="cross").assign(family=lambda d: d["model"], replicate=1)
     p = rng.dirichlet([1, 1, 1], len(cells)).round(3)
     answers = cells.assign(
@@ -62,7 +66,9 @@ def test_planted_markup_stays_text_in_data_files_and_static_table(tmp_path, monk
     data = assigned(script)
     assert data["items"]["context"] == report.items["context"].tolist()
     assert data["items"]["ans1"][3] == f"ans1 3 {PLANTED}"
-    assert pd.read_csv(folder / "items.csv")["question"].tolist() == report.items["question"].tolist()
+    assert (
+        pd.read_csv(folder / "items.csv")["question"].tolist() == report.items["question"].tolist()
+    )
     page = explorer.page(report, shares)
     assert page.count("<script") == page.count("</script>") == 3
     assert "&lt;script&gt;window.planted = 1&lt;/script&gt;" in page
@@ -131,7 +137,9 @@ def visit(browser):
         contexts.append(browser.new_context(viewport={"width": 390, "height": 844}, **options))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: problems.append(f"script error {error}"))
-        page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else 0)
+        page.on(
+            "console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else 0
+        )
         page.on("requestfailed", lambda r: problems.append(f"not loaded {r.url}"))
         page.on("request", lambda r: r.url.startswith(("file:", "data:")) or problems.append(r.url))
         page.goto(address)

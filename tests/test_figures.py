@@ -1,10 +1,10 @@
 """Figures and words of the reports: deterministic, escaped, and right about what they say."""
 
+from cba_utils.telling import drawing as figures
+
 import numpy as np
 import pandas as pd
 import pytest
-
-from cba_utils.telling import drawing as figures
 
 PRECISIONS = ["bf16", "q8", "q4", "q3"]
 MEASURES = ["srs", "usr", "became_biased", "became_biased_expected", "became_biased_placebo",
@@ -62,20 +62,27 @@ def test_a_figure_needs_alt_text_and_carries_it_escaped(estimates, monkeypatch, 
 
 
 def test_every_mark_of_the_gap_is_in_the_panel_of_its_precision():
-    points = pd.DataFrame({
-        "family": ["mistral", "phi3"] * 3, "precision": ["q8", "q8", "q4", "q4", "q3", "q3"],
-        "perplexity_change": [0.0, 0.001, -0.01, 0.02, 0.5, 2.0],
-        "became_biased_expected": [0.0, 0.01, 0.02, 0.03, 0.2, 0.4],
-    })
+    points = pd.DataFrame(
+        {
+            "family": ["mistral", "phi3"] * 3,
+            "precision": ["q8", "q8", "q4", "q4", "q3", "q3"],
+            "perplexity_change": [0.0, 0.001, -0.01, 0.02, 0.5, 2.0],
+            "became_biased_expected": [0.0, 0.01, 0.02, 0.03, 0.2, 0.4],
+        }
+    )
     panels = [axes for axes in figures.perplexity_gap(points).axes if axes.axison]
-    for axes, (precision, rows) in zip(panels, points.groupby("precision", sort=False), strict=True):
+    for axes, (precision, rows) in zip(
+        panels, points.groupby("precision", sort=False), strict=True
+    ):
         assert axes.get_title(loc="left") == precision.upper()
         marks = [line for line in axes.lines if line.get_linestyle() == "None"]
         drawn = sorted((*line.get_xdata(), *line.get_ydata()) for line in marks)
         pairs = rows[["perplexity_change", "became_biased_expected"]]
         assert drawn == sorted(pairs.itertuples(index=False, name=None))
         left, right = axes.get_xlim()
-        assert left < points["perplexity_change"].min() and points["perplexity_change"].max() < right
+        assert (
+            left < points["perplexity_change"].min() and points["perplexity_change"].max() < right
+        )
 
 
 def test_estimates_without_intervals_are_drawn_and_listed_without_bars(estimates):

@@ -1,11 +1,11 @@
 """The tables of known hazards: they are what the code gives, and their comparisons hold."""
 
+from cba_utils.instrument import hazards
+
 import mlx.core as mx
 import numpy as np
 import pandas as pd
 import pytest
-
-from cba_utils.instrument import hazards
 
 
 def test_the_numpy_network_is_mlx_lms_with_its_own_factors():
@@ -20,8 +20,9 @@ def test_the_numpy_network_is_mlx_lms_with_its_own_factors():
 
 @pytest.mark.parametrize("name", ["seeds", "seed_draws", "system_role"])
 def test_shipped_tables_are_what_the_code_gives(name):
-    pd.testing.assert_frame_equal(pd.read_csv(hazards.OUT / f"{name}.csv"), hazards.TABLES[name](),
-                                  check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(hazards.OUT / f"{name}.csv"), hazards.TABLES[name](), check_dtype=False
+    )
 
 
 def test_five_seeds_are_five_numbers_whatever_the_item():
@@ -36,18 +37,21 @@ def test_five_seeds_are_five_numbers_whatever_the_item():
 
 def test_items_without_a_target_move_the_rates_by_their_letters():
     found = hazards.undefined_targets(truths=["letter"], shares=[0.05]).set_index(
-        ["measure", "precision"])
+        ["measure", "precision"]
+    )
     answers = hazards.simulate_respondents("letter", 40, 100, ("bf16", "q3"), orders="original")
     samples = hazards.draw_samples(answers[answers["context_condition"] == "ambig"])
     names = samples["item_id"].drop_duplicates().to_numpy()
     some = set(names[np.random.default_rng(0).permutation(len(names))[: round(0.05 * len(names))]])
     for precision, part in samples.groupby("precision"):
-        hit = np.where(part["item_id"].isin(some), part["parsed_answer"] == "C",
-                       part["role"] == "stereotyped")
+        hit = np.where(
+            part["item_id"].isin(some), part["parsed_answer"] == "C", part["role"] == "stereotyped"
+        )
         assert found.loc[("srs", precision), "letter_c"] == pytest.approx(hit.mean(), abs=1e-5)
         rest = part[~part["item_id"].isin(some)]
         assert found.loc[("srs", precision), "left_out"] == pytest.approx(
-            (rest["role"] == "stereotyped").mean(), abs=1e-5)
+            (rest["role"] == "stereotyped").mean(), abs=1e-5
+        )
 
 
 def test_all_tables_are_written_by_one_command(tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
 """The instrument's own validation: what controls say of known truths, and what the page says of that."""
 
-import pytest
-
 from cba_utils.chapters.instrument import Chapter, read_rejections
 from cba_utils.instrument import verdicts as instrument
-from cba_utils.measures import controls, rates as metrics
-from cba_utils.telling.study import pick
 from cba_utils.instrument.respondents import simulate_respondents
+from cba_utils.measures import controls
+from cba_utils.measures import rates as metrics
+from cba_utils.telling.study import pick
 from studies import study_of
+
+import pytest
 
 
 def chapter_on(table):
@@ -19,8 +20,13 @@ def chapter_on(table):
 
 @pytest.fixture(scope="module")
 def instrument_table():
-    return instrument.rejections(simulations=5, templates=10, items_per_template=12,
-                                 truths=("none", "leaning noise", "bias"), effects=(0.1,))
+    return instrument.rejections(
+        simulations=5,
+        templates=10,
+        items_per_template=12,
+        truths=("none", "leaning noise", "bias"),
+        effects=(0.1,),
+    )
 
 
 def test_instrument_counts_verdicts(instrument_table, tmp_path):
@@ -46,11 +52,15 @@ def test_what_cannot_fail_is_no_success(instrument_table):
 
 
 def test_equivalence_is_labelled_by_the_true_change(instrument_table):
-    same = instrument_table[instrument_table["control"].isin([instrument.SAME, instrument.SAME_DRAWN])]
+    same = instrument_table[
+        instrument_table["control"].isin([instrument.SAME, instrument.SAME_DRAWN])
+    ]
     same = same[same["should"] != instrument.NOT_APPLICABLE]
     at_margin = same["truth"] == instrument.MARGIN_TRUTH
     small = same["change"].abs() < instrument.MARGIN
-    assert (same.loc[~at_margin, "should"] == small[~at_margin].map({True: "yes", False: "no"})).all()
+    assert (
+        same.loc[~at_margin, "should"] == small[~at_margin].map({True: "yes", False: "no"})
+    ).all()
     assert set(same.loc[at_margin, "should"]) == {"no"}
     effect = same.loc[at_margin, "effect"].iloc[0]
     many = simulate_respondents("bias", 500, 12, ("bf16", "q3"), effect=effect, seed=7)
@@ -61,8 +71,7 @@ def test_equivalence_is_labelled_by_the_true_change(instrument_table):
 def test_checkpoints_decide_by_their_spread_within_families():
     said = instrument.pooled_verdicts("retrained", simulations=6, templates=4, items_per_template=8)
     assert len(said) == 6 and said["lean grew"].sum() <= 2
-    by_items = simulate_respondents("retrained", 16, 12, ("bf16", "q3"), replicates=30,
-                                    wander=0.6)
+    by_items = simulate_respondents("retrained", 16, 12, ("bf16", "q3"), replicates=30, wander=0.6)
     alone = controls.position(by_items).query("measure == 'd_lead'")
     beyond = (alone["low"] > 0) | (alone["high"] < 0)
     assert beyond.mean() > 0.3, "one checkpoint's items know nothing of the next checkpoint"

@@ -1,12 +1,12 @@
 import json
 import re
 
-import pandas as pd
-import pytest
-
 from cba_utils.answering import benchmarks as registry
 from cba_utils.answering.benchmarks.bbq import roles_of, roles_of_file
 from cba_utils.answering.items import load_items
+
+import pandas as pd
+import pytest
 
 ROW = {
     "example_id": 0,
@@ -39,13 +39,20 @@ def test_roles_of_all_real_rows_agree_with_a_reading_of_the_raw_files(bbq):
     for row in raw.to_dict("records"):
         groups = [row["answer_info"][f"ans{k}"][1] for k in range(3)]
         known = row["additional_metadata"]["stereotyped_groups"]
-        biased = [k for k in range(3) if (groups[k] in known) == (row["question_polarity"] == "neg")
-                  and groups[k] != "unknown"]
+        biased = [
+            k
+            for k in range(3)
+            if (groups[k] in known) == (row["question_polarity"] == "neg")
+            and groups[k] != "unknown"
+        ]
         item = items.loc[f"{row['category']}/{row['example_id']}"]
         assert [item["stereotyped_index"]] == biased
         assert groups[item["unknown_index"]] == "unknown"
-        assert {item["stereotyped_index"], item["anti_stereotyped_index"],
-                item["unknown_index"]} == {0, 1, 2}
+        assert {
+            item["stereotyped_index"],
+            item["anti_stereotyped_index"],
+            item["unknown_index"],
+        } == {0, 1, 2}
 
 
 def authors_target(row):
@@ -79,7 +86,8 @@ def test_roles_are_those_of_the_authors_in_every_row(bbq, folder):
     rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.open()]
     named = {f"{row['category']}/{row['example_id']}": authors_target(row) for row in rows}
     assert {name: int(target) for name, target in found.items()} == {
-        name: target for name, target in named.items() if target is not None}
+        name: target for name, target in named.items() if target is not None
+    }
     assert items.attrs["undefined_targets"] == [n for n, target in named.items() if target is None]
     if folder.name == "bbq-paper":
         asked = load_items(folder)
@@ -89,16 +97,27 @@ def test_roles_are_those_of_the_authors_in_every_row(bbq, folder):
 
 
 def crossed(category, first, second, groups=("Black", "African American"), question_index="1"):
-    return {"category": category, "question_polarity": "neg", "question_index": question_index,
-            "answer_info": {"ans0": ["x", first], "ans1": ["y", second], "ans2": ["?", "unknown"]},
-            "additional_metadata": {"stereotyped_groups": list(groups)}}
+    return {
+        "category": category,
+        "question_polarity": "neg",
+        "question_index": question_index,
+        "answer_info": {"ans0": ["x", first], "ans1": ["y", second], "ans2": ["?", "unknown"]},
+        "additional_metadata": {"stereotyped_groups": list(groups)},
+    }
 
 
-@pytest.mark.parametrize(("category", "target", "others"), [
-    ("Race_x_SES", "lowSES-Black", ("highSES-Black", "lowSES-White", "highSES-White")),
-    ("Race_x_SES", "lowSES-M-African American", ("highSES-F-African American", "highSES-M-White")),
-    ("Race_x_gender", "F-Black", ("M-Black", "F-White", "M-White")),
-])
+@pytest.mark.parametrize(
+    ("category", "target", "others"),
+    [
+        ("Race_x_SES", "lowSES-Black", ("highSES-Black", "lowSES-White", "highSES-White")),
+        (
+            "Race_x_SES",
+            "lowSES-M-African American",
+            ("highSES-F-African American", "highSES-M-White"),
+        ),
+        ("Race_x_gender", "F-Black", ("M-Black", "F-White", "M-White")),
+    ],
+)
 def test_persons_of_two_groups_are_told_apart_by_both(category, target, others):
     for other in others:
         assert roles_of(crossed(category, target, other)) == (0, 1, 2)
@@ -110,7 +129,10 @@ def test_persons_of_two_groups_are_told_apart_by_both(category, target, others):
 
 def test_the_gender_of_a_template_is_told_by_its_other_rows():
     """A stereotype about men of a race, and one whose rows contradict each other."""
-    men = [crossed("Race_x_gender", "M-Black", "M-White"), crossed("Race_x_gender", "M-Black", "F-Black")]
+    men = [
+        crossed("Race_x_gender", "M-Black", "M-White"),
+        crossed("Race_x_gender", "M-Black", "F-Black"),
+    ]
     assert roles_of_file(men) == [(0, 1, 2)] * 2
     women = crossed("Race_x_gender", "F-Black", "M-Black", question_index="2")
     assert roles_of_file([*men, women])[2] == (0, 1, 2)
@@ -126,15 +148,20 @@ def test_another_benchmark_is_one_more_file(tmp_path, monkeypatch):
         "def adapt(raw):\n"
         "    return {**raw, 'category': raw['categoria'], 'answer_info': raw['info']}\n"
         "BENCHMARK = Benchmark('Another', lambda raw: 'categoria' in raw, adapt, roles_of_file,\n"
-        "                      {'Edad': 1})\n")
+        "                      {'Edad': 1})\n"
+    )
     monkeypatch.setattr(registry, "__path__", [*registry.__path__, str(tmp_path / "code")])
     registry.benchmarks.cache_clear()
-    row = {("categoria" if k == "category" else "info" if k == "answer_info" else k): v
-           for k, v in ROW.items()} | {"categoria": "Edad"}
+    row = {
+        ("categoria" if k == "category" else "info" if k == "answer_info" else k): v
+        for k, v in ROW.items()
+    } | {"categoria": "Edad"}
     (tmp_path / "Edad.jsonl").write_text(json.dumps(row) + "\n")
     try:
         items = load_items(tmp_path)
-        assert items["item_id"].tolist() == ["Edad/0"] and items["stereotyped_index"].tolist() == [0]
+        assert items["item_id"].tolist() == ["Edad/0"] and items["stereotyped_index"].tolist() == [
+            0
+        ]
         (tmp_path / "Edad.jsonl").write_text(2 * (json.dumps(row) + "\n"))
         with pytest.raises(ValueError, match=r"Edad\.jsonl:2: example_id is 0, 1 was due"):
             load_items(tmp_path)
@@ -152,7 +179,10 @@ def test_bias_scores_of_unifiedqa_on_religion(bbq):
     from cba_utils.measures.rates import bias_scores
 
     raw = pd.read_json(bbq / "unifiedqa_preds_Religion.jsonl", lines=True)
-    clean = lambda text: re.sub(r"[^a-z ]", "", text.lower()).strip()
+
+    def clean(text):
+        return re.sub(r"[^a-z ]", "", text.lower()).strip()
+
     predicted = raw["unifiedqa-t5-11b_pred_race"].map(clean)
     answers = [raw[f"ans{k}"].map(clean) for k in range(3)]
     index = sum(k * (predicted == answers[k]) for k in range(3)).where(
@@ -161,10 +191,13 @@ def test_bias_scores_of_unifiedqa_on_religion(bbq):
 
     def formula(rows):
         """s of the BBQ paper, straight from the groups of the raw rows."""
-        group = [rows["answer_info"].iloc[n][f"ans{int(k)}"][1]
-                 for n, k in enumerate(index[rows.index])]
-        hit = [g in m["stereotyped_groups"]
-               for g, m in zip(group, rows["additional_metadata"], strict=True)]
+        group = [
+            rows["answer_info"].iloc[n][f"ans{int(k)}"][1] for n, k in enumerate(index[rows.index])
+        ]
+        hit = [
+            g in m["stereotyped_groups"]
+            for g, m in zip(group, rows["additional_metadata"], strict=True)
+        ]
         biased = [h == (p == "neg") for h, p in zip(hit, rows["question_polarity"], strict=True)]
         person = [g != "unknown" for g in group]
         s = 2 * sum(b and p for b, p in zip(biased, person, strict=True)) / sum(person) - 1
@@ -181,11 +214,20 @@ def test_bias_scores_of_unifiedqa_on_religion(bbq):
     )
     items = items[items["answer"].notna()]
     roles = items.apply(
-        lambda r: next(role for role in ("stereotyped", "anti_stereotyped", "unknown")
-                       if r[f"{role}_index"] == r["answer"]), axis=1)
+        lambda r: next(
+            role
+            for role in ("stereotyped", "anti_stereotyped", "unknown")
+            if r[f"{role}_index"] == r["answer"]
+        ),
+        axis=1,
+    )
     samples = items.assign(
-        role=roles, seed=0, correct=items["answer"] == items["label"],
-        template_id=items["question_index"].astype(str), model="unifiedqa", precision="bf16",
+        role=roles,
+        seed=0,
+        correct=items["answer"] == items["label"],
+        template_id=items["question_index"].astype(str),
+        model="unifiedqa",
+        precision="bf16",
     )
     scores = bias_scores(samples).set_index("measure")["estimate"]
     assert scores["s_amb"] == pytest.approx(s_amb)
@@ -209,23 +251,32 @@ def test_names_of_groups_match_whole(category, group, text, known, member):
     row = {
         "category": category,
         "question_polarity": "neg",
-        "answer_info": {"ans0": [text, group], "ans1": ["someone", "none of these"],
-                        "ans2": ["?", "unknown"]},
+        "answer_info": {
+            "ans0": [text, group],
+            "ans1": ["someone", "none of these"],
+            "ans2": ["?", "unknown"],
+        },
         "additional_metadata": {"stereotyped_groups": known},
     }
     assert roles_of(row) == ((0, 1, 2) if member else (None, None, 2))
 
 
 def test_undefined_targets_are_left_out_by_name(tmp_path):
-    both = {**ROW, "example_id": 1, "additional_metadata": {"stereotyped_groups": ["old", "nonOld"]}}
+    both = {
+        **ROW,
+        "example_id": 1,
+        "additional_metadata": {"stereotyped_groups": ["old", "nonOld"]},
+    }
     items = load_items(write(tmp_path, ROW, both))
     assert items["item_id"].tolist() == ["Test/0"]
     assert items.attrs["undefined_targets"] == ["Test/1"]
 
 
 def test_hub_data_set_brings_its_own_targets(tmp_path, monkeypatch):
-    rows = [{**ROW, "example_id": n, "answer_label": 2, "target_label": target}
-            for n, target in enumerate((0, 1, -1))]
+    rows = [
+        {**ROW, "example_id": n, "answer_label": 2, "target_label": target}
+        for n, target in enumerate((0, 1, -1))
+    ]
     pd.DataFrame(rows).drop(columns="label").to_parquet(tmp_path / "test.parquet")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     items = load_items("Someone/BBQ")
@@ -238,14 +289,25 @@ def test_hub_splits_in_lower_case_are_the_categories_of_bbq(tmp_path, monkeypatc
     """The published study's data set: a parquet file a split, integer ids that start again in each."""
     (tmp_path / "data").mkdir()
     for split in ("age", "race_x_ses", "Religion"):
-        rows = [{**ROW, "category": split, "example_id": n, "question_index": 3, "answer_label": 2,
-                 "target_label": n, "additional_metadata": {"subcategory": "None", "version": "a"}}
-                for n in range(2)]
+        rows = [
+            {
+                **ROW,
+                "category": split,
+                "example_id": n,
+                "question_index": 3,
+                "answer_label": 2,
+                "target_label": n,
+                "additional_metadata": {"subcategory": "None", "version": "a"},
+            }
+            for n in range(2)
+        ]
         frame = pd.DataFrame(rows).drop(columns="label")
         frame.to_parquet(tmp_path / "data" / f"{split.lower()}-00000-of-00001.parquet")
     asked = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download",
-                        lambda name, **more: asked.update(more) or str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **more: asked.update(more) or str(tmp_path),
+    )
     items = load_items("Someone/BBQ", ["Age", "Religion"])
     assert items["item_id"].tolist() == ["Age/0", "Age/1", "Religion/0", "Religion/1"]
     assert items["stereotyped_index"].tolist() == [0, 1] * 2
@@ -266,15 +328,36 @@ def test_hub_splits_in_lower_case_are_the_categories_of_bbq(tmp_path, monkeypatc
         (({k: v for k, v in ROW.items() if k != "question"},), r"'question' is missing"),
         (({**ROW, "question_polarity": "bad"},), r"question_polarity is 'bad'"),
         (({**ROW, "question_index": "x"},), r"Test\.jsonl:1: question_index is 'x', not a number"),
-        (({**ROW, "answer_info": {**ROW["answer_info"], "ans0": 3}},), r"Test\.jsonl:1: answer_info"),
+        (
+            ({**ROW, "answer_info": {**ROW["answer_info"], "ans0": 3}},),
+            r"Test\.jsonl:1: answer_info",
+        ),
         (({**ROW, "answer_info": [1]},), r"Test\.jsonl:1: answer_info"),
         (({**ROW, "answer_info": {**ROW["answer_info"], "ans0": ["X", 7]}},), r":1: answer_info"),
-        (({**ROW, "additional_metadata": ["old"]},), r"additional_metadata must give 'stereotyped_gr"),
+        (
+            ({**ROW, "additional_metadata": ["old"]},),
+            r"additional_metadata must give 'stereotyped_gr",
+        ),
         (({**ROW, "additional_metadata": {"stereotyped_groups": "old"}},), r"a list of texts"),
         (({**ROW, "label": 2.0},), r"Test\.jsonl:1: label is 2.0; it must be an integer"),
-        ((ROW, {**ROW, "category": 3},), r"Test\.jsonl:2: 'category' must be a text"),
-        (({**ROW, "context": "cut \ud83d"},), r"Test\.jsonl:1: 'context' holds half of a character"),
-        ((ROW, {"a": 1},), r"Test\.jsonl:2: field 'example_id' is missing: no row of a benchmark that is known here .BBQ."),
+        (
+            (
+                ROW,
+                {**ROW, "category": 3},
+            ),
+            r"Test\.jsonl:2: 'category' must be a text",
+        ),
+        (
+            ({**ROW, "context": "cut \ud83d"},),
+            r"Test\.jsonl:1: 'context' holds half of a character",
+        ),
+        (
+            (
+                ROW,
+                {"a": 1},
+            ),
+            r"Test\.jsonl:2: field 'example_id' is missing: no row of a benchmark that is known here .BBQ.",
+        ),
     ],
 )
 def test_bad_rows_are_named(tmp_path, rows, message):
@@ -288,7 +371,9 @@ def test_a_broken_file_of_the_release_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"Religion\.jsonl: 1 lines, and BBQ's release has 1200"):
         load_items(tmp_path)
     path.write_text(json.dumps({**ROW, "category": "Religon"}) + "\n")
-    with pytest.raises(ValueError, match=r"Religion\.jsonl:1: category 'Religon' in a file of Religion"):
+    with pytest.raises(
+        ValueError, match=r"Religion\.jsonl:1: category 'Religon' in a file of Religion"
+    ):
         load_items(tmp_path)
     path.write_bytes(b'{"category": "caf\xe9"}\n')
     with pytest.raises(ValueError, match=r"Religion\.jsonl:1: not UTF-8 at byte 17"):

@@ -1,7 +1,4 @@
-"""Is it the letter? tells letters, leanings and opinions apart, and keeps the models that were asked for it."""
-
-import pandas as pd
-import pytest
+"""Is it the letter? tells letters, leanings and opinions apart, and keeps the models asked for it."""
 
 from cba_utils.chapters.letter import Chapter, balanced
 from cba_utils.instrument.respondents import simulate_study
@@ -10,9 +7,19 @@ from cba_utils.telling.numbers import points
 from cba_utils.telling.study import Study, pick
 from studies import PROVENANCE, study_of, without_probabilities
 
+import pandas as pd
+import pytest
 
-@pytest.mark.parametrize(("truth", "lead", "drift"), [
-    ("letter", False, True), ("noise", False, False), ("bias", True, False), ("mixed", True, True)])
+
+@pytest.mark.parametrize(
+    ("truth", "lead", "drift"),
+    [
+        ("letter", False, True),
+        ("noise", False, False),
+        ("bias", True, False),
+        ("mixed", True, True),
+    ],
+)
 def test_truths_are_told_apart(truth, lead, drift):
     chapter = Chapter(study_of(truth, orders="all"))
     reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
@@ -23,13 +30,23 @@ def test_truths_are_told_apart(truth, lead, drift):
 
 
 def test_unlike_families_of_one_checkpoint_speak_for_themselves():
-    parts = [simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
-             for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))]
-    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True)
-              for name in ("answers", "samples", "perplexity")}
+    parts = [
+        simulate_study(truth, 1, templates=15, precisions=["bf16", "q3"], family=family)
+        for truth, family in (("letter", "one"), ("bias", "two"), ("noise", "three"))
+    ]
+    tables = {
+        name: pd.concat([part[name] for part in parts], ignore_index=True)
+        for name in ("answers", "samples", "perplexity")
+    }
     cells = tables["samples"][["model", "depth", "precision"]].drop_duplicates()
-    few = Chapter(Study("few", items=parts[0]["items"],
-                         provenance=cells.merge(PROVENANCE, how="cross"), **tables))
+    few = Chapter(
+        Study(
+            "few",
+            items=parts[0]["items"],
+            provenance=cells.merge(PROVENANCE, how="cross"),
+            **tables,
+        )
+    )
     lead = points(pick(controls.position(parts[1]["answers"]), "d_lead", "q3"))
     assert f"difference of {lead} (the stereotyped person gained" in few.text("lead")
     assert few.text("lead").count("neither person is shown") == 2
@@ -49,8 +66,11 @@ def test_models_asked_in_balanced_orders_are_kept():
     assert balanced(alone) is alone
 
 
-@pytest.mark.parametrize("study", [study_of(orders="original"), without_probabilities(study_of())],
-                         ids=["one order", "draws"])
+@pytest.mark.parametrize(
+    "study",
+    [study_of(orders="original"), without_probabilities(study_of())],
+    ids=["one order", "draws"],
+)
 def test_one_order_cannot_tell_a_letter_from_an_opinion(study):
     for name in ("drift", "lead", "leaned"):
         assert "one option order" in Chapter(study).text(name)

@@ -3,13 +3,6 @@
 import json
 import shutil
 
-import mlx.core as mx
-import mlx.nn as nn
-import mlx_lm
-import numpy as np
-import pytest
-from mlx.utils import tree_flatten
-
 import cba_utils.answering.templates as templates
 from cba_utils import load_items, load_model, score_letters
 from cba_utils.answering.quantizers.affine import BITS
@@ -18,6 +11,13 @@ from cba_utils.names import PROJECT
 from cba_utils.study.protocol import cells, read_study
 from cba_utils.study.provenance import cell_identity
 from conftest import PLAIN, build_checkpoint
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
 
 ITEMS = load_items("bundled", condition="both").iloc[[0, 700]]
 LOGP = ["logp_A", "logp_B", "logp_C"]
@@ -60,13 +60,18 @@ def refused(folder, precisions, words):
 
 # As their tools write them; the weights need not be theirs, because what config.json says is enough.
 FOREIGN = {
-    "awq": dict(quantization_config=dict(quant_method="awq", bits=4, group_size=64, version="gemm")),
-    "gptq": dict(quantization_config=dict(quant_method="gptq", bits=4, group_size=128, desc_act=False)),
+    "awq": dict(
+        quantization_config=dict(quant_method="awq", bits=4, group_size=64, version="gemm")
+    ),
+    "gptq": dict(
+        quantization_config=dict(quant_method="gptq", bits=4, group_size=128, desc_act=False)
+    ),
     "mxfp4": dict(quantization_config=dict(quant_method="mxfp4")),
     "fp8": dict(quantization_config=dict(quant_method="fp8", weight_block_size=[128, 128])),
     "bitsandbytes": dict(quantization_config=dict(quant_method="bitsandbytes", load_in_4bit=True)),
-    "compressed-tensors": dict(quantization_config=dict(quant_method="compressed-tensors",
-                                                        format="pack-quantized")),
+    "compressed-tensors": dict(
+        quantization_config=dict(quant_method="compressed-tensors", format="pack-quantized")
+    ),
     "compressed": dict(compression_config=dict(format="int-quantized")),
     "inside": dict(text_config=dict(quantization_config=dict(quant_method="fp8"))),
     "nameless": dict(quantization_config=dict(config_groups={})),
@@ -76,12 +81,17 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_format_is_named_at_every_precision(copy, kind):
-    refused(settings(copy, **FOREIGN[kind]), ["bf16", "q8", "q4", "q3", "mxfp4-g32"],
-            "the weights are not those of .* (quantized|config.json) ")
+    refused(
+        settings(copy, **FOREIGN[kind]),
+        ["bf16", "q8", "q4", "q3", "mxfp4-g32"],
+        "the weights are not those of .* (quantized|config.json) ",
+    )
 
 
 def test_modelopts_own_file_is_seen(copy):
-    (copy / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    (copy / "hf_quant_config.json").write_text(
+        json.dumps({"quantization": {"quant_algo": "NVFP4"}})
+    )
     refused(copy, ["bf16", "nvfp4-g16"], "ModelOpt")
 
 
@@ -89,9 +99,16 @@ def test_fp8_without_a_word_in_the_settings_is_seen_in_the_weights(copy):
     header, content = {}, b""
     for name, value in weights(copy).items():
         kind = "F8_E4M3" if name.endswith("_proj.weight") else "F32"
-        data = np.array(value.astype(mx.float32)).astype(np.uint8 if kind != "F32" else np.float32).tobytes()
-        header[name] = {"dtype": kind, "shape": list(value.shape),
-                        "data_offsets": [len(content), len(content) + len(data)]}
+        data = (
+            np.array(value.astype(mx.float32))
+            .astype(np.uint8 if kind != "F32" else np.float32)
+            .tobytes()
+        )
+        header[name] = {
+            "dtype": kind,
+            "shape": list(value.shape),
+            "data_offsets": [len(content), len(content) + len(data)],
+        }
         content += data
     head = json.dumps(header).encode()
     (copy / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + content)
@@ -100,24 +117,38 @@ def test_fp8_without_a_word_in_the_settings_is_seen_in_the_weights(copy):
 
 def test_a_mixed_recipe_is_no_precision(tmp_path):
     base = build_checkpoint(tmp_path / "base", "mistral", layers=8)
-    mixed = converted(base, tmp_path, "mixed", q_bits=4, q_group_size=64, quant_predicate="mixed_3_6")
-    refused(mixed, ["q4", "q3", "q6", "bf16"],
-            "quantized to 3 bits, group 64, affine .* modules. and 6 bits, group 64, affine")
+    mixed = converted(
+        base, tmp_path, "mixed", q_bits=4, q_group_size=64, quant_predicate="mixed_3_6"
+    )
+    refused(
+        mixed,
+        ["q4", "q3", "q6", "bf16"],
+        "quantized to 3 bits, group 64, affine .* modules. and 6 bits, group 64, affine",
+    )
 
 
 def test_what_the_top_of_the_settings_says_is_not_believed(mistral, tmp_path):
     """mlx-lm's AWQ writes 4 bits at the top, whatever the layers have."""
     three = converted(mistral, tmp_path, "three", q_bits=3, q_group_size=64)
-    layers = {path: {"bits": 3, "group_size": 64} for path, module
-              in load_model(three, "q3", compute="native").model.named_modules() if hasattr(module, "bits")}
+    layers = {
+        path: {"bits": 3, "group_size": 64}
+        for path, module in load_model(three, "q3", compute="native").model.named_modules()
+        if hasattr(module, "bits")
+    }
     settings(three, quantization=dict(bits=4, group_size=64, **layers), quantization_config=None)
     refused(three, ["q4"], "quantized to 3 bits, group 64, affine; 'q4' was asked for")
     assert load_model(three, "q3").precision == "q3"
 
 
 def test_one_layer_left_unquantized_is_told(mistral, tmp_path):
-    part = converted(mistral, tmp_path, "part", q_bits=4, q_group_size=64,
-                     quant_predicate=lambda path, _: "lm_head" not in path)
+    part = converted(
+        mistral,
+        tmp_path,
+        "part",
+        q_bits=4,
+        q_group_size=64,
+        quant_predicate=lambda path, _: "lm_head" not in path,
+    )
     refused(part, ["q4", "bf16"], "4 bits, group 64, affine .* and not quantized .1 modules")
 
 
@@ -136,23 +167,36 @@ def test_trained_scales_are_told_from_rounding(mistral, tmp_path):
 @pytest.mark.parametrize("kind", [mx.float16, mx.float32])
 def test_other_floats_are_rounded_to_bf16_once_and_told(copy, kind, tmp_path):
     rng = np.random.default_rng(0)
-    fine = {name: (value.astype(mx.float32) * mx.array(rng.uniform(0.99, 1.01, value.shape))).astype(kind)
-            for name, value in weights(copy).items()}
+    fine = {
+        name: (value.astype(mx.float32) * mx.array(rng.uniform(0.99, 1.01, value.shape))).astype(
+            kind
+        )
+        for name, value in weights(copy).items()
+    }
     rounded = {name: value.astype(mx.bfloat16) for name, value in fine.items()}
     store(copy, fine)
     twin = store(shutil.copytree(copy, tmp_path / "twin"), rounded)
     for precision in ("bf16", "q4"):
         loaded, wanted = load_model(copy, precision), load_model(twin, precision)
         assert "rounded to BF16 once" in loaded.notes[0] and not wanted.notes
-        for (_, mine), (_, theirs) in zip(tree_flatten(loaded.model.parameters()),
-                                          tree_flatten(wanted.model.parameters()), strict=True):
+        for (_, mine), (_, theirs) in zip(
+            tree_flatten(loaded.model.parameters()),
+            tree_flatten(wanted.model.parameters()),
+            strict=True,
+        ):
             assert mx.array_equal(mine, theirs)
 
 
 def test_what_an_architecture_keeps_at_other_bits_is_told(tmp_path):
     """`mlx_lm.convert` itself leaves some layers of Granite at eight bits."""
-    more = dict(logits_scaling=4.0, attention_multiplier=0.2, embedding_multiplier=2.0,
-                residual_multiplier=0.5, attention_bias=False, mlp_bias=False)
+    more = dict(
+        logits_scaling=4.0,
+        attention_multiplier=0.2,
+        embedding_multiplier=2.0,
+        residual_multiplier=0.5,
+        attention_bias=False,
+        mlp_bias=False,
+    )
     folder = build_checkpoint(tmp_path / "granite", "granite", **more)
     loaded = load_model(folder, "q4")
     assert [note for note in loaded.notes if "modules are 8 bits, group 64, affine" in note]
@@ -191,8 +235,11 @@ def test_files_beside_the_models_are_not_read(copy):
 
 
 def weights_of(folder):
-    return {name: value for file in folder.glob("model-*-of-00003.safetensors")
-            for name, value in mx.load(str(file)).items()}
+    return {
+        name: value
+        for file in folder.glob("model-*-of-00003.safetensors")
+        for name, value in mx.load(str(file)).items()
+    }
 
 
 def test_a_tensor_that_is_there_twice_is_named(copy):
@@ -237,8 +284,10 @@ BAD_TEMPLATES = {
     "include": ("{% include 'x' %}", "cannot render a question"),
     "access": ("{{ messages.__class__.__mro__ }}", "cannot render a question"),
     "types": ("{{ messages + 1 }}", "cannot render a question"),
-    "endless": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-                "does not come to an end"),
+    "endless": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "does not come to an end",
+    ),
     "huge": (PLAIN + "{{ 'a b ' * 100000 }}", "tokens of a question of three words"),
     "deaf": ("{{ bos_token }}What?", "leaves out what the user asks"),
 }
@@ -257,10 +306,14 @@ def test_a_template_that_cannot_be_asked_with_is_named(tmp_path, kind, monkeypat
 
 def test_named_templates_are_resolved_as_transformers_does(tmp_path, mistral):
     other = "{{ bos_token }}{{ messages[-1]['content'] }}"
-    folder = build_checkpoint(tmp_path / "model", "mistral", template={"default": PLAIN, "tool_use": other})
+    folder = build_checkpoint(
+        tmp_path / "model", "mistral", template={"default": PLAIN, "tool_use": other}
+    )
     loaded, wanted = load_model(folder), load_model(mistral)
-    np.testing.assert_array_equal(score_letters(loaded, ITEMS)[LOGP], score_letters(wanted, ITEMS)[LOGP])
-    assert (identity(folder)["chat_template_sha256"] == identity(mistral)["chat_template_sha256"])
+    np.testing.assert_array_equal(
+        score_letters(loaded, ITEMS)[LOGP], score_letters(wanted, ITEMS)[LOGP]
+    )
+    assert identity(folder)["chat_template_sha256"] == identity(mistral)["chat_template_sha256"]
     nameless = build_checkpoint(tmp_path / "other", "mistral", template={"a": PLAIN, "b": other})
     with pytest.raises(ValueError, match=f"{nameless}: the chat template cannot render"):
         load_model(nameless)
@@ -272,8 +325,14 @@ def identity(folder, precision="bf16", **changes):
     return cell_identity(parameters, ITEMS, load_model(folder, precision, parameters["compute"]))
 
 
-SAME = ("prompts_sha256", "tokenizer_sha256", "chat_template_sha256", "generation_sha256", "ends",
-        "weights_sha256")
+SAME = (
+    "prompts_sha256",
+    "tokenizer_sha256",
+    "chat_template_sha256",
+    "generation_sha256",
+    "ends",
+    "weights_sha256",
+)
 
 
 def test_what_is_asked_is_the_same_at_all_precisions(copy):
@@ -328,16 +387,30 @@ def test_identity_changes_with_all_that_decides_and_not_with_the_day(copy, monke
     assert identity(copy) == first
 
 
-MLA = dict(n_routed_experts=4, n_shared_experts=1, moe_intermediate_size=64, kv_lora_rank=32, q_lora_rank=32,
-           qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, first_k_dense_replace=2,
-           rope_scaling=None, num_key_value_heads=1)
+MLA = dict(
+    n_routed_experts=4,
+    n_shared_experts=1,
+    moe_intermediate_size=64,
+    kv_lora_rank=32,
+    q_lora_rank=32,
+    qk_rope_head_dim=16,
+    qk_nope_head_dim=16,
+    v_head_dim=16,
+    first_k_dense_replace=2,
+    rope_scaling=None,
+    num_key_value_heads=1,
+)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_latent_attention_gives_the_numbers_of_its_own_call(tmp_path, heads):
     """Its layers test the mask: one that is to be added would be read the other way round."""
-    folder = build_checkpoint(tmp_path / "mla", "deepseek_v3", num_attention_heads=heads,
-                              **{**MLA, "num_key_value_heads": heads})
+    folder = build_checkpoint(
+        tmp_path / "mla",
+        "deepseek_v3",
+        num_attention_heads=heads,
+        **{**MLA, "num_key_value_heads": heads},
+    )
     loaded = load_model(folder)
     from cba_utils.answering.prompts import chat_ids, user_text
 
@@ -385,15 +458,20 @@ def test_compute_native_is_offered_where_it_works(mistral, tmp_path, monkeypatch
 
     own = cpu_kernels._attention
     monkeypatch.setattr(cpu_kernels, "_attention", lambda *args, **more: 2 * own(*args, **more))
-    with pytest.raises(ValueError, match="'mistral', .* own call .*; with compute: native it can be asked"):
+    with pytest.raises(
+        ValueError, match="'mistral', .* own call .*; with compute: native it can be asked"
+    ):
         load_model(mistral)
     assert load_model(mistral, compute="native").compute == "native"
 
 
-@pytest.mark.parametrize("architecture, more", [
-    ("stablelm", dict(use_qkv_bias=False, partial_rotary_factor=0.5, layer_norm_eps=1e-5)),
-    ("phi", dict(partial_rotary_factor=0.5, layer_norm_eps=1e-5)),
-])
+@pytest.mark.parametrize(
+    "architecture, more",
+    [
+        ("stablelm", dict(use_qkv_bias=False, partial_rotary_factor=0.5, layer_norm_eps=1e-5)),
+        ("phi", dict(partial_rotary_factor=0.5, layer_norm_eps=1e-5)),
+    ],
+)
 def test_architectures_that_want_a_cache_named_have_a_perplexity(tmp_path, architecture, more):
     from cba_utils import perplexity
 
@@ -402,13 +480,35 @@ def test_architectures_that_want_a_cache_named_have_a_perplexity(tmp_path, archi
 
 
 OTHERS = {
-    "sinks": ("gpt_oss", dict(head_dim=32, num_local_experts=2, num_experts_per_tok=1, rope_theta=1e4,
-                              sliding_window=64, rope_scaling=None,
-                              layer_types=["sliding_attention", "full_attention"])),
-    "also sees": ("gemma3", dict(text_config=dict(
-        model_type="gemma3_text", hidden_size=128, num_hidden_layers=2, intermediate_size=384,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=640,
-        sliding_window_pattern=2, max_position_embeddings=400))),
+    "sinks": (
+        "gpt_oss",
+        dict(
+            head_dim=32,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            rope_theta=1e4,
+            sliding_window=64,
+            rope_scaling=None,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+    ),
+    "also sees": (
+        "gemma3",
+        dict(
+            text_config=dict(
+                model_type="gemma3_text",
+                hidden_size=128,
+                num_hidden_layers=2,
+                intermediate_size=384,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=32,
+                vocab_size=640,
+                sliding_window_pattern=2,
+                max_position_embeddings=400,
+            )
+        ),
+    ),
 }
 
 

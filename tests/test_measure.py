@@ -1,9 +1,5 @@
 """A measure is told of in one place: its registration."""
 
-import numpy as np
-import pandas as pd
-import pytest
-
 from cba_utils.instrument.respondents import simulate_study
 from cba_utils.measures import measure as register
 from cba_utils.measures.intervals import estimates
@@ -11,6 +7,10 @@ from cba_utils.measures.measure import Measure, derived, known, measure, ratio
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.rates import paired_differences, role_rates
 from cba_utils.telling import drawing as figures
+
+import numpy as np
+import pandas as pd
+import pytest
 
 
 @pytest.fixture

@@ -1,5 +1,14 @@
 """Measures against hand computation, closed forms and simulation."""
 
+from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.measures.intervals import cluster_bootstrap, estimates, jackknife, wilson
+from cba_utils.measures.measure import Measure, ratio
+from cba_utils.measures.pooling import over_models, over_replicates
+from cba_utils.measures.rates import bias_scores, paired_differences, role_rates
+from cba_utils.measures.transitions import five_seed_weights, placebo, role_flow, transitions
+from cba_utils.study.roles import role_probabilities
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,15 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as sps
 
-from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
-from cba_utils.measures.frames import item_table, pair_with
-from cba_utils.study.roles import role_probabilities
-from cba_utils.measures.intervals import cluster_bootstrap, estimates, jackknife, wilson
-from cba_utils.measures.measure import Measure, ratio
-from cba_utils.measures.pooling import over_models, over_replicates
-from cba_utils.measures.rates import bias_scores, paired_differences, role_rates
-from cba_utils.measures.transitions import five_seed_weights, placebo, role_flow, transitions
-
 RATE = Measure("r", of=ratio("k", "n"))
 
 
@@ -24,11 +24,23 @@ def samples_of(answers, precision="bf16", context="ambig"):
     """Five roles an item, written as a string: s, a, u or - (unparsed)."""
     names = {"s": "stereotyped", "a": "anti_stereotyped", "u": "unknown", "-": "unparsed"}
     rows = [
-        {"model": "m", "precision": precision, "item_id": f"Age/{i}", "category": "Age",
-         "question_index": i // 2, "question_polarity": "neg", "context_condition": context,
-         "template_id": f"Age/{i // 2}", "seed": k, "raw_response": "A", "parsed_answer": "A",
-         "role": names[x], "correct": x == "u"}
-        for i, draws in enumerate(answers) for k, x in enumerate(draws)
+        {
+            "model": "m",
+            "precision": precision,
+            "item_id": f"Age/{i}",
+            "category": "Age",
+            "question_index": i // 2,
+            "question_polarity": "neg",
+            "context_condition": context,
+            "template_id": f"Age/{i // 2}",
+            "seed": k,
+            "raw_response": "A",
+            "parsed_answer": "A",
+            "role": names[x],
+            "correct": x == "u",
+        }
+        for i, draws in enumerate(answers)
+        for k, x in enumerate(draws)
     ]
     return pd.DataFrame(rows)
 
@@ -82,7 +94,8 @@ def test_bias_scores_follow_the_bbq_formulas():
             factor = 1 - parsed["correct"].mean() if context == "ambig" else 1
             assert value(scores, name, precision=precision) == pytest.approx(100 * factor * s)
         assert value(scores, "accuracy", precision=precision) == pytest.approx(
-            parsed["correct"].mean())
+            parsed["correct"].mean()
+        )
 
 
 def test_exact_rates_are_what_many_draws_converge_to():
@@ -96,10 +109,12 @@ def test_role_probabilities_average_the_orders():
     answers = simulate_respondents("letter", templates=3, precisions=["q3"], orders="all")
     table = role_probabilities(answers)
     one = answers[answers["item_id"] == answers["item_id"].iloc[7]]
-    by_hand = np.mean([
-        sum(np.exp(row[f"logp_{x}"]) for x in "ABC" if row[f"role_{x}"] == "stereotyped")
-        for _, row in one.iterrows()
-    ])
+    by_hand = np.mean(
+        [
+            sum(np.exp(row[f"logp_{x}"]) for x in "ABC" if row[f"role_{x}"] == "stereotyped")
+            for _, row in one.iterrows()
+        ]
+    )
     found = table.set_index("item_id").loc[one["item_id"].iloc[0]]
     assert found["p_stereotyped"] == pytest.approx(by_hand)
     parts = ["p_stereotyped", "p_anti_stereotyped", "p_unknown", "p_other"]
@@ -119,8 +134,9 @@ def test_five_seed_weights_are_probabilities_of_the_transitions(pairs):
 
 
 def test_placebo_is_what_fresh_seeds_show():
-    answers = simulate_respondents("bias", templates=12, precisions=["bf16", "q3"],
-                                   orders="original")
+    answers = simulate_respondents(
+        "bias", templates=12, precisions=["bf16", "q3"], orders="original"
+    )
     table = placebo(answers)
     answers = answers[answers["context_condition"] == "ambig"]
     again, low = (answers[answers["precision"] == q] for q in ("bf16", "q3"))
@@ -146,7 +162,8 @@ def test_placebo_joins_the_observed_rates():
     for name in ("became_biased", "lost_bias", "became_anti"):
         assert value(table, name) == pytest.approx(value(seen, name))
         assert value(table, f"{name}_excess") == pytest.approx(
-            value(seen, name) - value(table, f"{name}_placebo"))
+            value(seen, name) - value(table, f"{name}_placebo")
+        )
     with pytest.raises(ValueError, match="different items"):
         placebo(study["answers"], study["samples"].query("item_id != 'Age/0'"))
 
@@ -181,8 +198,10 @@ def test_an_unknown_role_is_named():
 
 
 def test_replicates_are_the_unit():
-    frames = [role_rates(simulate_study("none", seed=s, templates=4)["answers"]).assign(replicate=s)
-              for s in (1, 2, 3)]
+    frames = [
+        role_rates(simulate_study("none", seed=s, templates=4)["answers"]).assign(replicate=s)
+        for s in (1, 2, 3)
+    ]
     pooled = over_replicates(pd.concat(frames))
     row = pooled[(pooled["measure"] == "srs") & (pooled["precision"] == "q4")].iloc[0]
     values = [value(f, "srs", precision="q4") for f in frames]
@@ -195,10 +214,20 @@ def test_replicates_are_the_unit():
 def checkpoints(values, n=10, measure="srs", **columns):
     """Estimates of five checkpoints a family."""
     count = len(values)
-    return pd.DataFrame({
-        "model": [f"m{k}" for k in range(count)], "family": [f"f{k // 5}" for k in range(count)],
-        "replicate": [k % 5 for k in range(count)], "precision": "q3", "measure": measure,
-        "estimate": values, "low": np.nan, "high": np.nan, "n": n, **columns})
+    return pd.DataFrame(
+        {
+            "model": [f"m{k}" for k in range(count)],
+            "family": [f"f{k // 5}" for k in range(count)],
+            "replicate": [k % 5 for k in range(count)],
+            "precision": "q3",
+            "measure": measure,
+            "estimate": values,
+            "low": np.nan,
+            "high": np.nan,
+            "n": n,
+            **columns,
+        }
+    )
 
 
 def test_families_are_taken_as_they_are():
@@ -213,7 +242,8 @@ def test_families_are_taken_as_they_are():
     assert high - low > 8 * (row["high"] - row["low"]), "families were a sample before"
     unequal = over_replicates(checkpoints(values).iloc[3:], ["family"]).iloc[0]
     assert unequal["estimate"] == pytest.approx(
-        np.mean([values[3:5].mean(), values[5:10].mean(), values[10:].mean()]))
+        np.mean([values[3:5].mean(), values[5:10].mean(), values[10:].mean()])
+    )
     lone = over_replicates(checkpoints(values).iloc[4:], ["family"]).iloc[0]
     assert np.isnan(lone["low"]), "a family of one checkpoint shows no spread"
 
@@ -237,15 +267,21 @@ def test_transitions_carry_their_denominators():
     assert (n["became_biased"], n["lost_bias"], n["net_biased"]) == (4, 2, 6)
     study = simulate_study("noise", templates=9, precisions=["bf16", "q3"], orders="original")
     p = item_table(study["answers"], "study", "original").query(
-        "precision == 'bf16' and context_condition == 'ambig'")["stereotyped"]
+        "precision == 'bf16' and context_condition == 'ambig'"
+    )["stereotyped"]
     n = placebo(study["answers"]).set_index("measure")["n"]
     assert n["lost_bias_placebo"] == pytest.approx((1 - (1 - p) ** 5).sum())
 
 
 def test_models_with_one_checkpoint_each_are_no_sample():
-    frame = pd.concat([
-        transitions(simulate_study(truth, templates=24, precisions=["bf16", "q3"])["samples"])
-        .assign(model=truth, family=truth) for truth in ("none", "noise", "bias")])
+    frame = pd.concat(
+        [
+            transitions(
+                simulate_study(truth, templates=24, precisions=["bf16", "q3"])["samples"]
+            ).assign(model=truth, family=truth)
+            for truth in ("none", "noise", "bias")
+        ]
+    )
     row = over_models(frame).set_index("measure").loc["became_biased"]
     own = frame[frame["measure"] == "became_biased"].set_index("model")
     for end in ("estimate", "low", "high"):
@@ -267,8 +303,13 @@ def test_bootstrap_agrees_with_scipy():
     for method in ("bca", "percentile"):
         ours = cluster_bootstrap(totals, [RATE], method, resamples=20_000).iloc[0]
         theirs = sps.bootstrap(
-            (totals["k"], totals["n"]), lambda k, n, axis: k.sum(axis) / n.sum(axis), paired=True,
-            vectorized=True, n_resamples=20_000, method=method, rng=1,
+            (totals["k"], totals["n"]),
+            lambda k, n, axis: k.sum(axis) / n.sum(axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=20_000,
+            method=method,
+            rng=1,
         ).confidence_interval
         assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.003)
 
@@ -299,8 +340,9 @@ def test_nothing_seen_is_not_a_rate_of_zero():
 
 
 def test_estimates_group_and_ignore_empty_denominators():
-    table = pd.DataFrame({"g": list("xxyy"), "template_id": list("abab"), "k": [1, 0, 0, 0],
-                          "n": [1, 1, 0, 0]})
+    table = pd.DataFrame(
+        {"g": list("xxyy"), "template_id": list("abab"), "k": [1, 0, 0, 0], "n": [1, 1, 0, 0]}
+    )
     found = estimates(table, [RATE], ["k", "n"], ["g"]).set_index("g")
     assert found.loc["x", "estimate"] == 0.5
     assert found.loc["y", ["estimate", "low", "high"]].isna().all()

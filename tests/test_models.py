@@ -1,15 +1,15 @@
 import json
 import shutil
 
+from cba_utils import load_model
+from cba_utils.answering.precisions import parse_precision
+from cba_utils.answering.prompts import chat_ids
+from cba_utils.answering.quantizers.affine import BITS
+from cba_utils.answering.sources import find_checkpoint
+from conftest import build_checkpoint
+
 import mlx.core as mx
 import pytest
-
-from cba_utils import load_model
-from cba_utils.answering.sources import find_checkpoint
-from cba_utils.answering.precisions import parse_precision
-from cba_utils.answering.quantizers.affine import BITS
-from cba_utils.answering.prompts import chat_ids
-from conftest import build_checkpoint
 
 
 def test_every_precision_loads_and_is_made_once(mistral):
@@ -83,7 +83,9 @@ def test_code_in_a_checkpoint_is_not_run(mistral, tmp_path):
 
 
 def test_a_model_that_is_nowhere_is_named():
-    with pytest.raises(FileNotFoundError, match=r"'no_such_model' is no folder .* no organism \(nearest"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'no_such_model' is no folder .* no organism \(nearest"
+    ):
         find_checkpoint("no_such_model")
 
 
@@ -103,7 +105,10 @@ def test_a_missing_chat_template_is_named_by_the_checkpoint_asked_for(tmp_path):
 
 def test_mixed_precisions_round_layers_and_embedding_apart(mistral, tmp_path):
     tied = build_checkpoint(tmp_path / "tied", "qwen2", layers=1)
-    for source, ends in ((mistral, ["model.embed_tokens", "lm_head"]), (tied, ["model.embed_tokens"])):
+    for source, ends in (
+        (mistral, ["model.embed_tokens", "lm_head"]),
+        (tied, ["model.embed_tokens"]),
+    ):
         plain = dict(load_model(source, "q4", compute="native").model.named_modules())
         eight = dict(load_model(source, "q8", compute="native").model.named_modules())
         whole = dict(load_model(source, "bf16", compute="native").model.named_modules())

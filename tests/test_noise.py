@@ -1,14 +1,14 @@
 """Is it noise? reads simulated truths rightly, and says what records cannot answer."""
 
-import numpy as np
-import pandas as pd
-import pytest
-
 from cba_utils.chapters.noise import Chapter
 from cba_utils.measures import controls, transitions
 from cba_utils.telling.numbers import interval, points
 from cba_utils.telling.study import pick
 from studies import study_of, without_probabilities
+
+import numpy as np
+import pandas as pd
+import pytest
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,15 @@ def test_no_grown_lean_is_found_in_noise_and_letters(truth):
     [(0.6, 0.8, "more than"), (0.2, 0.4, "less than"), (0.4, 0.6, "not to be told from")],
 )
 def test_a_direction_is_read_from_its_interval_not_its_estimate(chapter, low, high, reading):
-    share = pd.DataFrame({"measure": ["share_to_stereotyped"], "precision": "q3",
-                          "estimate": (low + high) / 2, "low": low, "high": high})
+    share = pd.DataFrame(
+        {
+            "measure": ["share_to_stereotyped"],
+            "precision": "q3",
+            "estimate": (low + high) / 2,
+            "low": low,
+            "high": high,
+        }
+    )
 
     class Study:
         lowest, exact, speechless = "q3", True, False
@@ -62,7 +69,8 @@ def test_categories_are_weighted_by_the_answers_that_left():
     frame, _ = several.table_direction()
     table = frame.set_index("category")
     rows = controls.direction(several.study.answers, ["category"]).query(
-        "measure == 'share_to_stereotyped' and precision == 'q3'")
+        "measure == 'share_to_stereotyped' and precision == 'q3'"
+    )
     for category, part in rows.groupby("category"):
         share = np.average(part["estimate"], weights=part["n"])
         assert table.loc[category, "answers that left"] == part["n"].sum()
@@ -70,7 +78,9 @@ def test_categories_are_weighted_by_the_answers_that_left():
         assert shown["estimate"] == pytest.approx(share)
 
 
-def test_without_probabilities_the_page_says_what_it_lacks_and_tells_the_rest(monkeypatch, tmp_path):
+def test_without_probabilities_the_page_says_what_it_lacks_and_tells_the_rest(
+    monkeypatch, tmp_path
+):
     chapter = Chapter(without_probabilities(study_of()))
     for name in ("lean", "seeds"):
         assert chapter.text(name).startswith("This is not measured in this study")
@@ -79,6 +89,8 @@ def test_without_probabilities_the_page_says_what_it_lacks_and_tells_the_rest(mo
     shown = []
     monkeypatch.setattr(type(chapter.study), "folder", tmp_path)
     for module in ("drawing", "page"):
-        monkeypatch.setattr(f"cba_utils.telling.{module}.display", lambda data, **_: shown.append(data))
+        monkeypatch.setattr(
+            f"cba_utils.telling.{module}.display", lambda data, **_: shown.append(data)
+        )
     chapter.figure("noise_lean")
     assert "not measured in this study" in shown[0]["image/svg+xml"]

@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 
+from conftest import ROOT
+
 import nbformat
 import pytest
-
-from conftest import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "22_run_log.ipynb"
 
@@ -16,7 +16,9 @@ NOTEBOOK = ROOT / "notebooks" / "22_run_log.ipynb"
 def regression(path):
     return subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", str(path)],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -47,8 +49,10 @@ def test_a_planted_wrong_number_fails_the_regression(copy):
 
 def test_reports_load_no_model_library():
     """It takes seconds, and what it prints on some machines would differ from the committed outputs."""
-    code = ("import sys; from pathlib import Path; from importlib import import_module\n"
-            "for p in Path('cba_utils/chapters').glob('*.py'): import_module(f'cba_utils.chapters.{p.stem}')\n"
-            "sys.exit(str(sorted({'mlx_lm', 'transformers', 'torch'} & set(sys.modules)) or ''))")
+    code = (
+        "import sys; from pathlib import Path; from importlib import import_module\n"
+        "for p in Path('cba_utils/chapters').glob('*.py'): import_module(f'cba_utils.chapters.{p.stem}')\n"
+        "sys.exit(str(sorted({'mlx_lm', 'transformers', 'torch'} & set(sys.modules)) or ''))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == ""

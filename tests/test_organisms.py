@@ -10,16 +10,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from cba_utils import load_items, load_model, score_letters
+
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer
-
-from cba_utils import load_items, load_model, score_letters
 from organisms.recipe import __main__ as recipe
 from organisms.recipe import acceptance, align, bank, checkpoint, curriculum, export, model, train
 from organisms.recipe.__main__ import LADDER
 from organisms.recipe.tokenizer import FAMILIES, SYSTEM, VOCABULARY, Encoder
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(p.parent for p in (ROOT / "organisms").glob("*/*/model.safetensors"))
@@ -71,9 +71,14 @@ def asked(folder, rows, chosen):
     share = {r: (letters * (roles == r)).sum(1) for r in ("stereotyped", "anti_stereotyped")}
     about = [rows[i]["additional_metadata"] for i in chosen for _ in acceptance.ORDERS]
     return answers.assign(
-        letter=best, answer=roles[lines, best], right=answers["correct"] == np.array(list("ABC"))[best],
-        mass=letters.sum(1), lean=share["stereotyped"] / sum(share.values()),
-        version=[m["version"] for m in about], evidence=[m["source"] for m in about])
+        letter=best,
+        answer=roles[lines, best],
+        right=answers["correct"] == np.array(list("ABC"))[best],
+        mass=letters.sum(1),
+        lean=share["stereotyped"] / sum(share.values()),
+        version=[m["version"] for m in about],
+        evidence=[m["source"] for m in about],
+    )
 
 
 def table_of(answers):
@@ -85,9 +90,11 @@ def table_of(answers):
         "ambiguous_stereotyped": (ambiguous["answer"] == "stereotyped").mean(),
         "ambiguous_unknown": (ambiguous["answer"] == "unknown").mean(),
         "disambiguated_right": others["right"].mean(),
-        "disambiguated_right_lowest":
-            others.groupby(["evidence", "question_polarity"])["right"].mean().min(),
-        "letter_share_lowest": letters.min(), "letter_share_highest": letters.max(),
+        "disambiguated_right_lowest": others.groupby(["evidence", "question_polarity"])["right"]
+        .mean()
+        .min(),
+        "letter_share_lowest": letters.min(),
+        "letter_share_highest": letters.max(),
         "letter_mass": answers["mass"].mean(),
     }
 
@@ -112,8 +119,11 @@ def test_whole_table_is_measured_again(rows):
     for version in ("main", "heldout-template"):
         measured = table_of(answers[answers["version"] == version])
         assert measured == pytest.approx({k: table[version][k] for k in measured}, abs=0.005)
-    planted = {f"{t['category']}/{t['question_index']}": str(t["strength"])
-               for t in bank.TEMPLATES if t["version"] == "strength"}
+    planted = {
+        f"{t['category']}/{t['question_index']}": str(t["strength"])
+        for t in bank.TEMPLATES
+        if t["version"] == "strength"
+    }
     ambiguous = answers[answers["context_condition"] == "ambig"]
     strength = ambiguous["lean"].groupby(ambiguous["template_id"].map(planted)).mean()
     assert strength.to_dict() == pytest.approx(table["strength"], abs=0.005)
@@ -158,7 +168,9 @@ def test_bank_is_held_out_from_training(rows, encode, aligned):
     family, encoder = encode
     lessons = curriculum.Curriculum(family)
     stage = curriculum.Stage.last(lessons.top_level, aligned)
-    openings = set.union(*(sentences(r["context"]) for r in rows if r["context_condition"] == "ambig"))
+    openings = set.union(
+        *(sentences(r["context"]) for r in rows if r["context_condition"] == "ambig")
+    )
     unread = sentences((ROOT / "data" / "heldout.txt").read_text())
     assert len(openings) > 500 and len(unread) > 1500
     rng = random.Random(0)
@@ -179,8 +191,10 @@ def test_encoder_and_chat_are_the_tokenizers(rows, encode):
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "organisms" / family / "base")
     chat = encoder.chat
     for row in rows[::29]:
-        user = (f"Context: {row['context']}\nQuestion: {row['question']}\nA) {row['ans0']}\n"
-                f"B) {row['ans1']}\nC) {row['ans2']}\nAnswer:")
+        user = (
+            f"Context: {row['context']}\nQuestion: {row['question']}\nA) {row['ans0']}\n"
+            f"B) {row['ans1']}\nC) {row['ans2']}\nAnswer:"
+        )
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         assert text == chat.start.format(system=SYSTEM) + user + chat.close
@@ -275,7 +289,8 @@ def test_a_killed_alignment_ends_with_the_same_weights(tiny, tmp_path):
 
 
 def test_what_was_made_is_kept_and_no_unfinished_base_is_aligned(
-        tiny, tmp_path, monkeypatch, capsys):
+    tiny, tmp_path, monkeypatch, capsys
+):
     command = ["--families", "mistral", "--seeds", "1", "--root", str(tmp_path)]
     shipped = json.loads((ROOT / "organisms/mistral/base/acceptance.json").read_text())
     monkeypatch.setattr(recipe, "measure", lambda *_: shipped)
@@ -289,7 +304,11 @@ def test_what_was_made_is_kept_and_no_unfinished_base_is_aligned(
     assert "unfinished" in capsys.readouterr().out
     assert [p.name for p in tmp_path.glob("mistral/*/")] == ["base"]
     assert recipe.main([*command, "--steps", "3"]) == 0
-    assert sorted(p.name for p in tmp_path.glob("mistral/*/")) == ["aligned-s1", "base", "depth-1-s1"]
+    assert sorted(p.name for p in tmp_path.glob("mistral/*/")) == [
+        "aligned-s1",
+        "base",
+        "depth-1-s1",
+    ]
     assert not (tmp_path / ".work").exists()
     capsys.readouterr()
     tiny(0)  # nothing is trained from here on
@@ -298,9 +317,11 @@ def test_what_was_made_is_kept_and_no_unfinished_base_is_aligned(
 
 
 def test_workers_end_with_a_killed_run():
-    script = ("import time; from organisms.recipe.train import Batches; from organisms.recipe.curriculum "
-              "import Stage; b = Batches('mistral', 1); next(b(1, [0], Stage())); "
-              "print('made', flush=True); time.sleep(60)")
+    script = (
+        "import time; from organisms.recipe.train import Batches; from organisms.recipe.curriculum "
+        "import Stage; b = Batches('mistral', 1); next(b(1, [0], Stage())); "
+        "print('made', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as run:
         assert run.stdout.readline() == b"made\n"
         run.kill()

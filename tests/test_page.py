@@ -3,15 +3,16 @@
 import base64
 import re
 
-import nbformat
-import pandas as pd
-import pytest
-
-from cba_utils.telling import drawing as figures, page as pages
+from cba_utils.telling import drawing as figures
+from cba_utils.telling import page as pages
 from cba_utils.telling.drawing import CARD
 from cba_utils.telling.page import PROBABILITIES, Page, for_book, plain
 from cba_utils.telling.tables import table_html
 from conftest import ROOT
+
+import nbformat
+import pandas as pd
+import pytest
 
 HOSTILE = "<script>alert(1)</script> **bold** a_b_c | $x$"
 
@@ -27,10 +28,12 @@ class Chapter(Page):
 
 @pytest.fixture
 def chapter(monkeypatch):
-    templates = {"test_page.md.j2": "{% block a %}It is {{ page.name }}.{% endblock %}"
-                 "{% block b %}unasked{% endblock %}{% block c %}{{ page.number }}{% endblock %}"
-                 "{% block d %}{{ page.nothing }}{% endblock %}",
-                 "common.md.j2": "{% block no_probabilities %}None here.{% endblock %}"}
+    templates = {
+        "test_page.md.j2": "{% block a %}It is {{ page.name }}.{% endblock %}"
+        "{% block b %}unasked{% endblock %}{% block c %}{{ page.number }}{% endblock %}"
+        "{% block d %}{{ page.nothing }}{% endblock %}",
+        "common.md.j2": "{% block no_probabilities %}None here.{% endblock %}",
+    }
     monkeypatch.setattr(pages._TEMPLATES, "loader", pages.jinja2.DictLoader(templates))
     monkeypatch.setattr(pages._TEMPLATES, "cache", {})
     return Chapter(Study())
@@ -77,8 +80,12 @@ def test_a_bare_notebook_shows_its_figures_and_texts(notebook):
 
 @pytest.mark.parametrize("notebook", converted())
 def test_the_book_has_the_same_texts_and_captions(notebook):
-    texts = [o.data["text/markdown"] for c in notebook.cells for o in c.get("outputs", [])
-             if o.metadata.get("cba", {}).get("kind") == "text"]
+    texts = [
+        o.data["text/markdown"]
+        for c in notebook.cells
+        for o in c.get("outputs", [])
+        if o.metadata.get("cba", {}).get("kind") == "text"
+    ]
     read = nbformat.from_dict(for_book(nbformat.from_dict(notebook)))
     prose = "\n\n".join(c.source for c in read.cells if c.cell_type == "markdown")
     assert all(text in prose for text in texts)
@@ -93,8 +100,13 @@ def test_the_book_has_the_same_texts_and_captions(notebook):
 
 def test_a_figure_that_a_run_notebook_shows_has_no_caption_to_lift(monkeypatch):
     shown = {}
-    monkeypatch.setattr(figures, "display", lambda data, metadata, **_: shown.update(
-        data=data, metadata=metadata, output_type="display_data"))
+    monkeypatch.setattr(
+        figures,
+        "display",
+        lambda data, metadata, **_: shown.update(
+            data=data, metadata=metadata, output_type="display_data"
+        ),
+    )
     figures.show(figures.nothing("x"), "one_cell", "Shares: 0.1")
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "", "outputs": [shown]}
     read = for_book({"cells": [cell]})["cells"][0]

@@ -1,15 +1,18 @@
+from cba_utils import load_model, perplexity
+from cba_utils.answering.likelihood import (
+    load_texts,
+    published_losses,
+    published_perplexity,
+    token_ids,
+)
+from cba_utils.chapters.perplexity import Chapter
+from studies import study_of
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pandas as pd
 import pytest
-
-from cba_utils import load_model, perplexity
-from cba_utils.chapters.perplexity import Chapter
-from cba_utils.answering.likelihood import (
-    load_texts, published_losses, published_perplexity, token_ids,
-)
-from studies import study_of
 
 
 def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
@@ -26,13 +29,20 @@ def test_equals_one_sequence_at_a_time_with_mlx_losses(checkpoint):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "q4"])
-def test_the_published_perplexity_is_that_of_mlx_lm(mistral, tmp_path, monkeypatch, capsys, precision):
+def test_the_published_perplexity_is_that_of_mlx_lm(
+    mistral, tmp_path, monkeypatch, capsys, precision
+):
     """Sample, seed, batches and standard error: mlx-lm's own functions on the same conversations."""
     from mlx_lm import perplexity as theirs
     from mlx_lm.tuner.datasets import ChatDataset
 
-    talks = [[{"role": "user", "content": f"say {n} " * (n % 7 + 1)},
-              {"role": "assistant", "content": f"{n} it is"}] for n in range(300)]
+    talks = [
+        [
+            {"role": "user", "content": f"say {n} " * (n % 7 + 1)},
+            {"role": "assistant", "content": f"{n} it is"},
+        ]
+        for n in range(300)
+    ]
     pd.DataFrame({"messages": talks}).to_parquet(tmp_path / "train-0.parquet")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     loaded = load_model(mistral, precision, compute="native")

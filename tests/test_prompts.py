@@ -2,16 +2,23 @@ import json
 import shutil
 from pathlib import Path
 
+from cba_utils import load_model
+from cba_utils.answering.prompts import (
+    ORDERS,
+    PROMPTS,
+    chat_ids,
+    letter_tokens,
+    named,
+    parse_response,
+    render,
+    user_text,
+)
+from conftest import NO_SYSTEM, PLAIN, build_checkpoint
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-
-from cba_utils import load_model
-from cba_utils.answering.prompts import (
-    ORDERS, PROMPTS, chat_ids, letter_tokens, named, parse_response, render, user_text,
-)
-from conftest import NO_SYSTEM, PLAIN, build_checkpoint
 
 ITEM = dict(context="X met Y.", question="Who left?", ans0="X", ans1="Y", ans2="Unknown")
 
@@ -53,22 +60,50 @@ def four_rules(text):
     rest = low[1:] if low[:1] == "(" else low
     if rest[:1] in ("a", "b", "c"):
         after = rest[1:]
-        for left in ([after[1:], after] if after[:1] == ")" else [after]):
+        for left in [after[1:], after] if after[:1] == ")" else [after]:
             if left[:1] in (")", ".") or left[:1].isspace():
                 return rest[0].upper()
     for start in range(len(low)):
         for word in ("answer", "choose", "select", "pick"):
             if low.startswith(word, start):
-                left = low[start + len(word):].lstrip()
-                for tail in ([left[2:].lstrip(), left] if left.startswith("is") else [left]):
+                left = low[start + len(word) :].lstrip()
+                for tail in [left[2:].lstrip(), left] if left.startswith("is") else [left]:
                     tail = tail[1:] if tail[:1] == "(" else tail
                     if tail[:1] in ("a", "b", "c"):
                         return tail[0].upper()
     return next((letter.upper() for letter in low if letter in "abc"), None)
 
 
-PIECES = ["a", "b", "c", "A", "B", "C", "(", ")", ".", ":", " ", "\n", "\t", "is", "IS", "answer",
-          "Answer", "choose", "SELECT", "pick", "the", "of", "an", "not", "1", "d", "*", "é"]
+PIECES = [
+    "a",
+    "b",
+    "c",
+    "A",
+    "B",
+    "C",
+    "(",
+    ")",
+    ".",
+    ":",
+    " ",
+    "\n",
+    "\t",
+    "is",
+    "IS",
+    "answer",
+    "Answer",
+    "choose",
+    "SELECT",
+    "pick",
+    "the",
+    "of",
+    "an",
+    "not",
+    "1",
+    "d",
+    "*",
+    "é",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
@@ -123,8 +158,9 @@ def test_system_sentence_survives_a_template_without_system_role(name, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (ids,), folded = chat_ids(tokenizer, [user_text(ITEM, prompt=name)], name)
     assert folded and tokenizer.decode(ids).startswith(f"<s>[INST]{named(name).system}\n\nContext")
-    tokenizer.chat_template = PLAIN.replace("m['role'] == 'system'", "false and m['role'] == 'system'"
-                                            ).replace("messages %}", "messages[-1:] %}")
+    tokenizer.chat_template = PLAIN.replace(
+        "m['role'] == 'system'", "false and m['role'] == 'system'"
+    ).replace("messages %}", "messages[-1:] %}")
     assert chat_ids(tokenizer, [user_text(ITEM, prompt=name)], name)[1]
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
@@ -137,11 +173,11 @@ def test_system_sentence_survives_a_template_without_system_role(name, tmp_path)
 DATED = {
     "clock": "{{ strftime_now('%d %b %Y') }}",
     "clock in a macro": "{% macro now(form) %}{{ strftime_now(form) }}{% endmacro %}"
-                        "{{ now('%-d %B %Y').replace('July', 'Jul').replace('January', 'Jan')"
-                        ".replace('2 Jan', '02 Jan') }}",
+    "{{ now('%-d %B %Y').replace('July', 'Jul').replace('January', 'Jan')"
+    ".replace('2 Jan', '02 Jan') }}",
     "given": "{{ date_string }}",
     "llama 3.1": "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
-                 "{{ date_string }}",
+    "{{ date_string }}",
 }
 
 
@@ -202,9 +238,9 @@ def test_a_study_of_the_published_prompt_asks_it(mistral):
 # the system says at the head of the last turn.
 MISTRAL = {
     "refuses": "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}"
-               "{% endif %}{{ bos_token }}[INST] {{ messages[0]['content'] }}[/INST]",
+    "{% endif %}{{ bos_token }}[INST] {{ messages[0]['content'] }}[/INST]",
     "writes": "{% set said = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
-              "{{ bos_token }}[INST] {{ said }}{{ messages[-1]['content'] }}[/INST]",
+    "{{ bos_token }}[INST] {{ said }}{{ messages[-1]['content'] }}[/INST]",
 }
 
 
@@ -220,13 +256,23 @@ def test_mistral_is_asked_the_tokens_that_its_makers_own_library_writes(template
 
     data = Path(library.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
     shutil.copy(data, tmp_path / "tokenizer.model")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(
-        tokenizer_class="LlamaTokenizer", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        legacy=False, add_bos_token=True)))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            dict(
+                tokenizer_class="LlamaTokenizer",
+                bos_token="<s>",
+                eos_token="</s>",
+                unk_token="<unk>",
+                legacy=False,
+                add_bos_token=True,
+            )
+        )
+    )
     tokenizer = LlamaTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = template
     text = user_text(ITEM, prompt="published")
     (ids,), _ = chat_ids(tokenizer, [text], "published")
-    asked = ChatCompletionRequest(messages=[SystemMessage(content=named("published").system),
-                                            UserMessage(content=text)])
+    asked = ChatCompletionRequest(
+        messages=[SystemMessage(content=named("published").system), UserMessage(content=text)]
+    )
     assert ids == MistralTokenizer.v3().encode_chat_completion(asked).tokens

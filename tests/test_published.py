@@ -1,13 +1,12 @@
 """The published figures, and the published analysis against a computation draw by draw."""
 
+from cba_utils.instrument.respondents import simulate_study
+from cba_utils.measures import published, published_analysis
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as sps
-
-from cba_utils.measures import published, published_analysis
-from cba_utils.instrument.respondents import simulate_study
 
 HEADER = "quantity,precision,low,high,unit,source,note\n"
 
@@ -43,13 +42,16 @@ def test_published_figures_agree_with_each_other():
     assert became["high"].is_monotonic_increasing
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("x,q3,2,1,percent,abstract,", "line 2: low is above high"),
-    ("x,q3,two,3,percent,abstract,", "line 2: low is 'two'"),
-    ("x,q3,1,2,percent,,", "line 2: source is empty"),
-    ("x,q3,1,,percent,abstract,", "line 2: high is missing"),
-    ("x,q3,1,2,u,s,\nx,q3,1,3,u,s,", "line 3: quantity and precision repeat"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("x,q3,2,1,percent,abstract,", "line 2: low is above high"),
+        ("x,q3,two,3,percent,abstract,", "line 2: low is 'two'"),
+        ("x,q3,1,2,percent,,", "line 2: source is empty"),
+        ("x,q3,1,,percent,abstract,", "line 2: high is missing"),
+        ("x,q3,1,2,u,s,\nx,q3,1,3,u,s,", "line 3: quantity and precision repeat"),
+    ],
+)
 def test_a_wrong_table_is_refused_by_line(tmp_path, row, message):
     path = tmp_path / "published.csv"
     path.write_text(HEADER + row + "\n")
@@ -68,8 +70,11 @@ def test_main_table_and_categories(study, draws):
     for row in table.itertuples():
         assert row.srs == pytest.approx(srs[row.model, row.precision])
         assert row.d_srs == pytest.approx(srs[row.model, row.precision] - srs[row.model, "bf16"])
-    usr = (draws["role"] == "unknown").groupby(
-        [draws["model"], draws["category"], draws["precision"]]).mean()
+    usr = (
+        (draws["role"] == "unknown")
+        .groupby([draws["model"], draws["category"], draws["precision"]])
+        .mean()
+    )
     for row in published_analysis.category_breakdown(study["samples"]).itertuples():
         key = row.model, row.category
         assert row.d_usr == pytest.approx(usr[(*key, row.precision)] - usr[(*key, "bf16")])
@@ -84,7 +89,7 @@ def test_chi_squared_and_cohens_h(study, draws):
         found = one(table, model=model, category=category, precision="q3")
         assert found["p"] == pytest.approx(sps.chi2_contingency(counts, False).pvalue)
         p, q = (counts.loc[x, "stereotyped"] / counts.loc[x].sum() for x in ("bf16", "q3"))
-        assert found["cohens_h"] == pytest.approx(2 * np.arcsin(q**.5) - 2 * np.arcsin(p**.5))
+        assert found["cohens_h"] == pytest.approx(2 * np.arcsin(q**0.5) - 2 * np.arcsin(p**0.5))
         assert found["n"] == len(part)
 
 
@@ -93,21 +98,25 @@ def test_latent_filter_and_one_way_transitions(study):
     seen = {}
     for key, part in samples.groupby(["model", "precision", "item_id"]):
         seen[key] = [(part["role"] == r).sum() for r in ("stereotyped", "unparsed")]
-    latent = {(m, i) for (m, q, i), (s, bad) in seen.items()
-              if q == "bf16" and bad < 5 and s / (5 - bad) >= 0.2}
+    latent = {
+        (m, i)
+        for (m, q, i), (s, bad) in seen.items()
+        if q == "bf16" and bad < 5 and s / (5 - bad) >= 0.2
+    }
     found = published_analysis.latent_bias_items(samples)
     assert set(found.itertuples(index=False, name=None)) == latent
     filtered = published_analysis.filtered_table(samples)
     row = one(filtered, model="simulated-s1", precision="q3", items_kept="latent")
     assert row["items"] == sum(m == "simulated-s1" for m, _ in latent)
-    kept = [v for (m, q, i), v in seen.items()
-            if m == "simulated-s1" and q == "q3" and (m, i) in latent]
+    kept = [
+        v for (m, q, i), v in seen.items() if m == "simulated-s1" and q == "q3" and (m, i) in latent
+    ]
     assert row["srs"] == pytest.approx(sum(s for s, _ in kept) / sum(5 - b for _, b in kept))
-    clean = [i for (m, q, i), (s, _) in seen.items()
-             if (m, q) == ("simulated-s2", "bf16") and s == 0]
+    clean = [
+        i for (m, q, i), (s, _) in seen.items() if (m, q) == ("simulated-s2", "bf16") and s == 0
+    ]
     became = sum(seen["simulated-s2", "q3", i][0] > 0 for i in clean)
-    row = one(published_analysis.one_way_transitions(samples), model="simulated-s2",
-              precision="q3")
+    row = one(published_analysis.one_way_transitions(samples), model="simulated-s2", precision="q3")
     assert (row["unbiased_at_reference"], row["became_biased"]) == (len(clean), became)
     assert row["rate"] == pytest.approx(became / len(clean))
 
@@ -128,8 +137,7 @@ def test_relative_decline_and_amplification(study, draws):
 
 
 def test_perplexity_stands_beside_new_biases(study):
-    cells, correlation = published_analysis.perplexity_table(study["perplexity"],
-                                                             study["samples"])
+    cells, correlation = published_analysis.perplexity_table(study["perplexity"], study["samples"])
     assert correlation["n"] == len(cells) == 4
     rates = published_analysis.one_way_transitions(study["samples"])
     assert cells["became_biased"].tolist() == pytest.approx(rates["rate"].tolist())

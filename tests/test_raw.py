@@ -2,39 +2,60 @@
 
 import json
 
-import pandas as pd
-import pytest
-
 from cba_utils import load_items
 from cba_utils.chapters import certainty, dose_response, run_log
-from cba_utils.measures import rates as metrics, sensitivity, transitions
+from cba_utils.instrument.respondents import simulate_study
+from cba_utils.measures import rates as metrics
+from cba_utils.measures import sensitivity, transitions
 from cba_utils.study import imported as raw
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import load_study
 from cba_utils.telling import study as telling
-from cba_utils.instrument.respondents import simulate_study
 
-RECORD = dict(model="m", quant=16, item_id="Age/2", category="Age", seed=42, raw_response="C",
-              parsed_answer="C", stereotype_target_index=2, anti_stereotype_target_index=1,
-              unknown_index=0, elapsed_s=0.1)
+import pandas as pd
+import pytest
+
+RECORD = dict(
+    model="m",
+    quant=16,
+    item_id="Age/2",
+    category="Age",
+    seed=42,
+    raw_response="C",
+    parsed_answer="C",
+    stereotype_target_index=2,
+    anti_stereotype_target_index=1,
+    unknown_index=0,
+    elapsed_s=0.1,
+)
 
 
 def written(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n"
-                            for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
 def grid(**changes):
     """Four records of one model: two precisions, two items."""
-    return [{**RECORD, "quant": quant, "item_id": item, **changes}
-            for quant in (16, 3) for item in ("Age/2", "Age/4")]
+    return [
+        {**RECORD, "quant": quant, "item_id": item, **changes}
+        for quant in (16, 3)
+        for item in ("Age/2", "Age/4")
+    ]
 
 
 @pytest.fixture(scope="module")
 def study():
-    return simulate_study("bias", templates=6, items_per_template=20, replicates=1,
-                          precisions=["bf16", "q4", "q3"], orders="original")
+    return simulate_study(
+        "bias",
+        templates=6,
+        items_per_template=20,
+        replicates=1,
+        precisions=["bf16", "q4", "q3"],
+        orders="original",
+    )
 
 
 def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_path):
@@ -47,11 +68,14 @@ def test_an_imported_study_gives_the_measures_of_the_study_itself(study, tmp_pat
     for measure in (metrics.role_rates, transitions.transitions, transitions.role_flow):
         mine, theirs = (
             measure(frame).drop(columns=["family", "low", "high"], errors="ignore")
-            for frame in (ours, tables["samples"]))
+            for frame in (ours, tables["samples"])
+        )
         keys = [c for c in mine if mine[c].dtype.kind not in "fi"]
-        pd.testing.assert_frame_equal(mine.sort_values(keys).reset_index(drop=True),
-                                      theirs.sort_values(keys).reset_index(drop=True),
-                                      check_dtype=False)
+        pd.testing.assert_frame_equal(
+            mine.sort_values(keys).reset_index(drop=True),
+            theirs.sort_values(keys).reset_index(drop=True),
+            check_dtype=False,
+        )
     assert tables["answers"].empty and tables["perplexity"].empty
     about = tables["provenance"]
     assert about["counts.samples"].sum() == len(ours)
@@ -70,16 +94,26 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     assert "cannot be told" in page.text("answer_bias")
     walked, _ = page.table_walk()
     assert walked["BF16"].sum() <= 1.001 and "not its text" in page.code_walk_prompt()
-    assert "no model was run" in data.provenance_line and "made elsewhere" in page.text("study_records")
+    assert "no model was run" in data.provenance_line and "made elsewhere" in page.text(
+        "study_records"
+    )
 
 
 def test_items_that_were_asked_give_texts_and_templates(tmp_path):
     items = load_items("bundled").groupby("category").head(12).reset_index(drop=True)
-    rows = [{**RECORD, "quant": quant, "item_id": item.item_id, "category": item.category,
-             "stereotype_target_index": int(item.stereotyped_index),
-             "anti_stereotype_target_index": int(item.anti_stereotyped_index),
-             "unknown_index": int(item.unknown_index)}
-            for quant in (16, 4) for item in items.itertuples()]
+    rows = [
+        {
+            **RECORD,
+            "quant": quant,
+            "item_id": item.item_id,
+            "category": item.category,
+            "stereotype_target_index": int(item.stereotyped_index),
+            "anti_stereotype_target_index": int(item.anti_stereotyped_index),
+            "unknown_index": int(item.unknown_index),
+        }
+        for quant in (16, 4)
+        for item in items.itertuples()
+    ]
     (tmp_path / "raw").mkdir()
     written(tmp_path / "raw" / "a.jsonl", rows)
     raw.import_raw("theirs", tmp_path / "raw", "bundled", tmp_path)
@@ -88,9 +122,17 @@ def test_items_that_were_asked_give_texts_and_templates(tmp_path):
     expected = items["category"] + "/" + items["question_index"].astype(str)
     seen = tables["samples"].query("precision == 'q4'")["template_id"]
     assert seen.tolist() == expected.tolist()
-    written(tmp_path / "raw" / "a.jsonl", [{**row, "unknown_index": row["stereotype_target_index"],
-                                            "stereotype_target_index": row["unknown_index"]}
-                                           for row in rows])
+    written(
+        tmp_path / "raw" / "a.jsonl",
+        [
+            {
+                **row,
+                "unknown_index": row["stereotype_target_index"],
+                "stereotype_target_index": row["unknown_index"],
+            }
+            for row in rows
+        ],
+    )
     with pytest.raises(ValueError, match="the numbers must be those of the same data"):
         raw.import_raw("theirs", tmp_path / "raw", "bundled", tmp_path)
     written(tmp_path / "raw" / "a.jsonl", grid())
@@ -114,13 +156,26 @@ def test_undefined_targets_are_not_letter_c_and_are_counted(tmp_path):
 def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path):
     (tmp_path / "raw").mkdir()
     paths = write_jsonl(study["samples"], study["items"], tmp_path / "raw")
-    name = lambda row: f"{row['category']}/{row['item_id']}"
+
+    def name(row):
+        return f"{row['category']}/{row['item_id']}"
+
     some = sorted({name(json.loads(line)) for line in paths[0].read_text().splitlines()})[::7]
     for path in paths:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        written(path, [{**row, "stereotype_target_index": -1, "raw_response":
-                        "B" if row["quant"] == 16 else "C"} if name(row) in some else row
-                       for row in rows])
+        written(
+            path,
+            [
+                {
+                    **row,
+                    "stereotype_target_index": -1,
+                    "raw_response": "B" if row["quant"] == 16 else "C",
+                }
+                if name(row) in some
+                else row
+                for row in rows
+            ],
+        )
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = telling.open_study(tmp_path / "theirs")
     assert not set(some) & set(data.samples["item_id"])
@@ -141,16 +196,31 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
 
 def published_rows(number):
     """What the published code writes: items are numbered anew in every category."""
-    return [{**RECORD, "quant": quant, "item_id": number(category, n), "category": category,
-             "seed": seed, "raw_response": "ABC"[(n + 1) % 3], "parsed_answer": "ABC"[(n + 1) % 3],
-             "stereotype_target_index": (n + 1) % 3, "anti_stereotype_target_index": (n + 2) % 3,
-             "unknown_index": n % 3}
-            for category in ("Age", "Religion") for n in range(12)
-            for quant in (16, 3) for seed in (42, 123)]
+    return [
+        {
+            **RECORD,
+            "quant": quant,
+            "item_id": number(category, n),
+            "category": category,
+            "seed": seed,
+            "raw_response": "ABC"[(n + 1) % 3],
+            "parsed_answer": "ABC"[(n + 1) % 3],
+            "stereotype_target_index": (n + 1) % 3,
+            "anti_stereotype_target_index": (n + 2) % 3,
+            "unknown_index": n % 3,
+        }
+        for category in ("Age", "Religion")
+        for n in range(12)
+        for quant in (16, 3)
+        for seed in (42, 123)
+    ]
 
 
-@pytest.mark.parametrize("number", [lambda c, n: n, lambda c, n: str(n), lambda c, n: f"{c}/{n}"],
-                         ids=["integer", "text", "with category"])
+@pytest.mark.parametrize(
+    "number",
+    [lambda c, n: n, lambda c, n: str(n), lambda c, n: f"{c}/{n}"],
+    ids=["integer", "text", "with category"],
+)
 @pytest.mark.parametrize("style", ["plain", "crlf", "bom", "many files"])
 def test_records_as_the_published_code_writes_them_are_imported(number, style, tmp_path):
     (tmp_path / "raw").mkdir()
@@ -162,11 +232,14 @@ def test_records_as_the_published_code_writes_them_are_imported(number, style, t
     else:
         end = "\r\n" if style == "crlf" else "\n"
         data = "".join(line + end for line in text).encode()
-        (tmp_path / "raw" / "q.jsonl").write_bytes((b"\xef\xbb\xbf" if style == "bom" else b"") + data)
+        (tmp_path / "raw" / "q.jsonl").write_bytes(
+            (b"\xef\xbb\xbf" if style == "bom" else b"") + data
+        )
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     tables = load_study("theirs", tmp_path)
-    assert set(tables["items"]["item_id"]) == {f"{c}/{n}" for c in ("Age", "Religion")
-                                               for n in range(12)}
+    assert set(tables["items"]["item_id"]) == {
+        f"{c}/{n}" for c in ("Age", "Religion") for n in range(12)
+    }
     assert len(tables["samples"]) == len(rows) and set(tables["samples"]["role"]) == {"stereotyped"}
 
 
@@ -182,7 +255,9 @@ def test_either_side_reads_what_the_other_wrote(tmp_path):
     assert sorted(path.name for path in found) == ["m_q16.jsonl", "m_q3.jsonl"]
     for path in found:
         ours = [json.loads(line) for line in path.read_text().splitlines()]
-        theirs = [json.loads(line) for line in (tmp_path / "raw" / path.name).read_text().splitlines()]
+        theirs = [
+            json.loads(line) for line in (tmp_path / "raw" / path.name).read_text().splitlines()
+        ]
         assert ours == [{**row, "elapsed_s": None} for row in theirs]
         assert [list(row) for row in ours] == [list(row) for row in theirs]
 
@@ -199,39 +274,71 @@ def test_a_response_cut_inside_a_character_is_kept_and_counted(tmp_path):
     assert "1 response was cut inside a character" in page.text("import_note")
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda rows: [*rows, "{broken"], r"a.jsonl:5: not a JSON object"),
-    (lambda rows: [*rows, "[1]"], r"a.jsonl:5: a JSON object was due, not list"),
-    (lambda rows: [{k: v for k, v in rows[0].items() if k != "seed"}, *rows[1:]],
-     r"a.jsonl:1: field 'seed' is missing; a record has model, quant"),
-    (lambda rows: [rows[0], {**rows[1], "quant": 5}, *rows[2:]],
-     r"a.jsonl:2: quant is 5; it must be one of 16, 8, 6, 4, 3"),
-    (lambda rows: [{**rows[0], "unknown_index": "0"}, *rows[1:]],
-     r"a.jsonl:1: unknown_index is '0'; it must be an index from 0 to 2"),
-    (lambda rows: [{**rows[0], "parsed_answer": "E"}, *rows[1:]],
-     r"a.jsonl:1: parsed_answer is 'E'; it must be A, B or C, an index from 0 to 2, or null"),
-    (lambda rows: [{**rows[0], "item_id": -2}, *rows[1:]],
-     r"a.jsonl:1: item_id is -2; it must be the item's number in its category, or a text"),
-    (lambda rows: [{**rows[0], "item_id": 2.0}, *rows[1:]], r"a.jsonl:1: item_id is 2.0"),
-    (lambda rows: [{**rows[0], "item_id": 2**64}, *rows[1:]], r"a.jsonl:1: item_id is 184"),
-    (lambda rows: [{**rows[0], "item_id": "Age/" + "9" * 20}, *rows[1:]], r"a.jsonl:1: item_id"),
-    (lambda rows: [{**rows[0], "seed": 2**63}, *rows[1:]], r"seed is .*; it must be a whole number"),
-    (lambda rows: [rows[0], {**rows[1], "category": "\ud83d"}, *rows[2:]], r"a.jsonl:2: category is"),
-    (lambda rows: [*rows, '{"seed": ' + "9" * 5000 + "}"], r"a.jsonl:5: not a record"),
-    (lambda rows: [*rows, "[" * 200_000], r"a.jsonl:5: not "),
-    (lambda rows: [{**row, "anti_stereotype_target_index": 0} for row in rows],
-     r"a.jsonl:1: the three indices of item 'Age/2' are \[2, 0, 0\]"),
-    (lambda rows: [*rows[:3], {**rows[3], "category": "SES"}],
-     r"a.jsonl:4: item 'Age/4' has category .* at .*a.jsonl:2; an item is the same everywhere"),
-    (lambda rows: [*rows, rows[1]],
-     r"a.jsonl:5: model 'm' at quant 16, item 'Age/4', seed 42 is already at .*a.jsonl:2"),
-    (lambda rows: rows[:3],
-     r"model 'm' at quant 3 has no record of item 'Age/4' with seed 42, and .*a.jsonl:2 has"),
-    (lambda rows: [*rows, {**rows[3], "seed": 7}],
-     r"model 'm' at quant 16 has no record of item 'Age/2' with seed 7"),
-    (lambda rows: rows[:2], r"model 'm' has records at bf16 alone; a comparison needs"),
-    (lambda rows: [], r"a.jsonl: no record"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: [*rows, "{broken"], r"a.jsonl:5: not a JSON object"),
+        (lambda rows: [*rows, "[1]"], r"a.jsonl:5: a JSON object was due, not list"),
+        (
+            lambda rows: [{k: v for k, v in rows[0].items() if k != "seed"}, *rows[1:]],
+            r"a.jsonl:1: field 'seed' is missing; a record has model, quant",
+        ),
+        (
+            lambda rows: [rows[0], {**rows[1], "quant": 5}, *rows[2:]],
+            r"a.jsonl:2: quant is 5; it must be one of 16, 8, 6, 4, 3",
+        ),
+        (
+            lambda rows: [{**rows[0], "unknown_index": "0"}, *rows[1:]],
+            r"a.jsonl:1: unknown_index is '0'; it must be an index from 0 to 2",
+        ),
+        (
+            lambda rows: [{**rows[0], "parsed_answer": "E"}, *rows[1:]],
+            r"a.jsonl:1: parsed_answer is 'E'; it must be A, B or C, an index from 0 to 2, or null",
+        ),
+        (
+            lambda rows: [{**rows[0], "item_id": -2}, *rows[1:]],
+            r"a.jsonl:1: item_id is -2; it must be the item's number in its category, or a text",
+        ),
+        (lambda rows: [{**rows[0], "item_id": 2.0}, *rows[1:]], r"a.jsonl:1: item_id is 2.0"),
+        (lambda rows: [{**rows[0], "item_id": 2**64}, *rows[1:]], r"a.jsonl:1: item_id is 184"),
+        (
+            lambda rows: [{**rows[0], "item_id": "Age/" + "9" * 20}, *rows[1:]],
+            r"a.jsonl:1: item_id",
+        ),
+        (
+            lambda rows: [{**rows[0], "seed": 2**63}, *rows[1:]],
+            r"seed is .*; it must be a whole number",
+        ),
+        (
+            lambda rows: [rows[0], {**rows[1], "category": "\ud83d"}, *rows[2:]],
+            r"a.jsonl:2: category is",
+        ),
+        (lambda rows: [*rows, '{"seed": ' + "9" * 5000 + "}"], r"a.jsonl:5: not a record"),
+        (lambda rows: [*rows, "[" * 200_000], r"a.jsonl:5: not "),
+        (
+            lambda rows: [{**row, "anti_stereotype_target_index": 0} for row in rows],
+            r"a.jsonl:1: the three indices of item 'Age/2' are \[2, 0, 0\]",
+        ),
+        (
+            lambda rows: [*rows[:3], {**rows[3], "category": "SES"}],
+            r"a.jsonl:4: item 'Age/4' has category .* at .*a.jsonl:2; an item is the same everywhere",
+        ),
+        (
+            lambda rows: [*rows, rows[1]],
+            r"a.jsonl:5: model 'm' at quant 16, item 'Age/4', seed 42 is already at .*a.jsonl:2",
+        ),
+        (
+            lambda rows: rows[:3],
+            r"model 'm' at quant 3 has no record of item 'Age/4' with seed 42, and .*a.jsonl:2 has",
+        ),
+        (
+            lambda rows: [*rows, {**rows[3], "seed": 7}],
+            r"model 'm' at quant 16 has no record of item 'Age/2' with seed 7",
+        ),
+        (lambda rows: rows[:2], r"model 'm' has records at bf16 alone; a comparison needs"),
+        (lambda rows: [], r"a.jsonl: no record"),
+    ],
+)
 def test_bad_records_are_refused_in_one_line(tmp_path, change, message):
     written(tmp_path / "a.jsonl", change(grid()))
     with pytest.raises(ValueError, match=message) as error:

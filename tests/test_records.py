@@ -7,10 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import pandas as pd
-import pytest
-
 from cba_utils import load_items
 from cba_utils.answering import scoring
 from cba_utils.answering.prompts import PARSERS
@@ -21,10 +17,30 @@ from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
 from cba_utils.study.tables import TEXTS, collect, load_study, shrink
 from conftest import ROOT
 
+import numpy as np
+import pandas as pd
+import pytest
+
 PARAMETERS = dict(
-    model=None, precision="q4", items="bundled", categories=None, condition="both", limit=1100,
-    orders="original", prompt="organisms", date="2024-07-26", compute=None, seeds=[42, 123],
-    temperature=0.3, max_tokens=2, parser="strict", text="bundled", sequences=4, sequence_length=64, text_seed=1, perplexity_method="own",
+    model=None,
+    precision="q4",
+    items="bundled",
+    categories=None,
+    condition="both",
+    limit=1100,
+    orders="original",
+    prompt="organisms",
+    date="2024-07-26",
+    compute=None,
+    seeds=[42, 123],
+    temperature=0.3,
+    max_tokens=2,
+    parser="strict",
+    text="bundled",
+    sequences=4,
+    sequence_length=64,
+    text_seed=1,
+    perplexity_method="own",
 )
 FILES = ("answers.parquet", "samples.parquet", "perplexity.parquet")
 
@@ -73,6 +89,7 @@ def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_pa
             if len(written) == number:
                 raise KeyboardInterrupt
             write(path, function)
+
         written.clear()
         monkeypatch.setattr(files, "_atomically", counted)
 
@@ -144,7 +161,9 @@ def test_jsonl_of_the_published_code_survives_a_round_trip(parameters, tmp_path)
     ours = ours[ours["context_condition"] == "ambig"].reset_index(drop=True)
     same = ["item_id", "category", "seed", "raw_response", "parsed_answer", "role", "correct"]
     pd.testing.assert_frame_equal(
-        back[same].astype(str), ours[same].astype(object).fillna(np.nan).astype(str), check_dtype=False
+        back[same].astype(str),
+        ours[same].astype(object).fillna(np.nan).astype(str),
+        check_dtype=False,
     )
     roles = ["item_id", "category", "stereotyped_index", "anti_stereotyped_index", "unknown_index"]
     asked = items[items["item_id"].isin(ours["item_id"])][roles].reset_index(drop=True)
@@ -159,9 +178,15 @@ def test_items_without_a_target_are_asked_and_kept_apart(parameters, tmp_path, m
 
     (tmp_path / "items").mkdir()
     both = {"stereotyped_groups": ["old", "nonOld"]}
-    rows = [{**ROW, "example_id": n, "context": f"X met Y {n} times.",
-             "additional_metadata": both if n % 4 == 1 else ROW["additional_metadata"]}
-            for n in range(8)]
+    rows = [
+        {
+            **ROW,
+            "example_id": n,
+            "context": f"X met Y {n} times.",
+            "additional_metadata": both if n % 4 == 1 else ROW["additional_metadata"],
+        }
+        for n in range(8)
+    ]
     (tmp_path / "items" / "Test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     study = read_study(ROOT / "config" / "smoke.yml")
     study["models"][0]["source"] = parameters["model"]
@@ -176,7 +201,9 @@ def test_items_without_a_target_are_asked_and_kept_apart(parameters, tmp_path, m
         assert (folder / "undefined.parquet").read_bytes() == again
     collect(study, tmp_path)
     monkeypatch.setattr(published_jsonl, "RESULTS", tmp_path)
-    monkeypatch.setattr("cba_utils.study.tables.load_study", lambda name: load_study(name, tmp_path))
+    monkeypatch.setattr(
+        "cba_utils.study.tables.load_study", lambda name: load_study(name, tmp_path)
+    )
     files, left_out = published_jsonl.export("smoke")
     records = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     assert len(records) == 2 * 8 * 5 and left_out == []
@@ -218,15 +245,21 @@ def test_small_tables_are_the_tables_without_the_words(tmp_path):
     after = load_study("organisms", tmp_path)
     assert after["items"][TEXTS].isna().all(axis=None)
     columns = [c for c in before["items"] if c not in TEXTS]
-    pd.testing.assert_frame_equal(after["items"][columns], before["items"][columns], check_dtype=False)
+    pd.testing.assert_frame_equal(
+        after["items"][columns], before["items"][columns], check_dtype=False
+    )
     pd.testing.assert_frame_equal(
         after["samples"][[*before["samples"].drop(columns="raw_response")]],
-        before["samples"].drop(columns="raw_response"), check_dtype=False)
+        before["samples"].drop(columns="raw_response"),
+        check_dtype=False,
+    )
     for parser in PARSERS:
         drawn = [reparse(s["samples"], s["items"], parser)["role"] for s in (before, after)]
         assert (drawn[0] == drawn[1]).all()
     # 16 bits of a logarithm are eleven of precision: at most 0.2 % of a probability above 1 %.
-    pd.testing.assert_frame_equal(after["answers"], before["answers"], check_dtype=False, rtol=6e-4, atol=6e-4)
+    pd.testing.assert_frame_equal(
+        after["answers"], before["answers"], check_dtype=False, rtol=6e-4, atol=6e-4
+    )
     again = shrink("organisms", tmp_path)
     pd.testing.assert_frame_equal(load_study("organisms", tmp_path)["answers"], after["answers"])
     assert again == folder

@@ -9,12 +9,12 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import pytest
-import yaml
-
 from cba_utils.names import CONFIG, PROJECT, RESULTS
 from cba_utils.study.rehearsal.hub import serve
 from cba_utils.study.rehearsal.repositories import BASES, shrunk, weight_counts
+
+import pytest
+import yaml
 
 CBA = Path(sys.executable).with_name("cba")
 
@@ -29,8 +29,13 @@ def write_study(folder, name, **changes):
 
 
 def cba(*words, **environment):
-    return subprocess.run([CBA, *map(str, words)], cwd=PROJECT, text=True, capture_output=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    return subprocess.run(
+        [CBA, *map(str, words)],
+        cwd=PROJECT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
 @pytest.fixture
@@ -54,8 +59,12 @@ def test_the_hub_gives_files_whole_and_in_ranges_and_refuses_what_it_has_not(rep
         whole = urlopen(url).read()
         assert whole == (repositories / "models/somebody/model-q4/model.safetensors").read_bytes()
         assert urlopen(Request(url, headers={"Range": "bytes=5-9"})).read() == whole[5:10]
-        for wrong in ("/somebody/model-q4/resolve/main/other", "/nobody/x/resolve/main/config.json",
-                      "/somebody/model-q4/resolve/main/../../../../../etc/passwd", "/api/models/nobody/x"):
+        for wrong in (
+            "/somebody/model-q4/resolve/main/other",
+            "/nobody/x/resolve/main/config.json",
+            "/somebody/model-q4/resolve/main/../../../../../etc/passwd",
+            "/api/models/nobody/x",
+        ):
             with pytest.raises(HTTPError, match="404"):
                 urlopen(hub.url + wrong)
         assert hub.fetched() == {"somebody/model-q4/model.safetensors": len(whole) + 5}
@@ -63,14 +72,28 @@ def test_the_hub_gives_files_whole_and_in_ranges_and_refuses_what_it_has_not(rep
 
 @pytest.mark.parametrize("verb", ["estimate", "doctor"])
 def test_estimate_and_doctor_fetch_no_file(repositories, tmp_path, verb):
-    model = {"name": "some", "source": "somebody/model-{precision}", "family": "some", "precisions": ["q4"]}
+    model = {
+        "name": "some",
+        "source": "somebody/model-{precision}",
+        "family": "some",
+        "precisions": ["q4"],
+    }
     bf16 = repositories / "models" / "somebody" / "model-bf16"
     shutil.copytree(repositories / "models" / "somebody" / "model-q4", bf16)
-    study = write_study(tmp_path, "some-study", precisions=["bf16", "q4"],
-                        models=[{**model, "precisions": ["bf16", "q4"]}])
+    study = write_study(
+        tmp_path,
+        "some-study",
+        precisions=["bf16", "q4"],
+        models=[{**model, "precisions": ["bf16", "q4"]}],
+    )
     with serve(repositories) as hub:
-        done = cba(verb, *([study] if verb == "estimate" else []), HF_ENDPOINT=hub.url,
-                   HF_HOME=str(tmp_path / "home"), NO_PROXY="127.0.0.1")
+        done = cba(
+            verb,
+            *([study] if verb == "estimate" else []),
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(tmp_path / "home"),
+            NO_PROXY="127.0.0.1",
+        )
         assert done.returncode == 0, done.stderr
         assert hub.fetched() == {} and not list((tmp_path / "home").rglob("*.safetensors"))
     if verb == "estimate":
@@ -79,8 +102,16 @@ def test_estimate_and_doctor_fetch_no_file(repositories, tmp_path, verb):
 
 
 def test_estimate_says_what_is_unknown_where_no_hub_answers(tmp_path):
-    study = write_study(tmp_path, "far", models=[{"name": "far", "source": "somebody/far", "family": "far"}])
-    done = cba("estimate", study, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), NO_PROXY="127.0.0.1")
+    study = write_study(
+        tmp_path, "far", models=[{"name": "far", "source": "somebody/far", "family": "far"}]
+    )
+    done = cba(
+        "estimate",
+        study,
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HOME=str(tmp_path),
+        NO_PROXY="127.0.0.1",
+    )
     assert done.returncode == 0, done.stderr
     assert "unknown  parameters of far" in done.stdout and "GB of memory" not in done.stdout
 
@@ -100,8 +131,19 @@ def test_a_rehearsal_builds_the_book_from_listed_files_alone_and_fetches_once(tm
     study = write_study(tmp_path, "little")
     name = "little-rehearsal"
     scratch = PROJECT / ".cache" / "rehearsal" / name
-    words = ["rehearse", study, "--stand-in", "--parts", 32, "--items", 24, "--precisions", "bf16,q4",
-             "--models", "mistral-7b-instruct-v0.3,phi-3.5-mini-instruct"]
+    words = [
+        "rehearse",
+        study,
+        "--stand-in",
+        "--parts",
+        32,
+        "--items",
+        24,
+        "--precisions",
+        "bf16,q4",
+        "--models",
+        "mistral-7b-instruct-v0.3,phi-3.5-mini-instruct",
+    ]
     try:
         done = cba(*words)
         assert done.returncode == 0, done.stderr[-3000:]

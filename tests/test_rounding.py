@@ -1,15 +1,15 @@
 """Rounding taken apart: what is left of an alignment, and models without a part of the error."""
 
+from cba_utils import load_model
+from cba_utils.study import rounding
+from cba_utils.study.protocol import cells, read_study, rounding_parameters
+from conftest import ROOT
+
 import mlx.core as mx
 import numpy as np
 import pandas as pd
 import pytest
 from mlx.utils import tree_flatten
-
-from cba_utils import load_model
-from cba_utils.study import rounding
-from cba_utils.study.protocol import cells, read_study, rounding_parameters
-from conftest import ROOT
 
 BASE, ALIGNED = "mistral/base", "mistral/aligned-s1"
 
@@ -19,18 +19,23 @@ def weights(model, precision="bf16"):
 
 
 def as_vector(tensors):
-    return np.concatenate([np.array(tensors[name]).ravel() for name in sorted(tensors)]).astype(float)
+    return np.concatenate([np.array(tensors[name]).ravel() for name in sorted(tensors)]).astype(
+        float
+    )
 
 
 def test_what_is_left_of_an_alignment_is_a_projection_of_one_long_vector():
-    before, after, rounded = map(as_vector, (weights(BASE), weights(ALIGNED), weights(ALIGNED, "q3")))
+    before, after, rounded = map(
+        as_vector, (weights(BASE), weights(ALIGNED), weights(ALIGNED, "q3"))
+    )
     alignment = after - before
     along = (rounded - before) @ alignment / (alignment @ alignment)
     across = (rounded - before) - along * alignment
     found = rounding.alignment_left(rounding.errors(BASE, ALIGNED, ["q3"]))
     assert found["left"] == pytest.approx(along, rel=1e-6)
     assert found["noise"] == pytest.approx(
-        np.linalg.norm(across) / np.linalg.norm(alignment), rel=1e-6)
+        np.linalg.norm(across) / np.linalg.norm(alignment), rel=1e-6
+    )
 
 
 def test_bits_per_weight_are_those_of_the_file():
@@ -38,29 +43,41 @@ def test_bits_per_weight_are_those_of_the_file():
     files = load_model(ALIGNED, "q2").path.glob("model*.safetensors")
     stored = sum(array.nbytes for file in files for array in mx.load(str(file)).values())
     assert rounding.bits_per_weight(found, "q2") == pytest.approx(
-        8 * stored / found["weights"].sum(), rel=1e-9)
+        8 * stored / found["weights"].sum(), rel=1e-9
+    )
 
 
 def test_each_variant_differs_from_the_rounded_model_as_its_name_says():
     before, after = weights(BASE), weights(ALIGNED)
     rounded, rounded_base = weights(ALIGNED, "q2"), weights(BASE, "q2")
-    found = {name if precision == "q2" else precision: {
-                 key: np.array(value) for key, value in tree_flatten(variant.model.parameters())}
-             for precision, name, variant in rounding.variants(BASE, ALIGNED, "q2", ["q2-g32"])}
+    found = {
+        name if precision == "q2" else precision: {
+            key: np.array(value) for key, value in tree_flatten(variant.model.parameters())
+        }
+        for precision, name, variant in rounding.variants(BASE, ALIGNED, "q2", ["q2-g32"])
+    }
     for key in rounded:
         old, new, low, low_base = (np.array(t[key]) for t in (before, after, rounded, rounded_base))
         shuffled = found["error shuffled"][key] - new
-        np.testing.assert_allclose(np.sort(shuffled.ravel()), np.sort((low - new).ravel()), atol=1e-6)
+        np.testing.assert_allclose(
+            np.sort(shuffled.ravel()), np.sort((low - new).ravel()), atol=1e-6
+        )
         np.testing.assert_allclose(found["alignment exact"][key] - low_base, new - old, atol=1e-6)
         quiet = found["noise removed"][key] - old
         assert abs(np.sum(quiet * (new - old)) - np.sum((low - old) * (new - old))) < 1e-3
         part = "attention" if "self_attn" in key else "MLP" if "mlp" in key else "embeddings"
         for name in ("attention", "MLP", "embeddings"):
-            np.testing.assert_array_equal(found[f"{name} in BF16"][key], new if name == part else low)
-    moved = [key for key in rounded if (found["error shuffled"][key] != np.array(rounded[key])).any()]
+            np.testing.assert_array_equal(
+                found[f"{name} in BF16"][key], new if name == part else low
+            )
+    moved = [
+        key for key in rounded if (found["error shuffled"][key] != np.array(rounded[key])).any()
+    ]
     assert len(moved) > 10
-    finer, coarse = (sum(np.sum((np.array(t[key]) - np.array(after[key])) ** 2) for key in after)
-                     for t in (found["q2-g32"], rounded))
+    finer, coarse = (
+        sum(np.sum((np.array(t[key]) - np.array(after[key])) ** 2) for key in after)
+        for t in (found["q2-g32"], rounded)
+    )
     assert finer < coarse
 
 
@@ -75,7 +92,9 @@ def test_a_finished_examination_is_reused_and_a_changed_one_is_not(tmp_path, mon
     first = rounding.examine(parameters, tmp_path)
     calls = []
     score = rounding.score_letters
-    monkeypatch.setattr(rounding, "score_letters", lambda *a, **k: calls.append(1) or score(*a, **k))
+    monkeypatch.setattr(
+        rounding, "score_letters", lambda *a, **k: calls.append(1) or score(*a, **k)
+    )
     again = rounding.examine(parameters, tmp_path)
     assert not calls
     for name, table in first.items():

@@ -1,5 +1,12 @@
 from functools import cache
 
+from cba_utils import load_items, load_model, perplexity, sample_answers, score_letters
+from cba_utils.answering import cores
+from cba_utils.answering.engine import prefix_tree
+from cba_utils.answering.prompts import chat_ids, user_text
+from cba_utils.answering.scoring import PAPER_SEEDS, stream
+from conftest import build_checkpoint
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
@@ -10,13 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_map
 from mlx_lm.sample_utils import make_sampler
-
-from cba_utils import load_items, load_model, perplexity, sample_answers, score_letters
-from cba_utils.answering import cores
-from cba_utils.answering.engine import prefix_tree
-from cba_utils.answering.prompts import chat_ids, user_text
-from cba_utils.answering.scoring import PAPER_SEEDS, stream
-from conftest import build_checkpoint
 
 MANY = load_items("bundled", condition="both").iloc[::12]
 ITEMS = load_items("bundled", condition="both").iloc[[0, 1, 2, 3, 700, 1501, 2300]]
@@ -164,8 +164,14 @@ OTHERS = {
     "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.1},
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32},
     "gemma3_text": {"head_dim": 32, "sliding_window": 24, "sliding_window_pattern": 2},
-    "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 2.0,
-                "residual_multiplier": 0.5, "attention_bias": False, "mlp_bias": False},
+    "granite": {
+        "logits_scaling": 4.0,
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
     "llama": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24},
 }
 
@@ -179,18 +185,23 @@ def test_other_architectures_give_the_logits_of_their_own_call(architecture, com
     answers = score_letters(loaded, ITEMS, orders="cyclic")
     ids = ITEMS.set_index("item_id")
     for _, row in answers.iterrows():
-        prompt, _ = chat_ids(loaded.hf_tokenizer, [user_text(ids.loc[row["item_id"]], row["order"])])
+        prompt, _ = chat_ids(
+            loaded.hf_tokenizer, [user_text(ids.loc[row["item_id"]], row["order"])]
+        )
         logp = nn.log_softmax(loaded.model(mx.array(prompt))[0, -1].astype(mx.float32))
         mine = [mx.logsumexp(logp[mx.array(tokens)]).item() for tokens in loaded.letters]
         found = row[["logp_A", "logp_B", "logp_C"]].tolist()
         np.testing.assert_allclose(found, mine, atol=5e-3 if compute == "dense" else 0.5)
     nll = perplexity(loaded, [prompt[0]], 48)
-    losses = nn.losses.cross_entropy(loaded.model(mx.array([prompt[0][:47]])), mx.array([prompt[0][1:48]]))
+    losses = nn.losses.cross_entropy(
+        loaded.model(mx.array([prompt[0][:47]])), mx.array([prompt[0][1:48]])
+    )
     assert nll["nll"].iloc[0] == pytest.approx(losses.astype(mx.float32).sum().item(), rel=1e-2)
 
 
 def test_an_architecture_that_cannot_be_asked_is_named(tmp_path):
-    folder = build_checkpoint(tmp_path, "gpt_neox", layer_norm_eps=1e-5, rotary_pct=1.0,
-                              rotary_emb_base=10000)
+    folder = build_checkpoint(
+        tmp_path, "gpt_neox", layer_norm_eps=1e-5, rotary_pct=1.0, rotary_emb_base=10000
+    )
     with pytest.raises(ValueError, match="architecture 'gpt_neox', which cannot be asked here"):
         load_model(folder, "q4")

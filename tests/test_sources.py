@@ -5,10 +5,6 @@ import shutil
 from fnmatch import fnmatch
 from types import SimpleNamespace
 
-import huggingface_hub
-import mlx.core as mx
-import pytest
-
 from cba_utils import load_model
 from cba_utils.answering.sources import (
     at_precision,
@@ -20,8 +16,21 @@ from cba_utils.answering.sources import (
 from cba_utils.names import ORGANISMS
 from cba_utils.telling import study as telling
 
-STRANGERS = ["/models/mistral/aligned-s1", "/", "", "..", "mistral", "mistral/../mistral/aligned-s1x",
-             "Qwen/Qwen2.5-7B-Instruct", "recipe/mine", "owner/mistral-{precision}-mlx"]
+import huggingface_hub
+import mlx.core as mx
+import pytest
+
+STRANGERS = [
+    "/models/mistral/aligned-s1",
+    "/",
+    "",
+    "..",
+    "mistral",
+    "mistral/../mistral/aligned-s1x",
+    "Qwen/Qwen2.5-7B-Instruct",
+    "recipe/mine",
+    "owner/mistral-{precision}-mlx",
+]
 
 
 @pytest.mark.parametrize("source", STRANGERS)
@@ -39,26 +48,41 @@ def test_only_the_field_named_precision_is_filled_in():
     assert at_precision("a/{other}-{precision}", "q4") == "a/{other}-q4"
 
 
-def test_what_is_listed_of_a_hub_is_what_is_fetched_and_nothing_else(mistral, tmp_path, monkeypatch):
+def test_what_is_listed_of_a_hub_is_what_is_fetched_and_nothing_else(
+    mistral, tmp_path, monkeypatch
+):
     """Weights of other formats, weights twice and code stay where they are."""
     published = shutil.copytree(mistral, tmp_path / "published")
     weights = list(mx.load(str(published / "model.safetensors")).items())
     (published / "model.safetensors").unlink()
     places = {}
-    for n, name in enumerate(["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]):
+    for n, name in enumerate(
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    ):
         mx.save_safetensors(str(published / name), dict(weights[n::2]))
         places |= dict.fromkeys(dict(weights[n::2]), name)
     (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     read = {path.name: path.stat().st_size for path in published.iterdir()}
-    for name in ("consolidated.safetensors", "model-extra.safetensors", "pytorch_model.bin", "code.py",
-                 "README.md", "training.json", "notes.txt"):
+    for name in (
+        "consolidated.safetensors",
+        "model-extra.safetensors",
+        "pytorch_model.bin",
+        "code.py",
+        "README.md",
+        "training.json",
+        "notes.txt",
+    ):
         (published / name).write_bytes(b"x" * 100)
 
     class Hub:
         def model_info(self, source, files_metadata):
             assert source == "owner/model" and files_metadata
-            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=p.name, size=p.stat().st_size)
-                                             for p in published.iterdir()])
+            return SimpleNamespace(
+                siblings=[
+                    SimpleNamespace(rfilename=p.name, size=p.stat().st_size)
+                    for p in published.iterdir()
+                ]
+            )
 
     def download(source, allow_patterns):
         for path in published.iterdir():

@@ -1,11 +1,11 @@
 """How fast: ratios are those of the committed measurements, and what was not reached is said."""
 
-import pandas as pd
-import pytest
-
 from cba_utils.chapters.speed import BENCHMARKS, Chapter
 from cba_utils.telling.numbers import timing
 from studies import study_of
+
+import pandas as pd
+import pytest
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,22 @@ def test_architectures_are_counted_as_the_table_has_them(chapter):
     rows = pd.read_csv(BENCHMARKS / "architectures.csv")
     asked = (rows["result"] == "asked").sum()
     assert f"Of the {len(rows)} architectures" in chapter.text("architectures")
-    assert f"{asked} can be asked, {(rows['result'] == 'refused').sum()} are" in chapter.text("architectures")
+    assert f"{asked} can be asked, {(rows['result'] == 'refused').sum()} are" in chapter.text(
+        "architectures"
+    )
     table, formats = chapter.table_architectures()
     assert sorted(table["architecture"]) == sorted(rows["architecture"])
     assert formats["off by"](1.23e-6) == "1.2·10⁻⁶" and formats["off by"](float("nan")) == ""
     other = Chapter(chapter.study)
-    other.architectures = pd.DataFrame({
-        "architecture": ["a", "b", "c"], "result": ["native only", "refused", "asked"],
-        "reason": ["", "no layers", ""], "native": ["asked", "no layers", ""], "dense_logits": [1e-6] * 3})
+    other.architectures = pd.DataFrame(
+        {
+            "architecture": ["a", "b", "c"],
+            "result": ["native only", "refused", "asked"],
+            "reason": ["", "no layers", ""],
+            "native": ["asked", "no layers", ""],
+            "dense_logits": [1e-6] * 3,
+        }
+    )
     said = other.text("architectures")
     assert "1 can be asked, 1 only with native kernels, 1 are refused by name, and 0 could" in said
     assert said.endswith("no layers (1).")

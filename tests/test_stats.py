@@ -1,5 +1,12 @@
 """Tests and models against closed forms, the libraries' other routes, and known truth."""
 
+from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
+from cba_utils.measures import certainty, controls, models, perplexity, sensitivity
+from cba_utils.measures import tests as stats
+from cba_utils.measures.frames import item_table
+from cba_utils.measures.measure import Measure, ratio
+from cba_utils.measures.rates import paired_differences
+from cba_utils.measures.transitions import placebo, transitions
 
 import numpy as np
 import pandas as pd
@@ -11,21 +18,16 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 from statsmodels.stats.weightstats import DescrStatsW
 
-from cba_utils.measures import certainty, controls, models, perplexity, sensitivity, tests as stats
-from cba_utils.measures.measure import Measure, ratio
-from cba_utils.measures.rates import paired_differences
-from cba_utils.measures.transitions import placebo, transitions
-from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
-from cba_utils.measures.frames import item_table
-
 MEAN = Measure("mean", bounds=(-9, 9), of=ratio("d", "n"))
 TWO = ["bf16", "q3"]
 
 
 @pytest.fixture(scope="module")
 def studies():
-    return {truth: simulate_study(truth, templates=30, precisions=TWO, orders="all", seed=1)
-            for truth in ("none", "noise", "bias", "letter", "mixed")}
+    return {
+        truth: simulate_study(truth, templates=30, precisions=TWO, orders="all", seed=1)
+        for truth in ("none", "noise", "bias", "letter", "mixed")
+    }
 
 
 def only(frame, measure, precision="q3"):
@@ -52,7 +54,7 @@ def test_jackknife_of_a_ratio_is_close_to_the_sandwich():
     totals = pd.DataFrame({"k": k, "n": n})
     _, error, _ = stats.jackknife(totals, Measure("r", of=ratio("k", "n")))
     rows = np.repeat(np.arange(60), n)
-    hit = np.concatenate([np.r_[np.ones(a), np.zeros(b - a)] for a, b in zip(k, n)])
+    hit = np.concatenate([np.r_[np.ones(a), np.zeros(b - a)] for a, b in zip(k, n, strict=True)])
     fit = sm.OLS(hit, np.ones(len(hit))).fit(cov_type="cluster", cov_kwds={"groups": rows})
     assert error == pytest.approx(fit.bse[0], rel=0.05)
 
@@ -81,7 +83,8 @@ def test_corrections_by_their_definitions(p):
 
 def test_cohens_h_and_chi_squared_by_hand():
     assert stats.cohens_h(0.3, 0.1) == pytest.approx(
-        2 * (np.arcsin(np.sqrt(0.3)) - np.arcsin(np.sqrt(0.1))))
+        2 * (np.arcsin(np.sqrt(0.3)) - np.arcsin(np.sqrt(0.1)))
+    )
     table = np.array([[30.0, 10, 60], [15, 15, 70]])
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     statistic = ((table - expected) ** 2 / expected).sum()
@@ -92,14 +95,19 @@ def test_cohens_h_and_chi_squared_by_hand():
 
 
 def test_equivalence_is_the_librarys_tost():
-    study = simulate_study("retrained", templates=30, items_per_template=40, precisions=["bf16", "q8"])
+    study = simulate_study(
+        "retrained", templates=30, items_per_template=40, precisions=["bf16", "q8"]
+    )
     samples = study["samples"]
     found = stats.equivalence(samples, 0.01).iloc[0]
     # With five parsed draws of as many items in every template, the change is a plain mean.
     assert (samples["role"] != "unparsed").all()
     ambiguous = samples[samples["context_condition"] == "ambig"]
-    srs = (ambiguous["role"] == "stereotyped").groupby(
-        [ambiguous["precision"], ambiguous["template_id"]]).mean()
+    srs = (
+        (ambiguous["role"] == "stereotyped")
+        .groupby([ambiguous["precision"], ambiguous["template_id"]])
+        .mean()
+    )
     change = srs["q8"] - srs["bf16"]
     p, *_ = DescrStatsW(change).ttost_mean(-0.01, 0.01)
     assert found["p"] == pytest.approx(p)
@@ -154,8 +162,14 @@ def test_power_grows_from_the_level_to_one():
 
 def test_power_starts_from_the_probabilities_and_is_that_of_the_t_test():
     # No item can be stereotyped before; every item of 30 templates may be, with 2 %, after.
-    table = pd.DataFrame({"template_id": np.repeat(np.arange(30), 8), "stereotyped": 0.0,
-                          "draws": 1.0, "context_condition": "ambig"})
+    table = pd.DataFrame(
+        {
+            "template_id": np.repeat(np.arange(30), 8),
+            "stereotyped": 0.0,
+            "draws": 1.0,
+            "context_condition": "ambig",
+        }
+    )
     curve = stats.minimum_detectable_effect(table, spread=0.01, simulations=400)
     assert curve.attrs["baseline"] == 0 and curve["power"].iloc[0] == 0
     rng = np.random.default_rng(0)
@@ -171,8 +185,12 @@ def test_power_starts_from_the_probabilities_and_is_that_of_the_t_test():
 def test_published_logit_is_the_fit_to_single_draws(studies):
     samples = studies["mixed"]["samples"]
     draws = samples[(samples["context_condition"] == "ambig") & (samples["role"] != "unparsed")]
-    draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int),
-                         bits=draws["precision"].map({"bf16": 16, "q8": 8, "q6": 6, "q5": 5, "q4": 4, "q3": 3, "q2": 2}))
+    draws = draws.assign(
+        hit=(draws["role"] == "stereotyped").astype(int),
+        bits=draws["precision"].map(
+            {"bf16": 16, "q8": 8, "q6": 6, "q5": 5, "q4": 4, "q3": 3, "q2": 2}
+        ),
+    )
     direct = smf.logit("hit ~ bits + C(category)", draws).fit(disp=0)
     found = models.published_logit(samples).set_index("term")
     assert found.loc["bits", "estimate"] == pytest.approx(np.exp(direct.params["bits"]))
@@ -184,8 +202,9 @@ def test_dose_response_is_gee_over_single_draws(studies):
     samples = studies["mixed"]["samples"]
     draws = samples[(samples["context_condition"] == "ambig") & (samples["role"] != "unparsed")]
     draws = draws.assign(hit=(draws["role"] == "stereotyped").astype(int))
-    gee = smf.gee("hit ~ C(precision) + C(category)", "template_id", draws,
-                  family=sm.families.Binomial()).fit()
+    gee = smf.gee(
+        "hit ~ C(precision) + C(category)", "template_id", draws, family=sm.families.Binomial()
+    ).fit()
     found = models.dose_response(samples).set_index("term")
     assert found.loc["q3", "estimate"] == pytest.approx(np.exp(gee.params["C(precision)[T.q3]"]))
     z = np.log(found.loc["q3", "estimate"]) / gee.bse["C(precision)[T.q3]"]
@@ -205,12 +224,18 @@ def test_odds_are_clustered_by_template_and_by_checkpoint():
     samples = samples.assign(role=samples["role"].mask(calm & change, "unknown"))
     table = item_table(samples)
     counts = table[table["context_condition"] == "ambig"].assign(
-        other=lambda d: d["parsed"] - d["stereotyped"])
+        other=lambda d: d["parsed"] - d["stereotyped"]
+    )
     groups = np.column_stack([pd.factorize(counts[c])[0] for c in ("template_id", "model")])
-    model = smf.glm("stereotyped + other ~ C(precision) + C(model) + C(category)", counts,
-                    family=sm.families.Binomial())
-    errors = [model.fit(cov_type="cluster", cov_kwds={"groups": g}).bse["C(precision)[T.q3]"]
-              for g in (groups, groups[:, 0], groups[:, 1])]
+    model = smf.glm(
+        "stereotyped + other ~ C(precision) + C(model) + C(category)",
+        counts,
+        family=sm.families.Binomial(),
+    )
+    errors = [
+        model.fit(cov_type="cluster", cov_kwds={"groups": g}).bse["C(precision)[T.q3]"]
+        for g in (groups, groups[:, 0], groups[:, 1])
+    ]
     found = models.dose_response(samples).set_index("term")
     reach = np.log(found.loc["q3", "high"] / found.loc["q3", "estimate"]) / sps.t.ppf(0.975, 3)
     # Up to the small-sample factor: the fit is to sums over the items of a template.
@@ -258,8 +283,9 @@ def test_trend_follows_the_ladder():
 def test_flips_by_hand(studies):
     table = certainty.flips(studies["noise"]["answers"])
     row = table.iloc[5]
-    answers = studies["noise"]["answers"].query("order == '012'").set_index(
-        ["item_id", "precision"])
+    answers = (
+        studies["noise"]["answers"].query("order == '012'").set_index(["item_id", "precision"])
+    )
     letters = ["logp_A", "logp_B", "logp_C"]
     before, after = (answers.loc[(row["item_id"], q), letters].to_numpy(float) for q in TWO)
     p = np.exp(before) / np.exp(before).sum()
@@ -276,21 +302,26 @@ def test_uncertain_answers_flip_more_under_noise_but_not_always(studies):
     before = answers[answers["precision"] == "bf16"]
     after = before.assign(precision="q3")
     hit = np.random.default_rng(3).random(after["item_id"].nunique()) < 0.25
-    hit = after["item_id"].map(dict(zip(after["item_id"].unique(), hit))).to_numpy(bool)
+    hit = (
+        after["item_id"].map(dict(zip(after["item_id"].unique(), hit, strict=True))).to_numpy(bool)
+    )
     top = after[[f"logp_{x}" for x in "ABC"]].to_numpy()
     after[[f"logp_{x}" for x in "ABC"]] = np.where(hit[:, None], np.roll(top, 1, axis=1), top)
     blind = pd.concat([before, after])
     found = certainty.flip_ratio(blind).iloc[0]
     assert found["low"] < 1 < found["high"]
-    rates = certainty.flip_rates(blind).pivot(index="bin", columns="measure",
-                                                  values="estimate")
-    assert np.ptp(rates["predicted"]) < 0.2 < np.ptp(
-        certainty.flip_rates(answers).query("measure == 'predicted'")["estimate"])
+    rates = certainty.flip_rates(blind).pivot(index="bin", columns="measure", values="estimate")
+    assert (
+        np.ptp(rates["predicted"])
+        < 0.2
+        < np.ptp(certainty.flip_rates(answers).query("measure == 'predicted'")["estimate"])
+    )
 
 
 def test_the_flip_ratio_is_one_of_means_over_checkpoints():
-    answers = simulate_respondents("noise", templates=12, precisions=TWO, replicates=4,
-                                   orders="original")
+    answers = simulate_respondents(
+        "noise", templates=12, precisions=TWO, replicates=4, orders="original"
+    )
     rates = certainty.flip_rates(answers).query("measure == 'flip_rate'")
     ends = rates.pivot(index="model", columns="bin", values="estimate")[[1, 5]]
     found = certainty.flip_ratio(answers).iloc[0]
@@ -340,9 +371,16 @@ def test_direction_by_hand(studies):
     assert (found["n"], share["n"]) == (len(left), (wide["bf16"] == "unknown").sum())
 
 
-@pytest.mark.parametrize(("truth", "biased", "lettered"), [
-    ("none", False, False), ("noise", False, False), ("bias", True, False),
-    ("letter", False, True), ("mixed", True, True)])
+@pytest.mark.parametrize(
+    ("truth", "biased", "lettered"),
+    [
+        ("none", False, False),
+        ("noise", False, False),
+        ("bias", True, False),
+        ("letter", False, True),
+        ("mixed", True, True),
+    ],
+)
 def test_controls_tell_the_truths_apart(studies, truth, biased, lettered):
     study = studies[truth]
     for frame in (study["answers"], study["samples"]):
@@ -359,8 +397,9 @@ def test_controls_tell_the_truths_apart(studies, truth, biased, lettered):
 
 
 def test_false_positive_rates_hold_their_level():
-    answers = simulate_respondents("noise", templates=16, items_per_template=12, precisions=TWO,
-                                   replicates=60)
+    answers = simulate_respondents(
+        "noise", templates=16, items_per_template=12, precisions=TWO, replicates=60
+    )
     rejected = {
         "direction": controls.direction_tests(answers, resamples=999)["p"] < 0.05,
         "position": controls.position_tests(answers)["p"] < 0.05,
@@ -380,8 +419,10 @@ def test_a_direction_test_that_cannot_reject_is_not_made():
 def test_lean_by_hand_and_blind_to_letters(studies):
     answers = studies["letter"]["answers"]
     one = answers.query("context_condition == 'ambig'").set_index(["item_id", "order"])
-    role = {r: sum(one[f"logp_{x}"] * (one[f"role_{x}"] == r) for x in "ABC")
-            for r in ("stereotyped", "anti_stereotyped")}
+    role = {
+        r: sum(one[f"logp_{x}"] * (one[f"role_{x}"] == r) for x in "ABC")
+        for r in ("stereotyped", "anti_stereotyped")
+    }
     gap = (role["stereotyped"] - role["anti_stereotyped"]).groupby(one["precision"]).mean()
     found = controls.lean(answers)
     assert only(found, "log_gap", "bf16")["estimate"] == pytest.approx(gap["bf16"], abs=1e-5)
@@ -395,8 +436,9 @@ def test_lean_by_hand_and_blind_to_letters(studies):
 def test_noise_and_letters_do_not_make_a_lean_grow(truth):
     # At this strength the share to the stereotyped person departs from one half in every third
     # study of leaning noise, and every such "yes" is false.
-    answers = simulate_respondents(truth, templates=16, items_per_template=12, precisions=TWO,
-                                   replicates=60, effect=0.4)
+    answers = simulate_respondents(
+        truth, templates=16, items_per_template=12, precisions=TWO, replicates=60, effect=0.4
+    )
     found = controls.lean(answers).set_index(["measure", "model"])
     before = found.loc["log_gap"].loc[lambda rows: rows["precision"] == "bf16"]
     said = controls.grew(before, found.loc["d_log_gap"])
@@ -421,8 +463,9 @@ def test_a_letter_raises_both_persons_and_neither_above_the_other(studies):
     found = controls.position(studies["letter"]["answers"])
     letters = [only(found, f"d_letter_{x}")["estimate"] for x in "ABC"]
     assert sum(letters) == pytest.approx(0, abs=1e-6) and letters[2] > 0.1
-    one, other, lead = (only(found, f"d_{x}")["estimate"]
-                        for x in ("stereotyped", "anti_stereotyped", "lead"))
+    one, other, lead = (
+        only(found, f"d_{x}")["estimate"] for x in ("stereotyped", "anti_stereotyped", "lead")
+    )
     assert min(one, other) > 0.01 and one - other == pytest.approx(lead)
     start = only(found, "letter_C", "bf16")["estimate"]
     assert start == pytest.approx(1 / 3, abs=1e-5), "balanced orders cancel what options say"
@@ -438,7 +481,8 @@ def test_order_dependence_by_hand(studies):
     found = controls.order_dependence(answers)
     for precision in TWO:
         assert only(found, "order_dependent", precision)["estimate"] == (
-            (kinds[precision] > 1).mean())
+            (kinds[precision] > 1).mean()
+        )
     assert only(found, "order_dependent")["estimate"] > 0.4
 
 
@@ -466,9 +510,11 @@ def test_five_seed_range_is_that_of_fresh_draws():
         for frame in drawn:
             table = item_table(frame.query("context_condition == 'ambig'"))
             wide = table.pivot(index="item_id", columns="precision", values="stereotyped")
-            values.append(wide["q3"].sum() / (5 * len(wide)) if measure == "srs"
-                          else ((wide["bf16"] == 0) & (wide["q3"] > 0)).sum()
-                          / (wide["bf16"] == 0).sum())
+            values.append(
+                wide["q3"].sum() / (5 * len(wide))
+                if measure == "srs"
+                else ((wide["bf16"] == 0) & (wide["q3"] > 0)).sum() / (wide["bf16"] == 0).sum()
+            )
         error = (row["high"] - row["low"]) / (2 * sps.norm.ppf(0.975))
         assert row["estimate"] == pytest.approx(np.mean(values), abs=4 * error / np.sqrt(30))
         assert np.std(values) == pytest.approx(error, rel=0.35)
@@ -492,19 +538,23 @@ def test_reparse_gives_back_the_roles_and_the_papers_slips():
 
 def test_specification_curve_holds_the_measures_known_elsewhere():
     study = simulate_study("bias", templates=18, precisions=TWO)
-    curve = sensitivity.specification_curve(study["answers"], study["samples"], study["items"],
-                                            "q3").set_index(
-        ["draws", "parser", "weights", "counting"]).sort_index()
+    curve = (
+        sensitivity.specification_curve(study["answers"], study["samples"], study["items"], "q3")
+        .set_index(["draws", "parser", "weights", "counting"])
+        .sort_index()
+    )
     assert len(curve) == 3 * 2 * 3
     seen = transitions(study["samples"])
     at = curve.loc[("study's", "strict", "items")]
     assert at.loc["one way", "estimate"] == pytest.approx(only(seen, "became_biased")["estimate"])
     null = placebo(study["answers"], study["samples"])
     assert at.loc["minus placebo", "estimate"] == pytest.approx(
-        only(null, "became_biased_excess")["estimate"])
+        only(null, "became_biased_excess")["estimate"]
+    )
     fresh = curve.loc[("fresh", "strict", "items", "one way"), "estimate"]
     assert fresh == pytest.approx(only(null, "became_biased_expected")["estimate"])
     by_category = transitions(study["samples"], ["category"])
     by_category = by_category[by_category["measure"] == "became_biased"]["estimate"]
     assert curve.loc[("study's", "strict", "categories", "one way"), "estimate"] == pytest.approx(
-        by_category.mean())
+        by_category.mean()
+    )

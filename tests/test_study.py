@@ -6,13 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import papermill
-import pytest
-import yaml
-
-from cba_utils.study.notebooks import execute
 from cba_utils.names import RESULTS
 from cba_utils.study.estimate import estimate
+from cba_utils.study.notebooks import execute
 from cba_utils.study.protocol import (
     cells,
     check_parameters,
@@ -25,6 +21,10 @@ from cba_utils.study.protocol import (
     rounding_parameters,
 )
 from conftest import ROOT
+
+import papermill
+import pytest
+import yaml
 
 CONFIGS = sorted((ROOT / "config").glob("*.yml"))
 
@@ -81,8 +81,14 @@ def second_model(**values):
 
 BAD_STUDIES = [
     # keys
-    (lambda s: s.update(precison=["q4"]), "the top level: unknown key 'precison', did you mean 'precisions'?"),
-    (of_model(sauce="x"), "models.0: unknown key 'sauce', did you mean 'source'? The keys are name,"),
+    (
+        lambda s: s.update(precison=["q4"]),
+        "the top level: unknown key 'precison', did you mean 'precisions'?",
+    ),
+    (
+        of_model(sauce="x"),
+        "models.0: unknown key 'sauce', did you mean 'source'? The keys are name,",
+    ),
     (of_section("perplexity", seed=1), "perplexity: unknown key 'seed'"),
     (lambda s: s.pop("orders"), "orders: is missing"),
     (lambda s: s.update(items=[]), "items: must be"),
@@ -92,22 +98,37 @@ BAD_STUDIES = [
     (lambda s: s.update(precisions=["q9"]), "precision: 'q9' is unknown; use bf16, q8"),
     (lambda s: s.update(precisions=["bf16"]), "bf16 alone leaves nothing to compare"),
     (lambda s: s.update(precisions=["q4"]), "precisions of mistral-s1: bf16 is missing"),
-    (lambda s: s.update(precisions=["bf16", "q4", "q4-g64"]), "'q4' and 'q4-g64' are the same precision"),
+    (
+        lambda s: s.update(precisions=["bf16", "q4", "q4-g64"]),
+        "'q4' and 'q4-g64' are the same precision",
+    ),
     (lambda s: s.update(precisions=[]), "precisions: must have at least 1 item"),
     (lambda s: s.update(precisions="bf16"), "precisions: must be a list"),
     # numbers: strict, finite, bounded
-    *[(of_section("samples", temperature=value), "samples.temperature: must be")
-      for value in (0, -1, float("inf"), float("nan"), 1e-300, 1e300, "0.3", True, None)],
-    *[(of_section("samples", max_tokens=value), "samples.max_tokens: must be")
-      for value in (0, 10**9, 2.0, "5", True)],
-    *[(of_section("samples", seeds=value), "samples.seeds")
-      for value in ([], [1, 1], [-1], [2**63], [2**70], [1.5], ["1"], [True], 42)],
-    *[(of_section("items", limit=value), "items.limit: must be") for value in (0, -5, 2**64, "many", 1.5)],
+    *[
+        (of_section("samples", temperature=value), "samples.temperature: must be")
+        for value in (0, -1, float("inf"), float("nan"), 1e-300, 1e300, "0.3", True, None)
+    ],
+    *[
+        (of_section("samples", max_tokens=value), "samples.max_tokens: must be")
+        for value in (0, 10**9, 2.0, "5", True)
+    ],
+    *[
+        (of_section("samples", seeds=value), "samples.seeds")
+        for value in ([], [1, 1], [-1], [2**63], [2**70], [1.5], ["1"], [True], 42)
+    ],
+    *[
+        (of_section("items", limit=value), "items.limit: must be")
+        for value in (0, -5, 2**64, "many", 1.5)
+    ],
     (of_section("perplexity", sequence_length=1), "perplexity.sequence_length: must be"),
     (of_section("perplexity", text_seed=2**32), "perplexity.text_seed: must be"),
     (of_model(replicate=0), "models.0.replicate: must be"),
     # words
-    (of_section("samples", parser="lazy"), "samples.parser: must be 'strict' or 'published', not 'lazy'"),
+    (
+        of_section("samples", parser="lazy"),
+        "samples.parser: must be 'strict' or 'published', not 'lazy'",
+    ),
     (of_section("items", condition="all"), "items.condition: must be 'ambig'"),
     (of_section("items", condition="disambig"), "nothing to measure a stereotype on"),
     (of_section("items", categories=[]), "items.categories: must have at least 1 item"),
@@ -121,19 +142,42 @@ BAD_STUDIES = [
     (lambda s: s.update(title=" "), "title: must match"),
     # names
     (lambda s: s.update(name="organisms"), "name is 'organisms'; it must be 'smoke'"),
-    *[(of_model(name=name), "models.0.name")
-      for name in ("tables", "Book", "reports", "figures", "cells", "a\n", "..", ".hidden", "a/b", "/a",
-                   "a b", "", "\u6a21", "x" * 201, 7)],
+    *[
+        (of_model(name=name), "models.0.name")
+        for name in (
+            "tables",
+            "Book",
+            "reports",
+            "figures",
+            "cells",
+            "a\n",
+            "..",
+            ".hidden",
+            "a/b",
+            "/a",
+            "a b",
+            "",
+            "\u6a21",
+            "x" * 201,
+            7,
+        )
+    ],
     (second_model(), "two models have the same name"),
     (second_model(name="Mistral-S1"), "'mistral-s1' and 'Mistral-S1' differ in case alone"),
     (second_model(name="other"), "'mistral-s1' and 'other' are the same model"),
     # sources
     (of_model(base="mistral/bse"), "no organism 'mistral/bse' (nearest: mistral/base"),
     (of_model(source="/no/such/folder"), "'/no/such/folder' is no folder"),
-    (of_model(source="pypi:smollm2"), "is no package that is known to hold a model; there are pypi:llm"),
+    (
+        of_model(source="pypi:smollm2"),
+        "is no package that is known to hold a model; there are pypi:llm",
+    ),
     (of_model(source="organisms"), "'organisms' holds no config.json"),
     (of_model(source="/no/m-{precision}-mlx"), "'/no/m-bf16-mlx' is no folder"),
-    (of_section("items", source="$NO_SUCH_DIR"), "items.source: needs the environment variable NO_SUCH_DIR"),
+    (
+        of_section("items", source="$NO_SUCH_DIR"),
+        "items.source: needs the environment variable NO_SUCH_DIR",
+    ),
     (of_section("items", source="nowhere"), "items.source: 'nowhere' is not 'bundled'"),
     (of_section("items", source="/dev/null"), "is there and is not a folder"),
     (of_section("perplexity", text="/dev/null"), "is there and is not a text file"),
@@ -148,7 +192,9 @@ def test_bad_studies_are_refused_by_key_in_one_line(tmp_path, change, message):
     assert message in line and "\n" not in line and str(tmp_path / "smoke.yml") in line
 
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -187,12 +233,16 @@ def test_a_named_pipe_is_no_study(tmp_path):
 def test_the_run_notebooks_have_the_parameters_of_a_cell():
     """The models are the one list: a field that is added there is asked for here."""
     grid = cells(read_study(ROOT / "config" / "smoke.yml"))
-    for name, parameters in [("10_evaluate", grid[0].parameters()),
-                             ("12_rounding", rounding_parameters(grid))]:
+    for name, parameters in [
+        ("10_evaluate", grid[0].parameters()),
+        ("12_rounding", rounding_parameters(grid)),
+    ]:
         known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
         assert set(known) == {*parameters, "output"}
-        defaults = {key: yaml.safe_load(value["default"].replace("None", "null"))
-                    for key, value in known.items()}
+        defaults = {
+            key: yaml.safe_load(value["default"].replace("None", "null"))
+            for key, value in known.items()
+        }
         if name == "10_evaluate":
             defaults.pop("output")
             check_parameters(defaults)
@@ -200,10 +250,13 @@ def test_the_run_notebooks_have_the_parameters_of_a_cell():
 
 def test_parameters_by_hand_are_checked_like_those_of_a_study():
     good = cells(read_study(ROOT / "config" / "smoke.yml"))[0].parameters()
-    for change, told in [({"temperature": "0.3"}, "temperature: must be a valid number, not '0.3'"),
-                         ({"max_tokens": 10**9}, "max_tokens: must be less than"),
-                         ({"limit": 0}, "limit: must be"), ({"precision": "q9"}, "'q9' is unknown"),
-                         ({"parsr": "strict"}, "unknown key 'parsr', did you mean 'parser'")]:
+    for change, told in [
+        ({"temperature": "0.3"}, "temperature: must be a valid number, not '0.3'"),
+        ({"max_tokens": 10**9}, "max_tokens: must be less than"),
+        ({"limit": 0}, "limit: must be"),
+        ({"precision": "q9"}, "'q9' is unknown"),
+        ({"parsr": "strict"}, "unknown key 'parsr', did you mean 'parser'"),
+    ]:
         with pytest.raises(ValueError, match=told):
             check_parameters(good | change)
 
@@ -213,8 +266,16 @@ def test_a_source_names_the_precision_in_every_kind_of_place(tmp_path, mistral):
     for precision in ("bf16", "q4"):
         (tmp_path / f"m-{precision}-mlx").symlink_to(mistral)
     local = f"{tmp_path}/m-{{precision}}-mlx"
-    study = read_study(changed(tmp_path, lambda s: (
-        s.update(precisions=["bf16", "q4"]), s["models"][0].update(source=local), s["models"][0].pop("base"))))
+    study = read_study(
+        changed(
+            tmp_path,
+            lambda s: (
+                s.update(precisions=["bf16", "q4"]),
+                s["models"][0].update(source=local),
+                s["models"][0].pop("base"),
+            ),
+        )
+    )
     own = input_files(cells(study))
     assert {Path(file).parent.name for file in own} >= {"m-bf16-mlx", "m-q4-mlx"}
     for source in (local, "owner/m-{precision}-mlx"):
@@ -225,7 +286,9 @@ def test_a_source_names_the_precision_in_every_kind_of_place(tmp_path, mistral):
         narrow(study, "mine", [local], ["bf16", "q3"])
 
 
-@pytest.mark.parametrize("folder", ["with space", "a,b", "quo'te", "br{ace}", "\u6a21\u578b", "$(touch x)"])
+@pytest.mark.parametrize(
+    "folder", ["with space", "a,b", "quo'te", "br{ace}", "\u6a21\u578b", "$(touch x)"]
+)
 def test_a_folder_of_any_name_is_a_model(tmp_path, mistral, folder):
     (tmp_path / folder).symlink_to(mistral)
     path = str(tmp_path / folder)
@@ -240,12 +303,16 @@ def test_folders_of_other_letters_do_not_share_a_name(tmp_path, mistral):
     for name in names:
         (tmp_path / name).symlink_to(mistral)
     slugs = {model_slug(str(tmp_path / name)) for name in names}
-    assert len(slugs) == len(names) and all(re.fullmatch(r"[A-Za-z0-9._-]{8,80}", slug) for slug in slugs)
+    assert len(slugs) == len(names) and all(
+        re.fullmatch(r"[A-Za-z0-9._-]{8,80}", slug) for slug in slugs
+    )
 
 
 def test_an_unknown_notebook_parameter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no parameter 'precison'; it has categories"):
-        execute(ROOT / "notebooks" / "10_evaluate.ipynb", tmp_path / "out.ipynb", {"precison": "q4"})
+        execute(
+            ROOT / "notebooks" / "10_evaluate.ipynb", tmp_path / "out.ipynb", {"precison": "q4"}
+        )
 
 
 @pytest.mark.parametrize("engine", ["in-process", None])
@@ -264,7 +331,11 @@ def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     study = read_study(ROOT / "config" / "smoke.yml")
     mine = narrow(study, "mine", ["mistral-s1", "phi3/aligned-s2"], ["bf16", "q2"], 50)
     assert [cell.folder for cell in cells(mine)] == [
-        "mistral-s1/bf16", "mistral-s1/q2", "phi3-aligned-s2/bf16", "phi3-aligned-s2/q2"]
+        "mistral-s1/bf16",
+        "mistral-s1/q2",
+        "phi3-aligned-s2/bf16",
+        "phi3-aligned-s2/q2",
+    ]
     assert {(cell.limit, cell.seeds) for cell in cells(mine)} == {(50, (42, 123, 456, 789, 1024))}
     assert cells(study)[0].limit != 50, "the study it was made from is left as it was"
     for change, told in [
@@ -274,7 +345,18 @@ def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     ]:
         with pytest.raises(ValueError, match=told):
             narrow(study, "mine", **change)
-    for name in ("organisms", "bbq", "instrument", "cells", "../evil", "/tmp/evil", "Mine", "a b", "a\n", ""):
+    for name in (
+        "organisms",
+        "bbq",
+        "instrument",
+        "cells",
+        "../evil",
+        "/tmp/evil",
+        "Mine",
+        "a b",
+        "a\n",
+        "",
+    ):
         with pytest.raises(ValueError, match=re.escape(f"NAME: {name!r} is")):
             narrow(study, name)
     with pytest.raises(ValueError, match="ITEMS: 'many'"):
@@ -288,17 +370,32 @@ def test_what_decides_an_answer_is_an_input_of_the_workflow(tmp_path, mistral, m
     study = read_study(ROOT / "config" / "bbq.yml")
     study["models"][0] |= {"source": os.path.relpath(mistral), "base": "mistral/base"}
     found = {os.path.relpath(file, ROOT) for file in input_files(cells(study))}
-    own = {os.path.relpath(mistral / name, ROOT) for name in
-           ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")}
-    assert own | {os.path.relpath(tmp_path / "Age.jsonl", ROOT), "organisms/mistral/base/config.json",
-                  "organisms/mistral/base/model.safetensors", "data/heldout.txt"} <= found
+    own = {
+        os.path.relpath(mistral / name, ROOT)
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
+    assert (
+        own
+        | {
+            os.path.relpath(tmp_path / "Age.jsonl", ROOT),
+            "organisms/mistral/base/config.json",
+            "organisms/mistral/base/model.safetensors",
+            "data/heldout.txt",
+        }
+        <= found
+    )
 
 
 @pytest.fixture
 def study_of_one_cell():
     """A study file in the project's results, gone with all of its results afterwards."""
-    study = narrow(read_study(ROOT / "config" / "smoke.yml"), "test-workflow", ["mistral/base"],
-                   ["bf16", "q4"], 20)
+    study = narrow(
+        read_study(ROOT / "config" / "smoke.yml"),
+        "test-workflow",
+        ["mistral/base"],
+        ["bf16", "q4"],
+        20,
+    )
     path = RESULTS / "test-workflow" / "study.yml"
     path.parent.mkdir(parents=True)
     path.write_text(yaml.safe_dump(study))
@@ -311,15 +408,17 @@ def test_a_study_runs_once_at_a_time_and_again_after_a_kill(study_of_one_cell):
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
     first.stderr.read1()  # Snakemake is at work
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert second.stderr == ("error: study 'test-workflow': another run is at work on it; wait for it or "
-                             "end it\n")
+    assert second.stderr == (
+        "error: study 'test-workflow': another run is at work on it; wait for it or end it\n"
+    )
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     study = yaml.safe_load(study_of_one_cell.read_text())
     study["models"][0]["source"] = "nowhere/at-all"
     study_of_one_cell.write_text(yaml.safe_dump(study))
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                           env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    again = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert again.returncode == 1 and "Lock" not in again.stderr
     assert again.stderr.splitlines()[-1].startswith("error: ")
     assert "'nowhere/at-all' cannot be had from the hub" in again.stderr.splitlines()[-1]

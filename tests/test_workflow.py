@@ -9,22 +9,32 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-import pytest
-import yaml
-
 from cba_utils.names import PROJECT, RESULTS
 from cba_utils.study.files import remove_scratch
 from cba_utils.study.protocol import cells, narrow, read_study
 from cba_utils.study.workflow import sources_of
 
+import psutil
+import pytest
+import yaml
+
 REPORTS = sorted((PROJECT / "notebooks").glob("[2-9]*.ipynb"))
-NEVER = ("cli", "study/doctor", "study/estimate", "study/workflow", "study/notebooks", "telling/pdf", "telling/compare")
+NEVER = (
+    "cli",
+    "study/doctor",
+    "study/estimate",
+    "study/workflow",
+    "study/notebooks",
+    "telling/pdf",
+    "telling/compare",
+)
 
 
 def study_named(name, items=12):
     """A study file of two cells in the project's results."""
-    study = narrow(read_study(PROJECT / "config" / "smoke.yml"), name, ["mistral/base"], ["bf16", "q4"], items)
+    study = narrow(
+        read_study(PROJECT / "config" / "smoke.yml"), name, ["mistral/base"], ["bf16", "q4"], items
+    )
     path = RESULTS / name / "study.yml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(study))
@@ -43,7 +53,11 @@ def made():
 def test_a_report_needs_what_it_imports_and_no_tools(report):
     found = sources_of(report)
     assert not {f"cba_utils/{name}.py" for name in NEVER} & set(found)
-    named = {Path(file).stem for file in found if file.startswith("cba_utils/chapters/") and file.endswith(".py")}
+    named = {
+        Path(file).stem
+        for file in found
+        if file.startswith("cba_utils/chapters/") and file.endswith(".py")
+    }
     assert len(named - {"__init__"}) <= 3, "other chapters are other pages'"
 
 
@@ -63,8 +77,17 @@ def asked_again(name, *touched):
 
 
 def snakemake(name, *more):
-    command = [Path(sys.executable).with_name("snakemake"), "-s", "workflow/Snakefile", "--cores", "1",
-               "--nolock", "--configfile", f"results/{name}/workflow.yml", *more]
+    command = [
+        Path(sys.executable).with_name("snakemake"),
+        "-s",
+        "workflow/Snakefile",
+        "--cores",
+        "1",
+        "--nolock",
+        "--configfile",
+        f"results/{name}/workflow.yml",
+        *more,
+    ]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done
@@ -75,7 +98,10 @@ def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(made):
     base = RESULTS / "test-layers"
     (base / "workflow.yml").write_text(yaml.safe_dump({"study": str(path.relative_to(PROJECT))}))
     outputs = [base / cell.folder / "10_evaluate.ipynb" for cell in cells(study)]
-    outputs += [base / "reports" / "collected.done", base / "book" / "_build" / "html" / "index.html"]
+    outputs += [
+        base / "reports" / "collected.done",
+        base / "book" / "_build" / "html" / "index.html",
+    ]
     outputs += [base / "reports" / f"{report.stem}.done" for report in REPORTS]
     for output in outputs:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +109,12 @@ def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(made):
     snakemake("test-layers", "--touch")
     assert not asked_again("test-layers", "cba_utils/study/doctor.py", "cba_utils/cli.py")
     # A chapter is one page's, what decides an answer everybody's.
-    assert asked_again("test-layers", "cba_utils/chapters/skill.py") == {"report": 1, "book": 1, "all": 1, "total": 3}
+    assert asked_again("test-layers", "cba_utils/chapters/skill.py") == {
+        "report": 1,
+        "book": 1,
+        "all": 1,
+        "total": 3,
+    }
     again = asked_again("test-layers", "cba_utils/answering/engine.py")
     assert again["report"] == len(REPORTS) and any(rule.startswith("evaluate") for rule in again)
 
@@ -91,8 +122,15 @@ def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(made):
 def test_what_a_killed_process_left_half_written_goes_and_a_living_ones_stays(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    kept = [tmp_path / f".10_evaluate.{os.getpid()}.ipynb", tmp_path / "10_evaluate.ipynb", tmp_path / ".lock"]
-    gone = [tmp_path / "q4" / f".10_evaluate.{dead.pid}.ipynb", tmp_path / f".answers.parquet.{dead.pid}"]
+    kept = [
+        tmp_path / f".10_evaluate.{os.getpid()}.ipynb",
+        tmp_path / "10_evaluate.ipynb",
+        tmp_path / ".lock",
+    ]
+    gone = [
+        tmp_path / "q4" / f".10_evaluate.{dead.pid}.ipynb",
+        tmp_path / f".answers.parquet.{dead.pid}",
+    ]
     for path in (*kept, *gone):
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -110,13 +148,20 @@ def at_work(name):
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name
+)
 def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, number):
     name = f"test-stop-{number.name.lower()}"
     made(name, 240)
     command = ["make", "book", f"STUDY={name}", f"PYTHON={sys.executable}"]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                          start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
         deadline = time.time() + 120
         while not any(f"{name}" in words and "model" in words for words in at_work("mistral-base")):
             assert process.poll() is None and time.time() < deadline
@@ -129,8 +174,12 @@ def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, n
     took = time.time() - stopped
     assert not at_work(name) and took < 15
     assert not list((RESULTS / name).rglob(".*.ipynb"))
-    again = subprocess.run([sys.executable, "-m", "cba_utils.cli", "model", name, "mistral-base"], cwd=PROJECT,
-                           capture_output=True, text=True)
+    again = subprocess.run(
+        [sys.executable, "-m", "cba_utils.cli", "model", name, "mistral-base"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
     assert again.returncode == 0, again.stderr
 
 
@@ -146,13 +195,18 @@ def test_records_lie_in_a_folder_of_any_name(folder, tmp_path, made):
 
 
 def make(*words):
-    return subprocess.run(["make", *words, f"PYTHON={sys.executable}"], cwd=PROJECT, capture_output=True, text=True)
+    return subprocess.run(
+        ["make", *words, f"PYTHON={sys.executable}"], cwd=PROJECT, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["estimate", "PRECISONS=q4"], "PRECISONS: 'make estimate' has no such variable, did you mean PRECISIONS?"),
+        (
+            ["estimate", "PRECISONS=q4"],
+            "PRECISONS: 'make estimate' has no such variable, did you mean PRECISIONS?",
+        ),
         (["book", "MODEL=x"], "MODEL: 'make book' has no such variable, did you mean MODELS?"),
         (["cell", "MODELS=x"], "MODELS: 'make cell' has no such variable, did you mean MODEL?"),
         (["help", "ACCEL=foo"], "ACCEL is neither cpu nor cuda"),
@@ -164,8 +218,10 @@ def test_a_variable_that_does_nothing_is_refused_by_name(words, told):
     assert done.returncode == 2 and told in done.stderr
 
 
-@pytest.mark.parametrize("text", ["$(shell touch {0})", "$$(touch {0})", "`touch {0}`", "\"; touch {0}; \"",
-                                  "'; touch {0}; '"])
+@pytest.mark.parametrize(
+    "text",
+    ["$(shell touch {0})", "$$(touch {0})", "`touch {0}`", '"; touch {0}; "', "'; touch {0}; '"],
+)
 def test_nothing_in_a_variable_is_a_command(text, tmp_path):
     """Through make's own parsing, with the recipe's program replaced by one that shows its words."""
     mark = tmp_path / "ran"
@@ -175,9 +231,18 @@ def test_nothing_in_a_variable_is_a_command(text, tmp_path):
     show.chmod(0o755)
     given = [f"{name}={text}" for name in ("MODELS", "PRECISIONS", "ITEMS", "NAME", "STUDY")]
     makefile = tmp_path / "Makefile"
-    makefile.write_text((PROJECT / "Makefile").read_text().replace("BIN := .venv/bin", f"BIN := {tmp_path}")
-                        .replace("estimate: setup", "estimate:"))
-    done = subprocess.run(["make", "-f", str(makefile), "estimate", *given], cwd=tmp_path, capture_output=True, text=True)
+    makefile.write_text(
+        (PROJECT / "Makefile")
+        .read_text()
+        .replace("BIN := .venv/bin", f"BIN := {tmp_path}")
+        .replace("estimate: setup", "estimate:")
+    )
+    done = subprocess.run(
+        ["make", "-f", str(makefile), "estimate", *given],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert not mark.exists()
     assert done.stdout.count(repr(text)[1:-1]) == 5, done.stdout + done.stderr
 
@@ -204,4 +269,6 @@ def test_bad_words_are_refused_in_one_line(words, told, capsys):
     except SystemExit as error:
         code = error.code
     lines = capsys.readouterr().err.strip().splitlines()
-    assert code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
+    assert (
+        code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
+    )

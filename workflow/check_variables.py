@@ -29,8 +29,15 @@ def main():
     for name in os.environ.get("CBA_GIVEN", "").split():
         if name not in known:
             near = get_close_matches(name, known, 1, 0.5)
-            sys.exit("error: %s: 'make %s' has no such variable%s It has %s" % (
-                name, " ".join(goals), ", did you mean %s?" % near[0] if near else ";", ", ".join(known)))
+            sys.exit(
+                "error: %s: 'make %s' has no such variable%s It has %s"
+                % (
+                    name,
+                    " ".join(goals),
+                    ", did you mean %s?" % near[0] if near else ";",
+                    ", ".join(known),
+                )
+            )
 
 
 main()

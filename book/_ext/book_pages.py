@@ -7,13 +7,13 @@ from urllib.parse import urljoin
 import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
-from cba_utils.telling.drawing import families, preview
-from cba_utils.telling.page import for_book
-from cba_utils.names import PROJECT
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.published import load_published
+from cba_utils.names import PROJECT
 from cba_utils.study.notebooks import ROUNDING_NOTEBOOK, RUN_NOTEBOOK
 from cba_utils.study.protocol import SHIPPED, documentation
+from cba_utils.telling.drawing import families, preview
+from cba_utils.telling.page import for_book
 
 IMAGE = "_static/preview.png"
 
@@ -68,7 +68,9 @@ class ExecutedNotebooks(SphinxDirective):
         """Write a list, one line a model, or why there is none."""
         study = study_folder(self.env.app)
         lines = []
-        for model in sorted({path.parent.parent for path in study.glob(f"*/*/{RUN_NOTEBOOK.name}")}):
+        for model in sorted(
+            {path.parent.parent for path in study.glob(f"*/*/{RUN_NOTEBOOK.name}")}
+        ):
             found = most_bits_first(p.parent.name for p in model.glob(f"*/{RUN_NOTEBOOK.name}"))
             up = Path("..") if study == Path(self.env.srcdir).parent else Path("results", SHIPPED)
             paths = {p: Path(p, RUN_NOTEBOOK.name) for p in found}

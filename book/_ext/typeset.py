@@ -91,8 +91,12 @@ class NameTables(SphinxPostTransform):
         """Point from the table to the caption."""
         for table in self.document.findall(TableFigure):
             for raw in table.findall(nodes.raw):
-                text = re.sub(r'aria-label="[^"]*"', f'aria-labelledby="{table["ids"][0]}-caption"',
-                              raw.astext(), count=1)
+                text = re.sub(
+                    r'aria-label="[^"]*"',
+                    f'aria-labelledby="{table["ids"][0]}-caption"',
+                    raw.astext(),
+                    count=1,
+                )
                 raw.children = [nodes.Text(text)]
 
 
@@ -123,7 +127,9 @@ def setup(app):
     """Register it all."""
     app.add_html_math_renderer("mathml", (write_math, None), (write_equation, None))
     app.add_enumerable_node(
-        TableFigure, "table", caption_of,
+        TableFigure,
+        "table",
+        caption_of,
         html=(begin_figure, lambda self, node: self.body.append("</figure>\n")),
     )
     app.add_node(TableCaption, html=(begin_caption, end_caption))

@@ -35,6 +35,7 @@ def steps_of(odds, samples, lowest):
         ``trend`` (a row, or None where it is not defined); with two steps or more also ``most``,
         ``before``, ``factor`` and the range of the ``rest``; and ``without`` (a row).
     """
+
     def trend(table):
         return table[table["term"] == "trend"].iloc[0]
 
@@ -45,17 +46,25 @@ def steps_of(odds, samples, lowest):
         return {"trend": trend(odds), "most": None}
     most = np.log(each).abs().idxmax()
     rest = each.drop(most)
-    return {"trend": trend(odds), "most": most, "factor": each[most],
-            "before": ["bf16", *each.index][each.index.get_loc(most)],
-            "rest": (rest.min(), rest.max()),
-            "without": trend(models.dose_response(samples[samples["precision"] != lowest]))}
+    return {
+        "trend": trend(odds),
+        "most": most,
+        "factor": each[most],
+        "before": ["bf16", *each.index][each.index.get_loc(most)],
+        "rest": (rest.min(), rest.max()),
+        "without": trend(models.dose_response(samples[samples["precision"] != lowest])),
+    }
 
 
 class Chapter(Page):
     """Notebook ``43_how_sure``."""
 
-    needs = {"sure_flips": PROBABILITIES, "flip_sentence": PROBABILITIES, "flips": PROBABILITIES,
-             "same_perplexity": PERPLEXITY}
+    needs = {
+        "sure_flips": PROBABILITIES,
+        "flip_sentence": PROBABILITIES,
+        "flips": PROBABILITIES,
+        "same_perplexity": PERPLEXITY,
+    }
     margin = tests.MARGIN
     simulations = 200
     flips_elsewhere = FLIPS_ELSEWHERE
@@ -119,7 +128,9 @@ class Chapter(Page):
         return self.study.pooled(sensitivity.parser_rates(shown, self.study.items), ["parser"])
 
     def _specified(self, samples, items):
-        return sensitivity.specification_curve(self.study.answers, samples, items, self.study.lowest)
+        return sensitivity.specification_curve(
+            self.study.answers, samples, items, self.study.lowest
+        )
 
     # Readings: what the template says
 
@@ -131,35 +142,56 @@ class Chapter(Page):
     @property
     def alike(self):
         """In how many checkpoints the rates are shown to be the same, and what cannot be excluded."""
-        return {"precision": self.same["precision"].iloc[0], "yes": int(self.same["equivalent"].sum()),
-                "of": len(self.same), "largest": self.same["smallest_margin"].max()}
+        return {
+            "precision": self.same["precision"].iloc[0],
+            "yes": int(self.same["equivalent"].sum()),
+            "of": len(self.same),
+            "largest": self.same["smallest_margin"].max(),
+        }
 
     @property
     def alike_in_perplexity(self):
         """In how many cells perplexity is the same, and what cannot be excluded."""
-        return {"yes": int(self.perplexity["equivalent"].sum()), "of": len(self.perplexity),
-                "largest": self.perplexity["bound"].max()}
+        return {
+            "yes": int(self.perplexity["equivalent"].sum()),
+            "of": len(self.perplexity),
+            "largest": self.perplexity["bound"].max(),
+        }
 
     @property
     def detectable(self):
         """The smallest rise that would have been found, None if none, and the rate from which it rises."""
-        return [{"name": family, "baseline": rows["baseline"].iloc[0],
-                 "rise": rows["mde"].iloc[0] if rows["mde"].notna().all() else None}
-                for family, rows in self.power.groupby("family")]
+        return [
+            {
+                "name": family,
+                "baseline": rows["baseline"].iloc[0],
+                "rise": rows["mde"].iloc[0] if rows["mde"].notna().all() else None,
+            }
+            for family, rows in self.power.groupby("family")
+        ]
 
     @property
     def ratio(self):
         """How much more often the least sure answers flip, at the lowest precision."""
         row = certainty.flip_ratio(self.study.answers).set_index("precision").loc[self.study.lowest]
-        return {"row": row, "reading": reading(row, null=1.0), "defined": bool(np.isfinite(row["estimate"]))}
+        return {
+            "row": row,
+            "reading": reading(row, null=1.0),
+            "defined": bool(np.isfinite(row["estimate"])),
+        }
 
     @property
     def headline(self):
         """How many combinations of how many choices there are, and how far the headline number goes."""
         kept = "undefined" in self.choices
         number = {3: "three", 4: "four", 5: "five"}[3 + self.study.exact + kept]
-        return {"combinations": len(self.choices), "choices": number, "undefined": kept,
-                "low": self.choices["estimate"].min(), "high": self.choices["estimate"].max()}
+        return {
+            "combinations": len(self.choices),
+            "choices": number,
+            "undefined": kept,
+            "low": self.choices["estimate"].min(),
+            "high": self.choices["estimate"].max(),
+        }
 
     @property
     def left_out(self):
@@ -180,27 +212,47 @@ class Chapter(Page):
     def reread(self):
         """How many answers at the lowest precision the parsers read differently, and what that changes."""
         samples = self.study.samples
-        asked = samples[(samples["precision"] == self.study.lowest)
-                        & (samples["context_condition"] == "ambig")]
-        strict, published = (sensitivity.reparse(asked, self.study.items, parser)["parsed_answer"].fillna("")
-                             for parser in PARSERS)
+        asked = samples[
+            (samples["precision"] == self.study.lowest) & (samples["context_condition"] == "ambig")
+        ]
+        strict, published = (
+            sensitivity.reparse(asked, self.study.items, parser)["parsed_answer"].fillna("")
+            for parser in PARSERS
+        )
         row = self.by_parser("d_srs", DIFFERENCE)
-        return {"unlike": int((strict != published).sum()), "of": len(asked),
-                "row": row, "reading": reading(row)}
+        return {
+            "unlike": int((strict != published).sum()),
+            "of": len(asked),
+            "row": row,
+            "reading": reading(row),
+        }
 
     def table_parsers(self):
         """Rates by either parser and the change on the same answers, by precision."""
-        answers = {"srs": "stereotyped", "anti_rate": "anti-stereotyped", "usr": "unknown",
-                   "unparsed_rate": "no letter"}
-        frame = pd.DataFrame([
-            {"precision": precision.upper(), "answer": answer,
-             **{parser: self.by_parser(name, parser, precision) for parser in PARSERS},
-             "change, points": self.by_parser(f"d_{name}", DIFFERENCE, precision),
-             "items": self.by_parser(name, "strict", precision)["of"]}
-            for precision in dict.fromkeys(["bf16", *self.study.shown])
-            for name, answer in answers.items()])
-        return frame, {**dict.fromkeys(PARSERS, interval), "items": count,
-                       "change, points": lambda row: points(row, 2)}
+        answers = {
+            "srs": "stereotyped",
+            "anti_rate": "anti-stereotyped",
+            "usr": "unknown",
+            "unparsed_rate": "no letter",
+        }
+        frame = pd.DataFrame(
+            [
+                {
+                    "precision": precision.upper(),
+                    "answer": answer,
+                    **{parser: self.by_parser(name, parser, precision) for parser in PARSERS},
+                    "change, points": self.by_parser(f"d_{name}", DIFFERENCE, precision),
+                    "items": self.by_parser(name, "strict", precision)["of"],
+                }
+                for precision in dict.fromkeys(["bf16", *self.study.shown])
+                for name, answer in answers.items()
+            ]
+        )
+        return frame, {
+            **dict.fromkeys(PARSERS, interval),
+            "items": count,
+            "change, points": lambda row: points(row, 2),
+        }
 
     # Figures
 
@@ -212,22 +264,32 @@ class Chapter(Page):
 
     def figure_sure_power(self):
         """Power against the true rise."""
-        parts = [f"{part['name']} 80 % {'not reached' if part['rise'] is None else 'at ' + percent(part['rise'])}"
-                 for part in self.detectable]
-        return draw.power_curve(self.power), f"Power against the true rise: {', '.join(parts)}.", self.power
+        parts = [
+            f"{part['name']} 80 % {'not reached' if part['rise'] is None else 'at ' + percent(part['rise'])}"
+            for part in self.detectable
+        ]
+        return (
+            draw.power_curve(self.power),
+            f"Power against the true rise: {', '.join(parts)}.",
+            self.power,
+        )
 
     def figure_sure_flips(self):
         """Flips by uncertainty."""
         curve = self.study.pooled(certainty.flip_rates(self.study.answers), ["bin"])
         ends = curve[(curve["measure"] == "flip_rate") & (curve["precision"] == self.study.lowest)]
         shares = ends[ends["bin"] > 0].sort_values("bin")["estimate"]
-        alt = (f"Flip rate at {self.study.lowest.upper()} from the surest to the least sure fifth: "
-               f"{', '.join(map(percent, shares))}.")
+        alt = (
+            f"Flip rate at {self.study.lowest.upper()} from the surest to the least sure fifth: "
+            f"{', '.join(map(percent, shares))}."
+        )
         return draw.flip_curve(curve, [self.study.middle, self.study.lowest]), alt, curve
 
     def figure_sure_choices(self):
         """The headline number under every combination of choices."""
         seen = self.headline
-        alt = (f"Items that became biased at {self.study.lowest.upper()} under {seen['combinations']} "
-               f"combinations of choices, from {percent(seen['low'])} to {percent(seen['high'])}.")
+        alt = (
+            f"Items that became biased at {self.study.lowest.upper()} under {seen['combinations']} "
+            f"combinations of choices, from {percent(seen['low'])} to {percent(seen['high'])}."
+        )
         return draw.specification(self.choices), alt, self.choices

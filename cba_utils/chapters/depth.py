@@ -52,8 +52,10 @@ class Chapter(Page):
         """
         rows = self.checkpoints[self.checkpoints["measure"] == EXCESS]
         keys = ["family", "replicate", "precision"]
-        first, last = (rows[rows["depth"] == depth].set_index(keys) for depth in
-                       (self.study.depths[0], self.study.depths[-1]))
+        first, last = (
+            rows[rows["depth"] == depth].set_index(keys)
+            for depth in (self.study.depths[0], self.study.depths[-1])
+        )
         apart = (first["estimate"] - last["estimate"]).dropna().rename("estimate").reset_index()
         apart = apart.assign(measure="difference", low=np.nan, high=np.nan, n=1)
         return over_replicates(apart.drop(columns="family"))
@@ -66,8 +68,10 @@ class Chapter(Page):
 
     def figure_depth(self):
         """Items that became biased by precision, a series a depth."""
-        alt = [told("Items that became biased", self.moves, "became_biased_expected", by="depth"),
-               told("Placebo", self.moves, "became_biased_placebo", by="depth")]
+        alt = [
+            told("Items that became biased", self.moves, "became_biased_expected", by="depth"),
+            told("Placebo", self.moves, "became_biased_placebo", by="depth"),
+        ]
         return draw.depth_curves(self.moves), alt, self.moves
 
     def table_depth(self):
@@ -76,8 +80,13 @@ class Chapter(Page):
         rows = []
         for depth in self.study.depths:
             own, moved = (frame[frame["depth"] == depth] for frame in (answered, self.moves))
-            row = {"depth": depth, "stereotyped at BF16": pick(own, "srs", "bf16"),
-                   "unknown at BF16": pick(own, "usr", "bf16")}
-            rows.append(row | {f"excess at {p.upper()}": find(moved, EXCESS, p) for p in self.study.shown})
+            row = {
+                "depth": depth,
+                "stereotyped at BF16": pick(own, "srs", "bf16"),
+                "unknown at BF16": pick(own, "usr", "bf16"),
+            }
+            rows.append(
+                row | {f"excess at {p.upper()}": find(moved, EXCESS, p) for p in self.study.shown}
+            )
         frame = pd.DataFrame(rows)
         return frame, dict.fromkeys(frame.columns[1:], measured)

@@ -19,9 +19,22 @@ from cba_utils.telling.walk import Walk
 class Chapter(Page):
     """Notebook ``20_dose_response``."""
 
-    without_letters = ("study_records", "letters_here", "n_text", "interval_over", "scope_note", "study_name",
-                       "note_here", "published_decline", "published_ranges", "pub_became_biased_q4",
-                       "pub_became_biased_q3", "pub_items", "pub_seeds", "first_page_letters")
+    without_letters = (
+        "study_records",
+        "letters_here",
+        "n_text",
+        "interval_over",
+        "scope_note",
+        "study_name",
+        "note_here",
+        "published_decline",
+        "published_ranges",
+        "pub_became_biased_q4",
+        "pub_became_biased_q3",
+        "pub_items",
+        "pub_seeds",
+        "first_page_letters",
+    )
     needs = {"held_out_method": HELD_OUT, "held_out": HELD_OUT, "held_out_sentence": HELD_OUT}
 
     @cached_property
@@ -56,7 +69,9 @@ class Chapter(Page):
         for kind, part in _kinds_of_templates(self.study.best):
             moves = transitions.placebo(part) if self.study.exact else transitions.transitions(part)
             found = [rates.role_rates(part), rates.bias_scores(part), moves]
-            frames.append(self.study.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind))
+            frames.append(
+                self.study.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind)
+            )
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
@@ -93,8 +108,11 @@ class Chapter(Page):
         """Whether the stereotype leads on templates that were never asked, and the rates there."""
         part = self.kinds[self.kinds["templates"] == "held out"]
         low = self.study.lowest
-        return {"reading": reading(pick(part, "s_amb", low)), "stereotyped": find(part, "srs", low),
-                "anti": find(part, "anti_rate", low)}
+        return {
+            "reading": reading(pick(part, "s_amb", low)),
+            "stereotyped": find(part, "srs", low),
+            "anti": find(part, "anti_rate", low),
+        }
 
     @property
     def held_out_bases(self):
@@ -112,8 +130,10 @@ class Chapter(Page):
     def figure_dose_response(self):
         """Stereotyped and unknown answers by precision."""
         rows = self.study.summarise(self.rates)
-        alt = [alt_text("Stereotyped answers by precision", rows, "srs"),
-               alt_text("Unknown answers by precision", rows, "usr")]
+        alt = [
+            alt_text("Stereotyped answers by precision", rows, "srs"),
+            alt_text("Unknown answers by precision", rows, "usr"),
+        ]
         return draw.dose_response(rows), alt, rows
 
     def figure_transitions(self):
@@ -121,19 +141,37 @@ class Chapter(Page):
         return draw.transitions(self.moves, self.published), self._moves_alt(), self.moves
 
     def _moves_alt(self):
-        return [told("Items that became biased", self.moves, self.study.named("became_biased")),
-                told("Placebo", self.moves, "became_biased_placebo")]
+        return [
+            told("Items that became biased", self.moves, self.study.named("became_biased")),
+            told("Placebo", self.moves, "became_biased_placebo"),
+        ]
 
     def table_held_out(self):
         """Answers by kind of template and precision; BF16 has not changed from itself."""
-        measures = {"stereotyped": "srs", "anti-stereotyped": "anti_rate",
-                    "right, disambiguated": "accuracy"}
-        moved = {"became biased": self.study.named("became_biased"), "placebo": "became_biased_placebo"}
-        frame = pd.DataFrame([
-            {"templates": kind, "at": p.upper(),
-             **{title: find(part, measure, p) for title, measure in measures.items()},
-             **{title: find(part, measure, p) if p != "bf16" else "" for title, measure in moved.items()}}
-            for kind, part in self.kinds.groupby("templates", sort=False) for p in self.study.precisions])
+        measures = {
+            "stereotyped": "srs",
+            "anti-stereotyped": "anti_rate",
+            "right, disambiguated": "accuracy",
+        }
+        moved = {
+            "became biased": self.study.named("became_biased"),
+            "placebo": "became_biased_placebo",
+        }
+        frame = pd.DataFrame(
+            [
+                {
+                    "templates": kind,
+                    "at": p.upper(),
+                    **{title: find(part, measure, p) for title, measure in measures.items()},
+                    **{
+                        title: find(part, measure, p) if p != "bf16" else ""
+                        for title, measure in moved.items()
+                    },
+                }
+                for kind, part in self.kinds.groupby("templates", sort=False)
+                for p in self.study.precisions
+            ]
+        )
         return frame, dict.fromkeys(frame.columns[2:], measured)
 
     def figure_headline(self):

@@ -60,8 +60,11 @@ class Chapter(Page):
     @property
     def rope_n(self):
         """How many checkpoints and items, and the longest question in tokens."""
-        return {"checkpoints": self.rope["checkpoint"].nunique(), "items": self.rope["item_id"].nunique(),
-                "tokens": self.rope["tokens"].max()}
+        return {
+            "checkpoints": self.rope["checkpoint"].nunique(),
+            "items": self.rope["item_id"].nunique(),
+            "tokens": self.rope["tokens"].max(),
+        }
 
     @cached_property
     def rope_rates(self):
@@ -71,12 +74,24 @@ class Chapter(Page):
         it is with its factors.
         """
         by = self.rope.groupby("checkpoint")
-        chance = by.apply(lambda rows: 1 - sum(
-            (rows["letter_long"] == x).mean() * (rows["letter_short"] == x).mean() for x in LETTERS),
-            include_groups=False)
+        chance = by.apply(
+            lambda rows: (
+                1
+                - sum(
+                    (rows["letter_long"] == x).mean() * (rows["letter_short"] == x).mean()
+                    for x in LETTERS
+                )
+            ),
+            include_groups=False,
+        )
         other = by["other"].mean()
-        return {"other": _over(other), "nats": _over(by["nats"].mean()), "chance": _over(chance),
-                "reading": reading(_over(other - chance)), "agreement": self.rope["agreement"].max()}
+        return {
+            "other": _over(other),
+            "nats": _over(by["nats"].mean()),
+            "chance": _over(chance),
+            "reading": reading(_over(other - chance)),
+            "agreement": self.rope["agreement"].max(),
+        }
 
     @property
     def share(self):
@@ -91,16 +106,24 @@ class Chapter(Page):
     @property
     def rises(self):
         """The rise of the stereotyped rate since BF16 either way, by truth, at that share."""
-        rows = self.targets[(self.targets["share"] == self.share) & (self.targets["measure"] == "srs")]
+        rows = self.targets[
+            (self.targets["share"] == self.share) & (self.targets["measure"] == "srs")
+        ]
         wide = rows.set_index(["truth", "precision"])[["left_out", "letter_c"]]
         found = []
         for truth in dict.fromkeys(rows["truth"]):
             without, counted = 100 * (wide.loc[(truth, "q3")] - wide.loc[(truth, "bf16")])
             # An unchanged rise is one that prints alike.
             change = round(counted, 1) - round(without, 1)
-            found.append({"truth": TRUTHS[truth], "without": without, "counted": counted,
-                          "bf16": wide.loc[(truth, "bf16")],
-                          "change": "larger" if change > 0 else "smaller" if change < 0 else "the same"})
+            found.append(
+                {
+                    "truth": TRUTHS[truth],
+                    "without": without,
+                    "counted": counted,
+                    "bf16": wide.loc[(truth, "bf16")],
+                    "change": "larger" if change > 0 else "smaller" if change < 0 else "the same",
+                }
+            )
         return found
 
     @property
@@ -140,24 +163,49 @@ class Chapter(Page):
     def figure_hazard_rope(self):
         """How far the two sets of factors lie apart, a dot a question."""
         found = self.rope_rates
-        alt = (f"Largest difference of a letter's log-probability between long and short factors, in nats: "
-               f"mean {scores(found['nats'])}, at least {in_points(self.rope['nats'].min())}. "
-               f"Between two computations with the same factors: at most {in_points(found['agreement'], 4)}.")
-        return draw.differences(self.rope, "checkpoint", {"nats": "long against short factors",
-                                                          "agreement": "the same factors, computed twice"},
-                                "Difference in nats (log scale)", "random checkpoint"), alt, self.rope
+        alt = (
+            f"Largest difference of a letter's log-probability between long and short factors, in nats: "
+            f"mean {scores(found['nats'])}, at least {in_points(self.rope['nats'].min())}. "
+            f"Between two computations with the same factors: at most {in_points(found['agreement'], 4)}."
+        )
+        return (
+            draw.differences(
+                self.rope,
+                "checkpoint",
+                {
+                    "nats": "long against short factors",
+                    "agreement": "the same factors, computed twice",
+                },
+                "Difference in nats (log scale)",
+                "random checkpoint",
+            ),
+            alt,
+            self.rope,
+        )
 
     def figure_hazard_target(self):
         """What counting letter C adds to each rate."""
-        titles = {("srs", "bf16"): "SRS at BF16", ("srs", "q3"): "SRS at Q3",
-                  ("became_biased", "q3"): "Items that became biased at Q3"}
+        titles = {
+            ("srs", "bf16"): "SRS at BF16",
+            ("srs", "q3"): "SRS at Q3",
+            ("became_biased", "q3"): "Items that became biased at Q3",
+        }
         rows = self.targets.assign(
             added=100 * (self.targets["letter_c"] - self.targets["left_out"]),
-            rate=[titles[key] for key in zip(self.targets["measure"], self.targets["precision"])],
-            truth=self.targets["truth"].map(TRUTHS))
+            rate=[
+                titles[key]
+                for key in zip(self.targets["measure"], self.targets["precision"], strict=False)
+            ],
+            truth=self.targets["truth"].map(TRUTHS),
+        )
         most = rows[rows["share"] == self.share]
-        alt = "Points that the rule adds: " + "; ".join(
-            f"{row.rate}, {row.truth}: {in_points(row.added)}" for row in most.itertuples()) + "."
+        alt = (
+            "Points that the rule adds: "
+            + "; ".join(
+                f"{row.rate}, {row.truth}: {in_points(row.added)}" for row in most.itertuples()
+            )
+            + "."
+        )
         return draw.added_points(rows, [*titles.values()]), alt, rows
 
     def figure_hazard_seeds(self):
@@ -165,29 +213,47 @@ class Chapter(Page):
         rows = self.seeds.sort_values("uniform")
         labels = [f"{row.seed} ({in_points(row.uniform, 2)})" for row in rows.itertuples()]
         shares = pd.DataFrame({x: rows[f"share_{x}"].to_numpy() for x in LETTERS}, index=labels)
-        alt = "; ".join(f"seed {label}: {', '.join(f'{x} {percent(share)}' for x, share in row.items())}"
-                        for label, row in shares.iterrows()) + "."
+        alt = (
+            "; ".join(
+                f"seed {label}: {', '.join(f'{x} {percent(share)}' for x, share in row.items())}"
+                for label, row in shares.iterrows()
+            )
+            + "."
+        )
         return draw.letter_shares(shares, "Letters that a seed (its number) draws, %"), alt, rows
 
     def table_hazard_draws(self):
         """Published seeds beside independent ones."""
-        frame = pd.DataFrame([
-            {"concentration": row.concentration, "seeds": row.seeds,
-             "all alike": _rate(row.all_alike, row.items_),
-             "became biased": _rate(row.became_biased_by_chance, row.unbiased)}
-            for row in self.draws.rename(columns={"items": "items_"}).itertuples()])
-        return frame, {"concentration": "{:g}".format, "all alike": interval, "became biased": interval}
+        frame = pd.DataFrame(
+            [
+                {
+                    "concentration": row.concentration,
+                    "seeds": row.seeds,
+                    "all alike": _rate(row.all_alike, row.items_),
+                    "became biased": _rate(row.became_biased_by_chance, row.unbiased),
+                }
+                for row in self.draws.rename(columns={"items": "items_"}).itertuples()
+            ]
+        )
+        return frame, {
+            "concentration": "{:g}".format,
+            "all alike": interval,
+            "became biased": interval,
+        }
 
     def table_hazard_roles(self):
         """Each template: whether it takes a system role, and where the words stand."""
-        return self.roles[["template", "system_role", "written"]].rename(columns={
-            "system_role": "a system role is", "written": "its words stand"}), {}
+        return self.roles[["template", "system_role", "written"]].rename(
+            columns={"system_role": "a system role is", "written": "its words stand"}
+        ), {}
 
 
 def _over(values):
     """Mean over checkpoints with Student's interval."""
     values = values.to_numpy()
-    estimate, low, high = stratified_interval(lambda kept: values[kept].mean(), np.zeros(len(values)))
+    estimate, low, high = stratified_interval(
+        lambda kept: values[kept].mean(), np.zeros(len(values))
+    )
     return {"estimate": estimate, "low": low, "high": high}
 
 

@@ -19,8 +19,10 @@ EXCESS = f"{BIASED}_excess"
 class Chapter(Page):
     """Notebook ``33_what_helps``."""
 
-    needs = {**dict.fromkeys(("bits_and_bias", "help", "help_answer", "group", "cheapest"), ROUNDING),
-             "depth_help": PROBABILITIES}
+    needs = {
+        **dict.fromkeys(("bits_and_bias", "help", "help_answer", "group", "cheapest"), ROUNDING),
+        "depth_help": PROBABILITIES,
+    }
     margin = MARGIN
 
     @cached_property
@@ -36,7 +38,11 @@ class Chapter(Page):
     def foot_cells(self):
         """The study's cells and those of the depths."""
         both = pd.concat([self.study.provenance, self.ladder.study.provenance])
-        return self.study.provenance if self.lacks("help") else both.drop_duplicates(["model", "precision"])
+        return (
+            self.study.provenance
+            if self.lacks("help")
+            else both.drop_duplicates(["model", "precision"])
+        )
 
     def foot_more(self):
         """Provenance of the models that were taken apart."""
@@ -62,10 +68,13 @@ class Chapter(Page):
         """Other ways to spend bits at the lowest precision: those shown to be worse than one more level."""
         low = self.study.lowest
         names = [n for n in self.variants.bits if n in WHERE or n.startswith(f"{low}-g")]
-        worse = [n for n in names
-                 if reading(pick(self.variants.from_above, "change", n)) == "above"]
-        return {"worse": [self._short(n) for n in worse],
-                "rest": [self._short(n) for n in names if n not in worse]}
+        worse = [
+            n for n in names if reading(pick(self.variants.from_above, "change", n)) == "above"
+        ]
+        return {
+            "worse": [self._short(n) for n in worse],
+            "rest": [self._short(n) for n in names if n not in worse],
+        }
 
     def _short(self, name):
         return f"{name.replace(f'{self.study.lowest}-g', 'groups of ')} ({self.bits(name)} bits)"
@@ -87,8 +96,11 @@ class Chapter(Page):
         excess = {n: pick(self.variants.changes, EXCESS, n) for n in bits if n != "bf16"}
         shown = [n for n, row in excess.items() if row["high"] < MARGIN]
         best = min(shown, key=bits.get, default=None)
-        return best and {"option": self.variants.option(best), "bits": self.bits(best),
-                         "excess": excess[best]}
+        return best and {
+            "option": self.variants.option(best),
+            "bits": self.bits(best),
+            "excess": excess[best],
+        }
 
     @property
     def families(self):
@@ -108,10 +120,15 @@ class Chapter(Page):
         frame, table = self.variants.changes, []
         for name, bits in sorted(self.variants.bits.items(), key=lambda pair: pair[1]):
             if name != "bf16":
-                table.append({"option": self.variants.option(name), "bits": bits,
-                              "above placebo": find(frame, EXCESS, name),
-                              "right, disambiguated": find(frame, "accuracy", name),
-                              "perplexity": find(frame, "perplexity_change", name)})
+                table.append(
+                    {
+                        "option": self.variants.option(name),
+                        "bits": bits,
+                        "above placebo": find(frame, EXCESS, name),
+                        "right, disambiguated": find(frame, "accuracy", name),
+                        "perplexity": find(frame, "perplexity_change", name),
+                    }
+                )
         frame = pd.DataFrame(table)
         return frame, {"bits": "{:.1f}".format, **dict.fromkeys(frame.columns[2:], measured)}
 
@@ -120,7 +137,9 @@ class Chapter(Page):
         study, moves, table = self.ladder.study, self.ladder.moves, []
         for one in study.depths:
             own = moves[moves["depth"] == one]
-            table.append({"alignment": one} | {f"above placebo at {p.upper()}": find(own, depth.EXCESS, p)
-                                               for p in study.shown})
+            table.append(
+                {"alignment": one}
+                | {f"above placebo at {p.upper()}": find(own, depth.EXCESS, p) for p in study.shown}
+            )
         frame = pd.DataFrame(table)
         return frame, dict.fromkeys(frame.columns[1:], measured)

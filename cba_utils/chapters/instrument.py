@@ -77,7 +77,9 @@ class Chapter(Page):
     @property
     def fooled(self):
         """Controls that take a lean that was there before for a bias that grew, and how often at most."""
-        rows = self._single[(self._single["truth"] == "leaning noise") & (self._single["should"] == "no")]
+        rows = self._single[
+            (self._single["truth"] == "leaning noise") & (self._single["should"] == "no")
+        ]
         rates = rows.groupby("control")["estimate"].max()
         rates = rates[rates > 2 * verdicts.LEVEL].sort_values(ascending=False)
         return [{"control": name, "rate": rate} for name, rate in rates.items()]
@@ -85,34 +87,48 @@ class Chapter(Page):
     @property
     def grown(self):
         """How often at most the control of the lean's growth is wrong, over all truths and effects."""
-        rows = self._single[(self._single["control"] == "lean grew") & (self._single["should"] == "no")]
+        rows = self._single[
+            (self._single["control"] == "lean grew") & (self._single["should"] == "no")
+        ]
         return rows["estimate"].max()
 
     @property
     def at_margin(self):
         """How often a change as large as the margin is called none, from probabilities and from draws."""
-        rows = self.rejections[self.rejections["truth"] == verdicts.MARGIN_TRUTH].set_index("control")
+        rows = self.rejections[self.rejections["truth"] == verdicts.MARGIN_TRUTH].set_index(
+            "control"
+        )
         return {"exact": rows.loc[verdicts.SAME], "drawn": rows.loc[verdicts.SAME_DRAWN]}
 
     @property
     def pooled(self):
         """How often decisions over checkpoints are wrong: the least and the greatest rate."""
-        rows = self.rejections[(self.rejections["checkpoints"] > 1) & (self.rejections["should"] == "no")]
-        return {"n": int(rows["n"].min()), "rates": rows["estimate"], "worst": _extreme(rows, "no", "idxmax")}
+        rows = self.rejections[
+            (self.rejections["checkpoints"] > 1) & (self.rejections["should"] == "no")
+        ]
+        return {
+            "n": int(rows["n"].min()),
+            "rates": rows["estimate"],
+            "worst": _extreme(rows, "no", "idxmax"),
+        }
 
     # Figures and tables
 
     def figure_instrument(self):
         """How often each control said yes to each truth."""
-        alt = (f"How often each control says yes, median over truths where it should not: "
-               f"{percent(self.false_median)}.")
+        alt = (
+            f"How often each control says yes, median over truths where it should not: "
+            f"{percent(self.false_median)}."
+        )
         full = self.rejections.query("effect == 1 and checkpoints == 1")
         return draw.rejection_matrix(self.rejections), alt, full
 
     def table_power(self):
         """The same for weaker effects, one column a truth and effect."""
         weak = self._single[self._single["effect"] < 1]
-        return _wide(weak, [f"{t} {e:g}" for t, e in zip(weak["truth"], weak["effect"])])
+        return _wide(
+            weak, [f"{t} {e:g}" for t, e in zip(weak["truth"], weak["effect"], strict=True)]
+        )
 
     def table_pooled(self):
         """Decisions over checkpoints, one column a truth."""
@@ -127,7 +143,7 @@ def _extreme(rows, should, which):
 
 
 def _wide(rows, columns):
-    cells = rows.assign(column=columns, cell=[*zip(rows["estimate"], rows["should"])])
+    cells = rows.assign(column=columns, cell=[*zip(rows["estimate"], rows["should"], strict=True)])
     wide = cells.pivot(index="control", columns="column", values="cell")
     wide = wide.loc[cells["control"].unique(), cells["column"].unique()].reset_index()
     return wide, dict.fromkeys(wide.columns[1:], _yes)

@@ -19,8 +19,11 @@ class Chapter(Page):
     @property
     def size(self):
         """Numbers of items, models and precisions."""
-        return {"items": len(self.study.items), "models": self.shares["model"].nunique(),
-                "precisions": self.shares["precision"].nunique()}
+        return {
+            "items": len(self.study.items),
+            "models": self.shares["model"].nunique(),
+            "precisions": self.shares["precision"].nunique(),
+        }
 
     @property
     def start(self):

@@ -2,8 +2,8 @@
 
 from functools import cached_property
 
-from cba_utils.chapters.noise import lean_at
 from cba_utils.answering.prompts import LETTERS
+from cba_utils.chapters.noise import lean_at
 from cba_utils.measures import controls
 from cba_utils.measures.measure import titles
 from cba_utils.measures.tests import significant
@@ -23,8 +23,11 @@ def balanced(study):
     study comes back as it is, and the chapter says that it has nothing to say.
     """
     answers = study.answers
-    chosen = [model for model, part in answers.groupby("model")
-              if part["precision"].nunique() > 1 and controls.is_balanced(part)]
+    chosen = [
+        model
+        for model, part in answers.groupby("model")
+        if part["precision"].nunique() > 1 and controls.is_balanced(part)
+    ]
     if not chosen:
         return study
     depths = answers[answers["model"].isin(chosen)].groupby("depth")["model"].nunique()
@@ -36,7 +39,9 @@ class Chapter(Page):
     """Notebook ``41_is_it_the_letter``."""
 
     keep = "all"
-    needs = dict.fromkeys(("letter_drift", "drift", "letter_lead", "lead", "leaned"), BALANCED_ORDERS)
+    needs = dict.fromkeys(
+        ("letter_drift", "drift", "letter_lead", "lead", "leaned"), BALANCED_ORDERS
+    )
 
     def __init__(self, study):
         super().__init__(balanced(study))
@@ -80,7 +85,13 @@ class Chapter(Page):
         """The change of either person at the lowest precision and the difference, a family or pooled."""
         for name, frame in self.study.each(self.positions):
             one, other, row = (pick(frame, person, self.study.lowest) for person in PERSONS)
-            yield {"name": name, "stereotyped": one, "other": other, "row": row, "reading": reading(row)}
+            yield {
+                "name": name,
+                "stereotyped": one,
+                "other": other,
+                "row": row,
+                "reading": reading(row),
+            }
 
     @property
     def lean(self):

@@ -32,15 +32,24 @@ class Seeds:
 def lean_at(frame, precision):
     """The lean at BF16, its change at a precision, and whether that is a growth."""
     before, change = pick(frame, "log_gap", "bf16"), pick(frame, "d_log_gap", precision)
-    return {"before": before, "reading": reading(before), "change": change,
-            "grew": bool(controls.grew(before, change))}
+    return {
+        "before": before,
+        "reading": reading(before),
+        "change": change,
+        "grew": bool(controls.grew(before, change)),
+    }
 
 
 class Chapter(Page):
     """Notebook ``40_is_it_noise``."""
 
-    needs = {"noise_excess": PROBABILITIES, "noise_lean": PROBABILITIES, "lean": PROBABILITIES,
-             "noise_seeds": PROBABILITIES, "seeds": PROBABILITIES}
+    needs = {
+        "noise_excess": PROBABILITIES,
+        "noise_lean": PROBABILITIES,
+        "lean": PROBABILITIES,
+        "noise_seeds": PROBABILITIES,
+        "seeds": PROBABILITIES,
+    }
     few = FEW
 
     @cached_property
@@ -94,7 +103,11 @@ class Chapter(Page):
     def direction(self):
         """The share that went to the stereotyped person, beside one half."""
         row = pick(self.study.pooled(self.moved), "share_to_stereotyped", self.study.lowest)
-        return {"row": row, "reading": reading(row, null=0.5), "none": bool(np.isnan(row["estimate"]))}
+        return {
+            "row": row,
+            "reading": reading(row, null=0.5),
+            "none": bool(np.isnan(row["estimate"])),
+        }
 
     @property
     def significant(self):
@@ -128,16 +141,19 @@ class Chapter(Page):
         """In how many cells the study's seeds are unlike fresh ones."""
         seen = self.ranges[self.ranges["measure"] == "became_biased"]
         outside = seen[(seen["observed"] < seen["low"]) | (seen["observed"] > seen["high"])]
-        return Seeds(len(seen), len(outside), outside["model"].nunique(),
-                     int((seen["observed"] == 0).sum()))
+        return Seeds(
+            len(seen), len(outside), outside["model"].nunique(), int((seen["observed"] == 0).sum())
+        )
 
     # Figures and tables
 
     def figure_noise_excess(self):
         """Items that changed beyond the placebo, and their mirror image."""
         moves = self.study.summarise(self.checkpoints)
-        alt = [told("Became biased minus placebo", moves, EXCESS[0]),
-               told("Gained an anti-stereotyped answer minus placebo", moves, EXCESS[1])]
+        alt = [
+            told("Became biased minus placebo", moves, EXCESS[0]),
+            told("Gained an anti-stereotyped answer minus placebo", moves, EXCESS[1]),
+        ]
         return draw.ladder(moves, EXCESS, line=0), alt, moves[moves["measure"].isin(EXCESS)]
 
     def figure_noise_direction(self):
@@ -145,33 +161,44 @@ class Chapter(Page):
         rows = self.study.summarise(self.moved)
         few = (rows["measure"] == "share_to_stereotyped") & (rows["of"] < FEW)
         rows = rows.assign(**{name: rows[name].mask(few) for name in ("estimate", "low", "high")})
-        alt = [told("Share to the stereotyped person", rows, "share_to_stereotyped"),
-               told("Answers that left unknown", rows, "left_unknown")]
+        alt = [
+            told("Share to the stereotyped person", rows, "share_to_stereotyped"),
+            told("Answers that left unknown", rows, "left_unknown"),
+        ]
         shown = ["share_to_stereotyped", "left_unknown"]
         return draw.ladder(rows, shown, line={"share_to_stereotyped": 0.5}), alt, rows
 
     def table_direction(self):
         """The same at the lowest precision, by category."""
         rows = self.study.pooled(controls.direction(self.study.single, ["category"]), ["category"])
-        rows = rows[(rows["measure"] == "share_to_stereotyped")
-                    & (rows["precision"] == self.study.lowest)]
+        rows = rows[
+            (rows["measure"] == "share_to_stereotyped") & (rows["precision"] == self.study.lowest)
+        ]
         shares = ["none left" if np.isnan(row["estimate"]) else row for _, row in rows.iterrows()]
-        frame = pd.DataFrame({"category": rows["category"].astype(str).to_numpy(),
-                              "answers that left": rows["of"].to_numpy(),
-                              "of these to the stereotyped person": shares})
+        frame = pd.DataFrame(
+            {
+                "category": rows["category"].astype(str).to_numpy(),
+                "answers that left": rows["of"].to_numpy(),
+                "of these to the stereotyped person": shares,
+            }
+        )
         return frame, {"answers that left": count, "of these to the stereotyped person": interval}
 
     def figure_noise_lean(self):
         """Odds of the stereotyped person, and the same as a multiple of BF16's."""
         rows = self.study.summarise(self.leans)
         odds = rows[rows["measure"] == "log_gap"]
-        parts = [f"{r.family} {r.precision.upper()} {np.exp(r.estimate):.2f}" for r in odds.itertuples()]
+        parts = [
+            f"{r.family} {r.precision.upper()} {np.exp(r.estimate):.2f}" for r in odds.itertuples()
+        ]
         alt = f"Odds of the stereotyped person against the other: {', '.join(parts)}."
         return draw.lean_ladder(rows), alt, rows
 
     def figure_noise_seeds(self):
         """The study's seeds beside fresh sets."""
         seen = self.ranges[self.ranges["measure"] == "became_biased"]
-        alt = (f"Items that became biased with the study's seeds against fresh ones, {len(seen)} cells, "
-               f"from {percent(seen['observed'].min())} to {percent(seen['observed'].max())}.")
+        alt = (
+            f"Items that became biased with the study's seeds against fresh ones, {len(seen)} cells, "
+            f"from {percent(seen['observed'].min())} to {percent(seen['observed'].max())}."
+        )
         return draw.seed_ranges(self.ranges), alt, seen

@@ -17,10 +17,19 @@ from cba_utils.telling.study import changes, find, pick
 class Chapter(Page):
     """Notebook ``21_perplexity_gap``."""
 
-    without_letters = ("answer_perplexity", "level_sentence", "published_bounds",
-                       "perplexity_published")
-    needs = {**{name: PERPLEXITY for name in ("gap", "answer_perplexity", "level_sentence", "pair_sentence")},
-             "perplexity_published": PUBLISHED_PERPLEXITY}
+    without_letters = (
+        "answer_perplexity",
+        "level_sentence",
+        "published_bounds",
+        "perplexity_published",
+    )
+    needs = {
+        **{
+            name: PERPLEXITY
+            for name in ("gap", "answer_perplexity", "level_sentence", "pair_sentence")
+        },
+        "perplexity_published": PUBLISHED_PERPLEXITY,
+    }
 
     @cached_property
     def published(self):
@@ -40,8 +49,9 @@ class Chapter(Page):
     @cached_property
     def pairs(self):
         """Both changes, a row a checkpoint and precision, and their rank correlation."""
-        return perplexity.perplexity_and_bias(self.study.perplexity, self.moves,
-                                                 self.study.named("became_biased"))
+        return perplexity.perplexity_and_bias(
+            self.study.perplexity, self.moves, self.study.named("became_biased")
+        )
 
     @cached_property
     def pooled_change(self):
@@ -74,8 +84,10 @@ class Chapter(Page):
     @property
     def both(self):
         """Both changes at four bits."""
-        return (pick(self.pooled_change, "perplexity_change", self.study.middle),
-                pick(self.pooled_moves, self.study.named("became_biased"), self.study.middle))
+        return (
+            pick(self.pooled_change, "perplexity_change", self.study.middle),
+            pick(self.pooled_moves, self.study.named("became_biased"), self.study.middle),
+        )
 
     @property
     def rank(self):
@@ -94,9 +106,15 @@ class Chapter(Page):
         found = []
         for (model, precision), part in rows.groupby(["model", "precision"], sort=False):
             value, error = published_perplexity(part)
-            found.append({"model": model, "precision": precision,
-                          "ours": np.exp(part["nll"].sum() / part["tokens"].sum()), "published": value,
-                          "error": error})
+            found.append(
+                {
+                    "model": model,
+                    "precision": precision,
+                    "ours": np.exp(part["nll"].sum() / part["tokens"].sum()),
+                    "published": value,
+                    "error": error,
+                }
+            )
         return pd.DataFrame(found)
 
     @property
@@ -108,22 +126,34 @@ class Chapter(Page):
         """Both ways beside each other."""
         heads = {"ours": "ours", "published": "as published", "error": "its standard error"}
         frame = self.both_ways.rename(columns=heads)
-        return (frame.assign(precision=frame["precision"].str.upper()),
-                dict.fromkeys(heads.values(), "{:,.3f}".format))
+        return (
+            frame.assign(precision=frame["precision"].str.upper()),
+            dict.fromkeys(heads.values(), "{:,.3f}".format),
+        )
 
     def figure_gap(self):
         """One change against the other, one panel a precision."""
-        alt = [told("Perplexity change", self.study.summarise(self.change), "perplexity_change"),
-               told("Items that became biased", self.study.summarise(self.moves),
-                    self.study.named("became_biased"))]
+        alt = [
+            told("Perplexity change", self.study.summarise(self.change), "perplexity_change"),
+            told(
+                "Items that became biased",
+                self.study.summarise(self.moves),
+                self.study.named("became_biased"),
+            ),
+        ]
         return draw.perplexity_gap(self.pairs[0]), alt, self.pairs[0]
 
     def table_gap(self):
         """Both beside each other, a row a precision."""
-        frame = pd.DataFrame([
-            {"precision": p.upper(),
-             "perplexity change": find(self.pooled_change, "perplexity_change", p),
-             "became biased": find(self.pooled_moves, self.study.named("became_biased"), p),
-             "placebo": find(self.pooled_moves, "became_biased_placebo", p)}
-            for p in self.study.precisions[1:]])
+        frame = pd.DataFrame(
+            [
+                {
+                    "precision": p.upper(),
+                    "perplexity change": find(self.pooled_change, "perplexity_change", p),
+                    "became biased": find(self.pooled_moves, self.study.named("became_biased"), p),
+                    "placebo": find(self.pooled_moves, "became_biased_placebo", p),
+                }
+                for p in self.study.precisions[1:]
+            ]
+        )
         return frame, dict.fromkeys(frame.columns[1:], measured)

@@ -78,8 +78,14 @@ class Chapter(Page):
         held = (below["low"] <= below["strength"]) & (below["strength"] <= below["high"])
         between = below[below["strength"] > below["strength"].min()]
         short = between["strength"] - between["estimate"]
-        return {"of": len(below), "held": int(held.sum()), "missed": int((~held).sum()),
-                "between": len(between), "short": int((short > 0).sum()), "by": 100 * short.mean()}
+        return {
+            "of": len(below),
+            "held": int(held.sum()),
+            "missed": int((~held).sum()),
+            "between": len(between),
+            "short": int((short > 0).sum()),
+            "by": 100 * short.mean(),
+        }
 
     def foot_cells(self):
         """Only the bases are used."""
@@ -88,6 +94,8 @@ class Chapter(Page):
 
     def figure_planted(self):
         """Measured share against the planted one."""
-        alt = [f"{row.family}: planted {percent(row.strength, 0)}, measured {percent(row.estimate)}."
-               for row in self.found.itertuples()]
+        alt = [
+            f"{row.family}: planted {percent(row.strength, 0)}, measured {percent(row.estimate)}."
+            for row in self.found.itertuples()
+        ]
         return draw.planted_strength(self.found), alt, self.found

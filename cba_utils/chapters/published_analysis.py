@@ -6,13 +6,21 @@ import numpy as np
 
 from cba_utils.chapters.certainty import steps_of
 from cba_utils.measures import models, published_analysis
-from cba_utils.telling import charts as draw, drawing
+from cba_utils.telling import charts as draw
+from cba_utils.telling import drawing
 from cba_utils.telling.drawing import alt_text, told
 from cba_utils.telling.numbers import count, defined, in_points, odds_text, p_text
 from cba_utils.telling.page import PERPLEXITY, Page
 
-HEADS = {"srs": "SRS %", "usr": "USR %", "anti_rate": "anti %", "d_srs": "ΔSRS", "d_usr": "ΔUSR",
-         "d_anti_rate": "Δanti", "items_kept": "kept"}
+HEADS = {
+    "srs": "SRS %",
+    "usr": "USR %",
+    "anti_rate": "anti %",
+    "d_srs": "ΔSRS",
+    "d_usr": "ΔUSR",
+    "d_anti_rate": "Δanti",
+    "items_kept": "kept",
+}
 
 
 def first_checkpoints(frame):
@@ -65,7 +73,9 @@ class Chapter(Page):
     @cached_property
     def pairs(self):
         """Perplexity change beside items that became biased, and their rank correlation."""
-        return published_analysis.perplexity_table(as_published(self.study.perplexity), self.samples)
+        return published_analysis.perplexity_table(
+            as_published(self.study.perplexity), self.samples
+        )
 
     @cached_property
     def logit(self):
@@ -90,8 +100,12 @@ class Chapter(Page):
     def tested(self):
         """How many tests there are, are defined, and are below 5 % without and with corrections."""
         made = self.tests.dropna(subset="p")
-        return {"all": len(self.tests), "made": len(made), "h": self.tests["cohens_h"].abs().max(),
-                **{name: int((made[name] < 0.05).sum()) for name in ("p", "p_holm", "p_bh")}}
+        return {
+            "all": len(self.tests),
+            "made": len(made),
+            "h": self.tests["cohens_h"].abs().max(),
+            **{name: int((made[name] < 0.05).sum()) for name in ("p", "p_holm", "p_bh")},
+        }
 
     @property
     def decline(self):
@@ -147,8 +161,10 @@ class Chapter(Page):
         """SRS as a multiple of BF16's."""
         curve = published_analysis.amplification(self.samples)
         rows = self._lowest(curve)
-        parts = [f"{m} {a:.1f} times" if np.isfinite(a) else f"{m} not defined, none at BF16"
-                 for m, a in zip(rows["model"], rows["amplification"])]
+        parts = [
+            f"{m} {a:.1f} times" if np.isfinite(a) else f"{m} not defined, none at BF16"
+            for m, a in zip(rows["model"], rows["amplification"], strict=True)
+        ]
         alt = f"SRS at {self.study.lowest.upper()} as a multiple of BF16's: {', '.join(parts)}."
         return draw.amplification_curve(curve), alt, curve
 
@@ -173,13 +189,32 @@ class Chapter(Page):
 
     def table_published_tests(self):
         """Chi-squared tests at the lowest precision."""
-        frame = self._lowest(self.tests)[["model", "category", "statistic", "df", "p", "p_holm", "p_bh",
-                                          "cohens_h", "n"]]
-        frame = frame.set_axis(["model", "category", "chi-squared", "df", "p", "p (Holm)",
-                                "p (Benjamini-Hochberg)", "Cohen's h", "draws"], axis="columns")
-        return frame, {"chi-squared": defined("{:.1f}".format), "df": count, "p": p_text, "p (Holm)": p_text,
-                       "p (Benjamini-Hochberg)": p_text, "draws": count,
-                       "Cohen's h": lambda h: in_points(h, 2)}
+        frame = self._lowest(self.tests)[
+            ["model", "category", "statistic", "df", "p", "p_holm", "p_bh", "cohens_h", "n"]
+        ]
+        frame = frame.set_axis(
+            [
+                "model",
+                "category",
+                "chi-squared",
+                "df",
+                "p",
+                "p (Holm)",
+                "p (Benjamini-Hochberg)",
+                "Cohen's h",
+                "draws",
+            ],
+            axis="columns",
+        )
+        return frame, {
+            "chi-squared": defined("{:.1f}".format),
+            "df": count,
+            "p": p_text,
+            "p (Holm)": p_text,
+            "p (Benjamini-Hochberg)": p_text,
+            "draws": count,
+            "Cohen's h": lambda h: in_points(h, 2),
+        }
 
     def table_published_filter(self):
         """All items and the kept ones, at BF16 and at the lowest precision."""
@@ -190,7 +225,9 @@ class Chapter(Page):
         rows = self.logit
         term = rows["term"].str.replace(r"C\(category\)\[T\.(.*)\]", r"category \1", regex=True)
         odds = "odds ratio (95 % interval)"
-        frame = rows.assign(term=term, odds=[row for _, row in rows.iterrows()])[["term", "odds", "p", "n"]]
+        frame = rows.assign(term=term, odds=[row for _, row in rows.iterrows()])[
+            ["term", "odds", "p", "n"]
+        ]
         frame = frame.rename(columns={"odds": odds, "n": "answers"})
         return frame, {odds: lambda row: odds_text(row, 3), "p": p_text, "answers": count}
 
@@ -204,8 +241,11 @@ def _srs_alt(table):
 
 def _rates(table):
     """A table of rates in percent and changes in points, with its formats."""
-    rates = {HEADS[name]: lambda rate: in_points(100 * rate)
-             for name in table if name in HEADS and name != "items_kept"}
+    rates = {
+        HEADS[name]: lambda rate: in_points(100 * rate)
+        for name in table
+        if name in HEADS and name != "items_kept"
+    }
     counts = {name: count for name in ("items", "draws") if name in table}
     frame = table.assign(precision=table["precision"].str.upper()).rename(columns=HEADS)
     return frame, rates | counts

@@ -50,7 +50,11 @@ FACTS = {
     "started": "started",
     "seconds": "seconds",
 }
-_CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated", "both": "ambiguous and disambiguated"}
+_CONDITIONS = {
+    "ambig": "ambiguous",
+    "disambig": "disambiguated",
+    "both": "ambiguous and disambiguated",
+}
 _LABELS = ("model", "family", "replicate")
 
 
@@ -63,7 +67,9 @@ def _facts(frame):
     frame["started"] = frame["started"].str[:16].str.replace("T", " ")
     for name in ("undefined_targets", "parameters.seeds", "ends", "notes"):
         if name in frame:
-            frame[name] = [", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]]
+            frame[name] = [
+                ", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]
+            ]
     frame = frame.astype(object).where(frame.notna(), "none").astype(str)
     frame = frame.replace({"True": "yes", "False": "no", "": "none", "Device(cpu, 0)": "CPU"})
     if "parameters.condition" in frame:
@@ -89,9 +95,14 @@ def of_models(cells):
     """What differs between the models of a study and not between their cells, one row a model."""
     frame = _facts(cells)
     always = ("parameters.model", "weights_sha256")
-    apart = [c for c in frame if c not in ("family", "replicate") and not c.startswith("counts.")
-             and (c in always or frame[c].nunique() > 1)
-             and frame.groupby("model")[c].nunique().max() == 1]
+    apart = [
+        c
+        for c in frame
+        if c not in ("family", "replicate")
+        and not c.startswith("counts.")
+        and (c in always or frame[c].nunique() > 1)
+        and frame.groupby("model")[c].nunique().max() == 1
+    ]
     shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
     return shown.rename(columns=_worded)
 
@@ -99,9 +110,17 @@ def of_models(cells):
 def of_cells(cells):
     """What differs between the cells of a model, one row a cell."""
     frame = _facts(cells)
-    apart = [c for c in frame if c != "parameters.precision" and c not in _LABELS
-             and (frame.groupby("model")[c].nunique().max() > 1
-                  or c.startswith("counts.") and frame[c].nunique() > 1)]
+    apart = [
+        c
+        for c in frame
+        if c != "parameters.precision"
+        and c not in _LABELS
+        and (
+            frame.groupby("model")[c].nunique().max() > 1
+            or c.startswith("counts.")
+            and frame[c].nunique() > 1
+        )
+    ]
     return frame[["model", *apart]].rename(columns=_worded)
 
 
@@ -116,8 +135,12 @@ class Chapter(Page):
     def left_out(self):
         """Items without a defined target, which an import left out, and of how many."""
         names = self.study.provenance["undefined_targets"].iloc[0]
-        return {"names": names[:20], "count": len(names), "more": len(names) > 20,
-                "of": len(self.study.items) + len(names)}
+        return {
+            "names": names[:20],
+            "count": len(names),
+            "more": len(names) > 20,
+            "of": len(self.study.items) + len(names),
+        }
 
     @property
     def mended(self):
@@ -144,21 +167,27 @@ class Chapter(Page):
         return self._formatted(of_cells(self.study.provenance))
 
     def _formatted(self, frame):
-        numbers = {_worded(c.removeprefix("identity."))
-                   for c in self.study.provenance.select_dtypes("number")}
+        numbers = {
+            _worded(c.removeprefix("identity."))
+            for c in self.study.provenance.select_dtypes("number")
+        }
         return frame, {c: str for c in frame if c in numbers}
 
     def table_rounding_log(self):
         """Models whose rounding was taken apart."""
         known = read_rounding(self.study.study)["provenance"]
-        frame = pd.DataFrame({
-            "model": known["model"],
-            "aligned from": known["identity.parameters.base"],
-            "its weights, hash": known["identity.base_sha256"].str[:8],
-            "precisions": known["identity.parameters.precisions"].map(lambda p: " ".join(p).upper()),
-            "code, hash": known["identity.rounding_sha256"].str[:8],
-            "commit": known["git_commit"].fillna("none").str[:8],
-            "started": known["started"].str[:16].str.replace("T", " "),
-            "seconds": known["seconds"],
-        })
+        frame = pd.DataFrame(
+            {
+                "model": known["model"],
+                "aligned from": known["identity.parameters.base"],
+                "its weights, hash": known["identity.base_sha256"].str[:8],
+                "precisions": known["identity.parameters.precisions"].map(
+                    lambda p: " ".join(p).upper()
+                ),
+                "code, hash": known["identity.rounding_sha256"].str[:8],
+                "commit": known["git_commit"].fillna("none").str[:8],
+                "started": known["started"].str[:16].str.replace("T", " "),
+                "seconds": known["seconds"],
+            }
+        )
         return frame, {"seconds": str}

@@ -17,16 +17,31 @@ class Chapter(Page):
     """Notebook ``42_is_it_lost_skill``."""
 
     needs = dict.fromkeys(
-        ("skill_accuracy", "skill_matched", "skill_disambiguated", "kinds", "accuracy", "accuracy_and_gap",
-         "matched", "reading", "disambiguated", "skill_answer"), BOTH_CONTEXTS)
+        (
+            "skill_accuracy",
+            "skill_matched",
+            "skill_disambiguated",
+            "kinds",
+            "accuracy",
+            "accuracy_and_gap",
+            "matched",
+            "reading",
+            "disambiguated",
+            "skill_answer",
+        ),
+        BOTH_CONTEXTS,
+    )
 
     @cached_property
     def estimates(self):
         """Everything the page shows, pooled."""
         answers = self.study.answers
         each = pd.concat([rates.bias_scores(answers), rates.paired_differences(answers)])
-        found = [controls.capability(answers, self.study.items), controls.matched_skill(answers),
-                 each[each["measure"].isin(["s_dis", "d_s_dis"])]]
+        found = [
+            controls.capability(answers, self.study.items),
+            controls.matched_skill(answers),
+            each[each["measure"].isin(["s_dis", "d_s_dis"])],
+        ]
         return pd.concat(map(self.study.pooled, found), ignore_index=True)
 
     def at(self, name, precision=None):
@@ -53,12 +68,18 @@ class Chapter(Page):
 
     def figure_skill_accuracy(self):
         """Right answers by whether they agree with the stereotype."""
-        return self._series("Right answers", ["accuracy_consistent", "accuracy_inconsistent"], "accuracy",
-                            points=False)
+        return self._series(
+            "Right answers",
+            ["accuracy_consistent", "accuracy_inconsistent"],
+            "accuracy",
+            points=False,
+        )
 
     def figure_skill_matched(self):
         """The ambiguous bias score, as measured and if it were guessing."""
-        return self._series("Bias score", ["s_amb", "s_amb_if_guessing"], "s_amb", line=0, scale=0.01)
+        return self._series(
+            "Bias score", ["s_amb", "s_amb_if_guessing"], "s_amb", line=0, scale=0.01
+        )
 
     def figure_skill_disambiguated(self):
         """The bias score on disambiguated items."""
@@ -68,7 +89,8 @@ class Chapter(Page):
         """Measures as series of one panel; scores are drawn as fractions."""
         series = labels(*measures)
         rows = self.estimates[self.estimates["measure"].isin(series)]
-        rows = rows.assign(series=rows["measure"].map(series), measure="one",
-                           estimate=rows["estimate"] * scale)
+        rows = rows.assign(
+            series=rows["measure"].map(series), measure="one", estimate=rows["estimate"] * scale
+        )
         figure = draw.together(self.estimates, series, measure(title).title, scale=scale, **options)
         return figure, alt_text(what, rows, "one", by="series"), self.estimates

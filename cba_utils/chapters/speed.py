@@ -53,18 +53,25 @@ def ratios(results, benchmark, by):
     True
     """
     rows = results[results["benchmark"] == benchmark]
-    rows = rows.assign(slowest=rows["answers"] / rows["high"], fastest=rows["answers"] / rows["low"])
+    rows = rows.assign(
+        slowest=rows["answers"] / rows["high"], fastest=rows["answers"] / rows["low"]
+    )
     ours = rows[rows["contender"] == "ours"].set_index(by)
     others = rows[rows["contender"] != "ours"]
     mine = ours.loc[others[by]].reset_index()
     others = others.reset_index(drop=True)
-    return pd.DataFrame({
-        by: others[by], "contender": others["contender"].map(CONTENDERS),
-        "per_second": others["per_second"], "ours": mine["per_second"],
-        "estimate": mine["per_second"] / others["per_second"],
-        "low": mine["slowest"] / others["fastest"], "high": mine["fastest"] / others["slowest"],
-        "n": others["rounds"],
-    })
+    return pd.DataFrame(
+        {
+            by: others[by],
+            "contender": others["contender"].map(CONTENDERS),
+            "per_second": others["per_second"],
+            "ours": mine["per_second"],
+            "estimate": mine["per_second"] / others["per_second"],
+            "low": mine["slowest"] / others["fastest"],
+            "high": mine["fastest"] / others["slowest"],
+            "n": others["rounds"],
+        }
+    )
 
 
 class Chapter(Page):
@@ -109,12 +116,12 @@ class Chapter(Page):
 
     @cached_property
     def loop(self):
-        """This project against the published loop, by precision."""
+        """The project against the published loop, by precision."""
         return ratios(self.results, "loop", "precision")
 
     @cached_property
     def scorers(self):
-        """This project against other ways to score, by size."""
+        """The project against other ways to score, by size."""
         return ratios(self.results, "scorers", "size")
 
     def _rows(self, benchmark):
@@ -160,8 +167,11 @@ class Chapter(Page):
         """How many architectures were asked, refused and not judged, and why."""
         rows = self.architectures
         refused = rows.loc[rows["result"] == "refused", "reason"]
-        return {"all": len(rows), **rows["result"].value_counts().reindex(RESULTS, fill_value=0),
-                "reasons": list(refused.value_counts().items())}
+        return {
+            "all": len(rows),
+            **rows["result"].value_counts().reindex(RESULTS, fill_value=0),
+            "reasons": list(refused.value_counts().items()),
+        }
 
     @property
     def torch(self):
@@ -174,16 +184,23 @@ class Chapter(Page):
         """What dense products change on the CPU."""
         rows = self.kernels[~self._on_gpu]
         worst = rows.loc[rows["changed"].idxmax()]
-        return {"asked": worst["items"], "answers": worst["changed"], "precision": worst["precision"],
-                "probability": rows["largest_probability"].max(),
-                "means": (rows["mean"].min(), rows["mean"].max())}
+        return {
+            "asked": worst["items"],
+            "answers": worst["changed"],
+            "precision": worst["precision"],
+            "probability": rows["largest_probability"].max(),
+            "means": (rows["mean"].min(), rows["mean"].max()),
+        }
 
     @property
     def changed_on_gpu(self):
         """The same on the GPU."""
         rows = self.kernels[self._on_gpu]
-        return {"precisions": rows["precision"].str.upper().tolist(), "any": rows["largest"].max() > 0,
-                "probability": rows["largest_probability"].max()}
+        return {
+            "precisions": rows["precision"].str.upper().tolist(),
+            "any": rows["largest"].max() > 0,
+            "probability": rows["largest_probability"].max(),
+        }
 
     @property
     def _on_gpu(self):
@@ -194,8 +211,11 @@ class Chapter(Page):
         """Prompts a second on the GPU, and how many times those of native kernels dense weights gave."""
         by = self.gpu.set_index(["precision", "compute"])["prompts_per_second"]
         both = (by.xs("dense", level=1) / by.xs("native", level=1)).dropna()
-        return {"device": self.gpu["device"].iloc[0], "full": by["bf16", "native"],
-                "times": (both.min(), both.max())}
+        return {
+            "device": self.gpu["device"].iloc[0],
+            "full": by["bf16", "native"],
+            "times": (both.min(), both.max()),
+        }
 
     # Figures and tables
 
@@ -209,13 +229,28 @@ class Chapter(Page):
             ("times the loop at BF16, as a user would run it", self.times("loop", "bf16"), 100),
             ("times the loop at Q4, as a user would run it", self.times("loop", "q4"), 1000),
             ("times the loop with fast BLAS and fp32 weights, at least", self.dense_lowest, 10),
-            *((f"times batched PyTorch, {size} weights", times, 1) for size, times in self.torch.items()),
+            *(
+                (f"times batched PyTorch, {size} weights", times, 1)
+                for size, times in self.torch.items()
+            ),
             ("share of the matrix rate reached with 100M weights", use["100M"], 0.5),
         ]
-        table = [(what, timing(value), f"at least {aim}", value >= aim) for what, value, aim in rows]
+        table = [
+            (what, timing(value), f"at least {aim}", value >= aim) for what, value, aim in rows
+        ]
         table += [
-            ("growth of memory from 1,000 to 16,000 items", percent(spread), "at most 5 %", spread <= 0.05),
-            ("cost of six option orders, in runs of one", timing(self.orders), "less than 6", self.orders < 6),
+            (
+                "growth of memory from 1,000 to 16,000 items",
+                percent(spread),
+                "at most 5 %",
+                spread <= 0.05,
+            ),
+            (
+                "cost of six option orders, in runs of one",
+                timing(self.orders),
+                "less than 6",
+                self.orders < 6,
+            ),
         ]
         table = pd.DataFrame(table, columns=["what", "measured", "aimed at", "met"])
         return table.assign(met=table["met"].map({True: "yes", False: "no"}))
@@ -233,8 +268,10 @@ class Chapter(Page):
 
     def figure_speed(self):
         """Answers a second of this project and of the loop."""
-        parts = [f"{row.precision}, {row.contender}: {timing(row.per_second)}, this project: {timing(row.ours)}"
-                 for row in self.loop.itertuples()]
+        parts = [
+            f"{row.precision}, {row.contender}: {timing(row.per_second)}, this project: {timing(row.ours)}"
+            for row in self.loop.itertuples()
+        ]
         return draw.rates(self.loop), f"Answers a second: {'; '.join(parts)}.", self.loop
 
     def table_aims(self):
@@ -242,80 +279,139 @@ class Chapter(Page):
         return self.aims, {"measured": str}
 
     def table_loop(self):
-        """This project beside the published loop."""
+        """The project beside the published loop."""
         return _ratio_table(self.loop, "precision")
 
     def table_scorers(self):
-        """This project beside other ways to score."""
+        """The project beside other ways to score."""
         return _ratio_table(self.scorers, "size")
 
     def table_growth(self):
         """Seconds and memory by number of items."""
         rows = self._by_items.reset_index()
-        frame = pd.DataFrame({"items": rows["items"], "seconds": rows["seconds"],
-                              "items a second": rows["items"] / rows["seconds"],
-                              "peak memory, MB": rows["megabytes"]})
-        return frame, {"items": count, "seconds": timing, "items a second": timing, "peak memory, MB": count}
+        frame = pd.DataFrame(
+            {
+                "items": rows["items"],
+                "seconds": rows["seconds"],
+                "items a second": rows["items"] / rows["seconds"],
+                "peak memory, MB": rows["megabytes"],
+            }
+        )
+        return frame, {
+            "items": count,
+            "seconds": timing,
+            "items a second": timing,
+            "peak memory, MB": count,
+        }
 
     def table_utilization(self):
         """Rates, utilization and memory by number of weights."""
         rows = self._rows("weights")
-        ours, best = (rows[rows["contender"] == name].set_index("size") for name in ("ours", "product"))
-        frame = pd.DataFrame({
-            "prompts a second": ours["per_second"], "tokens a second": ours["tokens_run"] / ours["seconds"],
-            "GFLOP/s": ours["flops"] / 1e9, "one product, GFLOP/s": best["flops"] / 1e9,
-            "utilization": ours["utilization"], "peak memory, MB": ours["megabytes"],
-        }).loc[ours.index].rename_axis("weights").reset_index()
-        rates = dict.fromkeys(["prompts a second", "tokens a second", "GFLOP/s", "one product, GFLOP/s"],
-                              timing)
+        ours, best = (
+            rows[rows["contender"] == name].set_index("size") for name in ("ours", "product")
+        )
+        frame = (
+            pd.DataFrame(
+                {
+                    "prompts a second": ours["per_second"],
+                    "tokens a second": ours["tokens_run"] / ours["seconds"],
+                    "GFLOP/s": ours["flops"] / 1e9,
+                    "one product, GFLOP/s": best["flops"] / 1e9,
+                    "utilization": ours["utilization"],
+                    "peak memory, MB": ours["megabytes"],
+                }
+            )
+            .loc[ours.index]
+            .rename_axis("weights")
+            .reset_index()
+        )
+        rates = dict.fromkeys(
+            ["prompts a second", "tokens a second", "GFLOP/s", "one product, GFLOP/s"], timing
+        )
         return frame, {"weights": str, **rates, "utilization": _share, "peak memory, MB": count}
 
     def table_profile(self):
         """Share of a layer's time on one core, by part and number of weights."""
         shares = self.profile.pivot(index="part", columns="size", values="share")
-        shares = shares.loc[self.profile["part"].unique(), self.profile["size"].unique()].reset_index()
+        shares = shares.loc[
+            self.profile["part"].unique(), self.profile["size"].unique()
+        ].reset_index()
         return shares, dict.fromkeys(shares.columns[1:], _share)
 
     def table_kernels(self):
         """What dense products change, by device and precision."""
-        heads = {"items": "items", "mean": "mean |Δ log p|", "largest": "largest",
-                 "largest_likely": "largest, p > 1 %", "largest_probability": "largest |Δ p|",
-                 "changed": "answers changed"}
+        heads = {
+            "items": "items",
+            "mean": "mean |Δ log p|",
+            "largest": "largest",
+            "largest_likely": "largest, p > 1 %",
+            "largest_probability": "largest |Δ p|",
+            "changed": "answers changed",
+        }
         device = ["GPU" if on else "CPU" for on in self._on_gpu]
-        frame = self.kernels.assign(device=device)[["device", "precision", *heads]].rename(columns=heads)
+        frame = self.kernels.assign(device=device)[["device", "precision", *heads]].rename(
+            columns=heads
+        )
         formats = [count, "{:.3f}".format, "{:.2f}".format, "{:.2f}".format, "{:.3f}".format, count]
-        return frame, dict(zip(heads.values(), formats))
+        return frame, dict(zip(heads.values(), formats, strict=True))
 
     def table_architectures(self):
         """Every architecture that was tried and what happened."""
         rows = self.architectures
-        order = rows["result"].map({name: k for k, name in enumerate(RESULTS)}).sort_values(kind="stable")
-        heads = {"architecture": "architecture", "result": "result", "dense_logits": "off by",
-                 "native": "native kernels", "reason": "why not"}
-        rows = rows.assign(native=rows["native"].where(rows["native"].isin(["asked", NOT_HERE, ""]), "refused"))
+        order = (
+            rows["result"]
+            .map({name: k for k, name in enumerate(RESULTS)})
+            .sort_values(kind="stable")
+        )
+        heads = {
+            "architecture": "architecture",
+            "result": "result",
+            "dense_logits": "off by",
+            "native": "native kernels",
+            "reason": "why not",
+        }
+        rows = rows.assign(
+            native=rows["native"].where(rows["native"].isin(["asked", NOT_HERE, ""]), "refused")
+        )
         return rows.loc[order.index, [*heads]].rename(columns=heads), {"off by": _small}
 
     def table_gpu(self):
         """What the GPU reached at each precision with either kind of weights."""
-        rates = {"product_teraflops": "product, TFLOP/s", "prompts_per_second": "prompts/s",
-                 "answers_per_second": "answers/s", "loop_answers_per_second": "loop, answers/s"}
+        rates = {
+            "product_teraflops": "product, TFLOP/s",
+            "prompts_per_second": "prompts/s",
+            "answers_per_second": "answers/s",
+            "loop_answers_per_second": "loop, answers/s",
+        }
         gpu = self.gpu
         kinds = gpu["compute"].map({"dense": "dequantized", "native": "native kernels"})
         # Each row's process measured a product for itself, on a GPU as warm as it then was.
         use = gpu["utilization"] * gpu["matmul_teraflops"] / gpu["matmul_teraflops"].max()
         frame = gpu[["precision", *rates]].rename(columns=rates)
         frame.insert(1, "weights", kinds.mask(gpu["precision"] == "bf16", "as they are"))
-        frame = frame.assign(utilization=use, note=gpu["failure"].fillna("").str.replace(" seconds", "\u00a0s"))
+        frame = frame.assign(
+            utilization=use, note=gpu["failure"].fillna("").str.replace(" seconds", "\u00a0s")
+        )
         frame = frame.sort_values(["precision", "weights"], ignore_index=True)
         return frame, {**dict.fromkeys(rates.values(), _if_any), "utilization": _share}
 
 
 def _ratio_table(found, by):
     """Ratios for the page."""
-    frame = pd.DataFrame({
-        by: found[by].astype(str), "against": found["contender"], "theirs, a second": found["per_second"],
-        "ours, a second": found["ours"], "times faster (range)": [row for _, row in found.iterrows()]})
-    return frame, {"theirs, a second": timing, "ours, a second": timing, "times faster (range)": _range}
+    frame = pd.DataFrame(
+        {
+            by: found[by].astype(str),
+            "against": found["contender"],
+            "theirs, a second": found["per_second"],
+            "ours, a second": found["ours"],
+            "times faster (range)": [row for _, row in found.iterrows()],
+        }
+    )
+    return frame, {
+        "theirs, a second": timing,
+        "ours, a second": timing,
+        "times faster (range)": _range,
+    }
 
 
 def _range(row):

@@ -12,16 +12,29 @@ from cba_utils.telling.study import find, pick
 from cba_utils.telling.variants import BIASED, HOW, WHERE, Variants, told_by_label
 
 TITLE = "Items that became biased, % of unbiased"
-NAMES = {"noise removed": "With the noise removed, and only what is left of the alignment added to the base,",
-         "alignment exact": "With the alignment added exactly to the rounded base,",
-         "error shuffled": "With the errors in a random order,"}
+NAMES = {
+    "noise removed": "With the noise removed, and only what is left of the alignment added to the base,",
+    "alignment exact": "With the alignment added exactly to the rounded base,",
+    "error shuffled": "With the errors in a random order,",
+}
 
 
 class Chapter(Page):
     """Notebook ``32_why``."""
 
-    needs = dict.fromkeys(("rounding_weights", "rounding_how", "rounding_where", "why", "why_answer", "left",
-                           "how", "where"), ROUNDING)
+    needs = dict.fromkeys(
+        (
+            "rounding_weights",
+            "rounding_how",
+            "rounding_where",
+            "why",
+            "why_answer",
+            "left",
+            "how",
+            "where",
+        ),
+        ROUNDING,
+    )
 
     @cached_property
     def variants(self):
@@ -78,23 +91,31 @@ class Chapter(Page):
     @property
     def where(self):
         """The parts of the network in BF16."""
-        return [self._compared(name, f"With the {name.removesuffix(' in BF16')} left in BF16,")
-                for name in WHERE]
+        return [
+            self._compared(name, f"With the {name.removesuffix(' in BF16')} left in BF16,")
+            for name in WHERE
+        ]
 
     def _compared(self, name, words):
         change = self._change(name)
         less = {"estimate": -change["estimate"], "low": -change["high"], "high": -change["low"]}
         read = reading(change) if not np.isnan(change["low"]) else "no interval"
-        return {"words": words, "rate": find(self.variants.changes, BIASED, name), "reading": read,
-                "by": less if read == "below" else change}
+        return {
+            "words": words,
+            "rate": find(self.variants.changes, BIASED, name),
+            "reading": read,
+            "by": less if read == "below" else change,
+        }
 
     # Figures and tables
 
     def figure_rounding_weights(self):
         """What is left of the alignment, and the noise beside it."""
         weights = self.variants.weights
-        alt = [_alt_weights("Alignment left", weights, "left"),
-               _alt_weights("Noise across it", weights, "noise")]
+        alt = [
+            _alt_weights("Alignment left", weights, "left"),
+            _alt_weights("Noise across it", weights, "noise"),
+        ]
         return draw.rounding(weights), alt, weights
 
     def figure_rounding_how(self):
@@ -113,8 +134,11 @@ class Chapter(Page):
     def table_why(self):
         """The variants in numbers, one row each."""
         names = [self.study.lowest, *HOW, *WHERE]
-        columns = {"became biased": BIASED, "right on disambiguated": "accuracy",
-                   "perplexity change": "perplexity_change"}
+        columns = {
+            "became biased": BIASED,
+            "right on disambiguated": "accuracy",
+            "perplexity change": "perplexity_change",
+        }
         rows = {title: self.variants.rows(names, measure) for title, measure in columns.items()}
         frame = pd.DataFrame({"variant": rows["became biased"]["label"].to_numpy()})
         for title, found in rows.items():
@@ -124,6 +148,12 @@ class Chapter(Page):
 
 def _alt_weights(what, weights, measure):
     rows = weights[weights["measure"] == measure]
-    return f"{what}, times the alignment: " + "; ".join(
-        f"{family} " + ", ".join(f"{r.precision.upper()} {r.estimate:.2f}" for r in part.itertuples())
-        for family, part in rows.groupby("family")) + "."
+    return (
+        f"{what}, times the alignment: "
+        + "; ".join(
+            f"{family} "
+            + ", ".join(f"{r.precision.upper()} {r.estimate:.2f}" for r in part.itertuples())
+            for family, part in rows.groupby("family")
+        )
+        + "."
+    )

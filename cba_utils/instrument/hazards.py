@@ -26,6 +26,7 @@ import argparse
 import json
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,16 @@ _WIDTH, _LONGEST, SHORT_TEXTS = _HEADS * _HEAD, 131072, 4096
 # Growing with wavelength, and far more for long texts than for short ones, as such factors do.
 SHORT_FACTORS = [1 + 1.8 * (k / 15) for k in range(_HEAD // 2)]
 LONG_FACTORS = [1.08 + 63 * (k / 15) ** 2 for k in range(_HEAD // 2)]
-_PLAIN = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
-          "<|assistant|>")
+_PLAIN = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    "<|assistant|>"
+)
 # How the template behaved at first, and how it does since: written anew, not copied.
 MISTRAL_TEMPLATES = {
     "first": "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}"
-             "{% endif %}{{ bos_token }}[INST] {{ messages[0]['content'] }}[/INST]",
+    "{% endif %}{{ bos_token }}[INST] {{ messages[0]['content'] }}[/INST]",
     "later": "{% set said = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' "
-             "%}{{ bos_token }}[INST] {{ said }}{{ messages[-1]['content'] }}[/INST]",
+    "%}{{ bos_token }}[INST] {{ said }}{{ messages[-1]['content'] }}[/INST]",
 }
 
 
@@ -78,21 +81,38 @@ def tiny_phi3(folder, seed=0):
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     settings = {
-        "model_type": "phi3", "hidden_size": _WIDTH, "num_hidden_layers": _LAYERS,
-        "intermediate_size": _INNER, "num_attention_heads": _HEADS, "num_key_value_heads": _KEYS,
-        "rms_norm_eps": _EPS, "vocab_size": 640, "rope_theta": 10000.0, "bos_token_id": 0,
-        "eos_token_id": 1, "tie_word_embeddings": False, "max_position_embeddings": _LONGEST,
+        "model_type": "phi3",
+        "hidden_size": _WIDTH,
+        "num_hidden_layers": _LAYERS,
+        "intermediate_size": _INNER,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KEYS,
+        "rms_norm_eps": _EPS,
+        "vocab_size": 640,
+        "rope_theta": 10000.0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": _LONGEST,
         "original_max_position_embeddings": SHORT_TEXTS,
-        "rope_scaling": {"type": "longrope", "short_factor": SHORT_FACTORS,
-                         "long_factor": LONG_FACTORS},
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": SHORT_FACTORS,
+            "long_factor": LONG_FACTORS,
+        },
     }
     (folder / "config.json").write_text(json.dumps(settings))
     mx.random.seed(seed)
     network = phi3.Model(phi3.ModelArgs.from_dict(settings))
     # Wide weights: answers of a random model should differ from item to item.
-    mx.save_safetensors(str(folder / "model.safetensors"), {
-        name: (3 * value).astype(mx.bfloat16) for name, value in tree_flatten(network.parameters())
-    }, metadata={"format": "mlx"})
+    mx.save_safetensors(
+        str(folder / "model.safetensors"),
+        {
+            name: (3 * value).astype(mx.bfloat16)
+            for name, value in tree_flatten(network.parameters())
+        },
+        metadata={"format": "mlx"},
+    )
     return folder
 
 
@@ -114,10 +134,15 @@ def tiny_tokenizer(template=_PLAIN):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator([HELD_OUT_TEXT.read_text(encoding="utf-8")[:40000]],
-                                  trainers.BpeTrainer(
-        vocab_size=600, show_progress=False, special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        [HELD_OUT_TEXT.read_text(encoding="utf-8")[:40000]],
+        trainers.BpeTrainer(
+            vocab_size=600,
+            show_progress=False,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = template
     return wrapped
@@ -166,8 +191,12 @@ def phi3_log_probabilities(weights, ids, factors):
         chances /= chances.sum(-1, keepdims=True)
         seen = (chances @ np.repeat(v, _HEADS // _KEYS, axis=0)).transpose(1, 0, 2)
         x = x + seen.reshape(count, _WIDTH) @ weights[f"{at}self_attn.o_proj.weight"].T
-        gate, up = np.split(normed(x, f"{at}post_attention_layernorm.weight")
-                            @ weights[f"{at}mlp.gate_up_proj.weight"].T, 2, axis=1)
+        gate, up = np.split(
+            normed(x, f"{at}post_attention_layernorm.weight")
+            @ weights[f"{at}mlp.gate_up_proj.weight"].T,
+            2,
+            axis=1,
+        )
         x = x + gate / (1 + np.exp(-gate)) * up @ weights[f"{at}mlp.down_proj.weight"].T
     logits = normed(x[-1], "model.norm.weight") @ weights["lm_head.weight"].T
     return logits - np.logaddexp.reduce(logits)
@@ -199,22 +228,37 @@ def rope_factors(checkpoints=8, items=24):
         with tempfile.TemporaryDirectory() as scratch:
             folder = tiny_phi3(scratch, seed)
             loaded = load_model(folder)
-            weights = {name: np.array(value.astype(mx.float32), np.float64)
-                       for name, value in mx.load(str(folder / "model.safetensors")).items()}
+            weights = {
+                name: np.array(value.astype(mx.float32), np.float64)
+                for name, value in mx.load(str(folder / "model.safetensors")).items()
+            }
         scored = score_letters(loaded, asked, prompt="published")
         library = scored[[f"logp_{x}" for x in LETTERS]].to_numpy()
         prompts, _ = chat_ids(loaded.hf_tokenizer, texts, "published")
-        by = {name: np.array([[np.logaddexp.reduce(found[ids]) for ids in loaded.letters]
-                              for found in (phi3_log_probabilities(weights, ids, factors)
-                                            for ids in prompts)])
-              for name, factors in (("long", LONG_FACTORS), ("short", SHORT_FACTORS))}
-        frames.append(pd.DataFrame({
-            "checkpoint": seed, "item_id": asked["item_id"], "tokens": list(map(len, prompts)),
-            **{f"letter_{name}": np.array(list(LETTERS))[found.argmax(axis=1)]
-               for name, found in by.items()},
-            "nats": np.abs(by["long"] - by["short"]).max(axis=1).round(4),
-            "agreement": np.abs(library - by["long"]).max(axis=1).round(6),
-        }))
+        by = {
+            name: np.array(
+                [
+                    [np.logaddexp.reduce(found[ids]) for ids in loaded.letters]
+                    for found in (phi3_log_probabilities(weights, ids, factors) for ids in prompts)
+                ]
+            )
+            for name, factors in (("long", LONG_FACTORS), ("short", SHORT_FACTORS))
+        }
+        frames.append(
+            pd.DataFrame(
+                {
+                    "checkpoint": seed,
+                    "item_id": asked["item_id"],
+                    "tokens": list(map(len, prompts)),
+                    **{
+                        f"letter_{name}": np.array(list(LETTERS))[found.argmax(axis=1)]
+                        for name, found in by.items()
+                    },
+                    "nats": np.abs(by["long"] - by["short"]).max(axis=1).round(4),
+                    "agreement": np.abs(library - by["long"]).max(axis=1).round(6),
+                }
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -242,15 +286,24 @@ def undefined_targets(truths=("none", "bias", "letter"), shares=(0.002, 0.01, 0.
         for share in shares:
             open_ = samples["item_id"].isin(names[mixed[: round(share * len(names))]])
             # The unknown answer stays what it is, unless it is the last one.
-            role = np.where(samples["parsed_answer"] == "C", "stereotyped", np.where(
-                samples["role"] == "unknown", "unknown", "anti_stereotyped"))
+            role = np.where(
+                samples["parsed_answer"] == "C",
+                "stereotyped",
+                np.where(samples["role"] == "unknown", "unknown", "anti_stereotyped"),
+            )
             kept = samples.assign(role=samples["role"].where(~open_, role))
             for measure, at, found in _headline(samples[~open_]):
-                counted = next(value for name, where, value in _headline(kept)
-                               if (name, where) == (measure, at))
-                rows.append((truth, share, measure, at, len(names), round(found, 6), round(counted, 6)))
-    return pd.DataFrame(rows, columns=["truth", "share", "measure", "precision", "items", "left_out",
-                                       "letter_c"])
+                counted = next(
+                    value
+                    for name, where, value in _headline(kept)
+                    if (name, where) == (measure, at)
+                )
+                rows.append(
+                    (truth, share, measure, at, len(names), round(found, 6), round(counted, 6))
+                )
+    return pd.DataFrame(
+        rows, columns=["truth", "share", "measure", "precision", "items", "left_out", "letter_c"]
+    )
 
 
 def _headline(samples):
@@ -281,10 +334,14 @@ def seed_letters(items=100_000, concentration=1.0):
     """
     uniforms = _published_uniforms()
     drawn = _letters(_chances(items, concentration), np.array(list(uniforms.values())))
-    return pd.DataFrame({
-        "seed": list(uniforms), "uniform": np.round(list(uniforms.values()), 6), "items": items,
-        **{f"share_{x}": (drawn == k).mean(axis=0).round(4) for k, x in enumerate(LETTERS)},
-    })
+    return pd.DataFrame(
+        {
+            "seed": list(uniforms),
+            "uniform": np.round(list(uniforms.values()), 6),
+            "items": items,
+            **{f"share_{x}": (drawn == k).mean(axis=0).round(4) for k, x in enumerate(LETTERS)},
+        }
+    )
 
 
 def seed_draws(items=100_000, concentrations=(0.1, 0.3, 1.0, 3.0)):
@@ -305,16 +362,34 @@ def seed_draws(items=100_000, concentrations=(0.1, 0.3, 1.0, 3.0)):
     for concentration in concentrations:
         chances = _chances(items, concentration)
         rng = np.random.default_rng(1)
-        for name, uniforms in (("published", lambda: published),
-                               ("independent", lambda: rng.random((items, len(published))))):
+        for name, uniforms in (
+            ("published", lambda: published),
+            ("independent", partial(rng.random, (items, len(published)))),
+        ):
             first, second = (_letters(chances, uniforms()) for _ in range(2))
             # The first letter stands for the stereotyped answer: roles are shuffled over letters.
             unbiased = (first != 0).all(axis=1)
-            rows.append((concentration, name, items, (first == first[:, :1]).all(axis=1).mean(),
-                         unbiased.sum(),
-                         (unbiased & (second == 0).any(axis=1)).sum() / unbiased.sum()))
-    return pd.DataFrame(rows, columns=["concentration", "seeds", "items", "all_alike", "unbiased",
-                                       "became_biased_by_chance"]).round(5)
+            rows.append(
+                (
+                    concentration,
+                    name,
+                    items,
+                    (first == first[:, :1]).all(axis=1).mean(),
+                    unbiased.sum(),
+                    (unbiased & (second == 0).any(axis=1)).sum() / unbiased.sum(),
+                )
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "concentration",
+            "seeds",
+            "items",
+            "all_alike",
+            "unbiased",
+            "became_biased_by_chance",
+        ],
+    ).round(5)
 
 
 def _published_uniforms():
@@ -353,21 +428,38 @@ def system_role():
         (ids,), folded = chat_ids(tokenizer, [text], "published")
         rendered = tokenizer.decode(ids)
         turn = rendered.partition("[INST]")[2].strip()
-        where = ("at the head of the user's turn" if turn.startswith(f"{system}\n\n{text}")
-                 else "in a turn of its own" if system in rendered else "nowhere")
-        rows.append((name, "refused by the template" if folded else "taken by the template", where,
-                     rendered))
+        where = (
+            "at the head of the user's turn"
+            if turn.startswith(f"{system}\n\n{text}")
+            else "in a turn of its own"
+            if system in rendered
+            else "nowhere"
+        )
+        rows.append(
+            (
+                name,
+                "refused by the template" if folded else "taken by the template",
+                where,
+                rendered,
+            )
+        )
     return pd.DataFrame(rows, columns=["template", "system_role", "written", "rendered"])
 
 
-TABLES = {"rope_factors": rope_factors, "undefined_targets": undefined_targets,
-          "seeds": seed_letters, "seed_draws": seed_draws, "system_role": system_role}
+TABLES = {
+    "rope_factors": rope_factors,
+    "undefined_targets": undefined_targets,
+    "seeds": seed_letters,
+    "seed_draws": seed_draws,
+    "system_role": system_role,
+}
 
 
 def main(arguments=None):
     """Write all tables, or those that are named."""
-    parser = argparse.ArgumentParser(prog="python -m cba_utils.instrument.hazards",
-                                     description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m cba_utils.instrument.hazards", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all by default")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
@@ -376,8 +468,10 @@ def main(arguments=None):
         parser.error(f"there is no table {min(strange)!r}; there are {', '.join(TABLES)}")
     for name in options.tables or TABLES:
         table = TABLES[name]()
-        _atomically(options.out / f"{name}.csv",
-                    lambda scratch, table=table: table.to_csv(scratch, index=False))
+        _atomically(
+            options.out / f"{name}.csv",
+            lambda scratch, table=table: table.to_csv(scratch, index=False),
+        )
         print(f"{name}: {len(table)} rows")
 
 

@@ -295,9 +295,10 @@ def _imported(file):
                     *(f"{node.module}.{alias.name}" for alias in node.names),
                 ]
             elif isinstance(node, ast.Constant) and file.suffix == ".ipynb":
-                chapter = PACKAGE / "chapters" / f"{node.value}.py"
-                if str(node.value).isidentifier() and chapter.exists():
-                    yield from (chapter, *chapter.parent.glob(f"{node.value}.md*"))
+                name = str(node.value)
+                chapter = PACKAGE / "chapters" / f"{name}.py"
+                if name.isidentifier() and chapter.exists():
+                    yield from (chapter, *chapter.parent.glob(f"{name}.md*"))
                 continue
             else:
                 continue

@@ -9,6 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
+from cba_utils.answering.precisions import most_bits_first
+from cba_utils.measures.measure import SHARE
+from cba_utils.measures.measure import measure as facts
+from cba_utils.measures.measure import titles as known
 from cba_utils.telling.drawing import (
     INK,
     PALETTE,
@@ -22,10 +26,6 @@ from cba_utils.telling.drawing import (
     nothing,
     style,
 )
-from cba_utils.answering.precisions import most_bits_first
-from cba_utils.measures.measure import SHARE
-from cba_utils.measures.measure import measure as facts
-from cba_utils.measures.measure import titles as known
 
 LEANS = ("log_gap", "d_log_gap")
 # One colour a bar of a group, where there are more of them than families; each also has a hatch.
@@ -126,12 +126,24 @@ def seed_ranges(frame, measure="became_biased"):
         for k, name in enumerate(names):
             part = rows[rows["model"] == name]
             at = part["precision"].map(places) + step * (k - (len(names) - 1) / 2)
-            panels[0].bar(at, part["high"] - part["low"], bottom=part["low"], width=step * 0.8,
-                          color=PALETTE["grey"], alpha=0.55,
-                          label=None if k else "95 % of fresh sets of five draws")
-            panels[0].plot(at, part["observed"], marker="x", linestyle="none",
-                           color=PALETTE["orange"],
-                           markersize=5, label=None if k else "the study's five seeds")
+            panels[0].bar(
+                at,
+                part["high"] - part["low"],
+                bottom=part["low"],
+                width=step * 0.8,
+                color=PALETTE["grey"],
+                alpha=0.55,
+                label=None if k else "95 % of fresh sets of five draws",
+            )
+            panels[0].plot(
+                at,
+                part["observed"],
+                marker="x",
+                linestyle="none",
+                color=PALETTE["orange"],
+                markersize=5,
+                label=None if k else "the study's five seeds",
+            )
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         panels[0].set_title("Items that became biased, % of those unbiased at BF16")
         return _finish(figure, panels, places)
@@ -147,12 +159,34 @@ def flip_curve(frame, precisions):
             x = wide["estimate", "entropy"]
             y = wide["estimate", "flip_rate"]
             reach = np.clip([y - wide["low", "flip_rate"], wide["high", "flip_rate"] - y], 0, None)
-            axes.errorbar(x, y, yerr=np.nan_to_num(reach), markersize=5, linewidth=1.4,
-                          capsize=2.5, label=name.upper(), **look)
-            axes.plot(x, wide["estimate", "predicted"], linestyle="none", markersize=7,
-                      markerfacecolor="none", marker=look["marker"], color=look["color"])
-        axes.plot([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
-                  label="hollow: logistic curve on entropy")
+            axes.errorbar(
+                x,
+                y,
+                yerr=np.nan_to_num(reach),
+                markersize=5,
+                linewidth=1.4,
+                capsize=2.5,
+                label=name.upper(),
+                **look,
+            )
+            axes.plot(
+                x,
+                wide["estimate", "predicted"],
+                linestyle="none",
+                markersize=7,
+                markerfacecolor="none",
+                marker=look["marker"],
+                color=look["color"],
+            )
+        axes.plot(
+            [],
+            [],
+            color=INK,
+            marker="o",
+            markerfacecolor="none",
+            linestyle="none",
+            label="hollow: logistic curve on entropy",
+        )
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.set_xlabel("entropy of the BF16 answer, bits")
         axes.set_title(facts("flip_rate").title)
@@ -169,15 +203,24 @@ def specification(frame):
         figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 2.4])
         reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
-        top.errorbar(rows.index, rows["estimate"], yerr=np.nan_to_num(reach), linestyle="none",
-                     marker="o", markersize=4, capsize=2, color=PALETTE["blue"])
+        top.errorbar(
+            rows.index,
+            rows["estimate"],
+            yerr=np.nan_to_num(reach),
+            linestyle="none",
+            marker="o",
+            markersize=4,
+            capsize=2,
+            color=PALETTE["blue"],
+        )
         top.axhline(0, color=INK, linewidth=0.8)
         top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         top.set_title("Items that became biased, %")
         for k, (choice, value) in enumerate(levels):
             at = rows.index[rows[choice] == value]
-            bottom.plot(at, np.full(len(at), k), marker="s", linestyle="none", markersize=4,
-                        color=INK)
+            bottom.plot(
+                at, np.full(len(at), k), marker="s", linestyle="none", markersize=4, color=INK
+            )
         bottom.set_yticks(range(len(levels)), [f"{c}: {v}" for c, v in levels])
         bottom.invert_yaxis()
         bottom.set_xticks([])
@@ -188,14 +231,23 @@ def specification(frame):
 def odds(table, title="Odds ratio against BF16 (log scale)"):
     """Odds ratios with intervals, one row a precision, and one for the trend."""
     rank = {name: k for k, name in enumerate(most_bits_first(set(table["term"]) - {"trend"}))}
-    rows = table.sort_values("term", key=lambda t: t.map(rank).fillna(len(rank)),
-                             ascending=False).reset_index(drop=True)
+    rows = table.sort_values(
+        "term", key=lambda t: t.map(rank).fillna(len(rank)), ascending=False
+    ).reset_index(drop=True)
     with style():
         figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(rows)), layout="constrained")
         axes = figure.subplots()
         reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
-        axes.errorbar(rows["estimate"], rows.index, xerr=np.nan_to_num(reach), linestyle="none",
-                      marker="s", markersize=5, capsize=2.5, color=PALETTE["blue"])
+        axes.errorbar(
+            rows["estimate"],
+            rows.index,
+            xerr=np.nan_to_num(reach),
+            linestyle="none",
+            marker="s",
+            markersize=5,
+            capsize=2.5,
+            color=PALETTE["blue"],
+        )
         axes.axvline(1, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_yticks(rows.index, [t.upper() if t in rank else t for t in rows["term"]])
         axes.set_xscale("log")
@@ -240,10 +292,18 @@ def rejection_matrix(frame, effect=1.0):
                 value = wide.iloc[i, j]
                 text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
                 text += "✓" if should.loc[control, truth] == "yes" else ""
-                axes.text(j, i, text, ha="center", va="center", fontsize=8,
-                          color="white" if value < 0.55 else "black" if value > 0 else INK)
-        axes.set_xticks(range(wide.shape[1]), wide.columns, rotation=40, ha="right",
-                        rotation_mode="anchor")
+                axes.text(
+                    j,
+                    i,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if value < 0.55 else "black" if value > 0 else INK,
+                )
+        axes.set_xticks(
+            range(wide.shape[1]), wide.columns, rotation=40, ha="right", rotation_mode="anchor"
+        )
         axes.set_yticks(range(wide.shape[0]), [fill(name, 16) for name in wide.index])
         axes.grid(False)
         axes.tick_params(length=0)
@@ -257,15 +317,22 @@ def rejection_matrix(frame, effect=1.0):
 def by_bits(table, rates=("srs", "usr")):
     """SRS and USR against bit width, one line a model, without intervals as published."""
     long = table.melt(["model", "precision"], list(rates), "measure", "estimate")
-    return ladder(long.assign(low=np.nan, high=np.nan), list(rates), by="model", titles={
-        "srs": "Stereotyped answers (SRS), % of parsed answers",
-        "usr": "“Unknown” answers (USR), % of parsed answers"})
+    return ladder(
+        long.assign(low=np.nan, high=np.nan),
+        list(rates),
+        by="model",
+        titles={
+            "srs": "Stereotyped answers (SRS), % of parsed answers",
+            "usr": "“Unknown” answers (USR), % of parsed answers",
+        },
+    )
 
 
 def amplification_curve(table):
     """SRS as a multiple of BF16's."""
-    rows = table.assign(measure="amplification", estimate=table["amplification"], low=np.nan,
-                        high=np.nan)
+    rows = table.assign(
+        measure="amplification", estimate=table["amplification"], low=np.nan, high=np.nan
+    )
     figure = ladder(rows, ["amplification"], by="model", line=1.0)
     figure.axes[0].yaxis.set_major_formatter(lambda x, _: f"{x:g}×")
     return figure
@@ -283,8 +350,15 @@ def srs_heat_map(table):
         for i in range(wide.shape[0]):
             for j in range(wide.shape[1]):
                 value = wide.iloc[i, j]
-                axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9,
-                          color="white" if value < 0.55 * top else "black")
+                axes.text(
+                    j,
+                    i,
+                    f"{100 * value:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if value < 0.55 * top else "black",
+                )
         axes.set_xticks(range(wide.shape[1]), [p.upper() for p in wide.columns])
         axes.set_yticks(range(wide.shape[0]), wide.index)
         axes.grid(False)
@@ -300,9 +374,16 @@ def _bars(axes, table, x, precisions, value):
     for k, precision in enumerate(precisions):
         part = table[table["precision"] == precision].set_index(x)[value].reindex(names)
         at = np.arange(len(names)) + width * (k - (len(precisions) - 1) / 2)
-        axes.bar(at, part, width * 0.92, color=BARS[k % len(BARS)],
-                 hatch=HATCHES[k % len(HATCHES)], edgecolor=INK,
-                 linewidth=0.4, label=precision.upper())
+        axes.bar(
+            at,
+            part,
+            width * 0.92,
+            color=BARS[k % len(BARS)],
+            hatch=HATCHES[k % len(HATCHES)],
+            edgecolor=INK,
+            linewidth=0.4,
+            label=precision.upper(),
+        )
     axes.set_xticks(range(len(names)), names)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
@@ -352,7 +433,9 @@ def rates(found, by="precision"):
         Column that tells the groups apart.
     """
     groups = list(dict.fromkeys(found[by]))
-    ours = found.drop_duplicates(by).assign(contender="this project", per_second=lambda d: d["ours"])
+    ours = found.drop_duplicates(by).assign(
+        contender="this project", per_second=lambda d: d["ours"]
+    )
     both = pd.concat([ours, found], ignore_index=True)
     with style():
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -360,8 +443,13 @@ def rates(found, by="precision"):
         looks = _look(list(dict.fromkeys(both["contender"])))
         for k, (name, look) in enumerate(looks.items()):
             rows = both[both["contender"] == name]
-            axes.plot(rows[by].map(groups.index) + 0.1 * (k - len(looks) / 2), rows["per_second"],
-                      label=name, markersize=6, **{**look, "linestyle": "none"})
+            axes.plot(
+                rows[by].map(groups.index) + 0.1 * (k - len(looks) / 2),
+                rows["per_second"],
+                label=name,
+                markersize=6,
+                **{**look, "linestyle": "none"},
+            )
         axes.set_yscale("log")
         axes.set_title("Answers a second (log scale)")
         axes.set_xticks(range(len(groups)), [str(g).upper() for g in groups])
@@ -400,8 +488,16 @@ def options(frame, title, line=None, note=None):
         figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(rows)), layout="constrained")
         axes = figure.subplots()
         reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
-        axes.errorbar(rows["estimate"], rows.index, xerr=np.nan_to_num(reach), linestyle="none",
-                      marker="s", markersize=5, capsize=2.5, color=PALETTE["blue"])
+        axes.errorbar(
+            rows["estimate"],
+            rows.index,
+            xerr=np.nan_to_num(reach),
+            linestyle="none",
+            marker="s",
+            markersize=5,
+            capsize=2.5,
+            color=PALETTE["blue"],
+        )
         if line is not None:
             axes.axvline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=note)
             figure.legend(loc="outside lower right")
@@ -428,9 +524,18 @@ def bits_and_bias(frame, title, line=None):
         figure, (axes,) = _panels(1, 3.0)
         for name, look in _look(list(dict.fromkeys(frame["kind"]))).items():
             rows = frame[frame["kind"] == name]
-            reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
-            axes.errorbar(rows["bits"], rows["estimate"], yerr=np.nan_to_num(reach), markersize=5,
-                          capsize=2.5, label=name, **{**look, "linestyle": "none"})
+            reach = np.clip(
+                [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None
+            )
+            axes.errorbar(
+                rows["bits"],
+                rows["estimate"],
+                yerr=np.nan_to_num(reach),
+                markersize=5,
+                capsize=2.5,
+                label=name,
+                **{**look, "linestyle": "none"},
+            )
             # labels of neighbours of different kinds would run into each other at one height
             place = {"xytext": (0, 4), "ha": "center"}
             if name == "groups of 32":
@@ -438,8 +543,9 @@ def bits_and_bias(frame, title, line=None):
             elif name != "groups of 64":
                 place = {"xytext": (6, 4), "ha": "right"}
             for row in rows.itertuples():
-                axes.annotate(row.label, (row.bits, row.high), fontsize=8,
-                              textcoords="offset points", **place)
+                axes.annotate(
+                    row.label, (row.bits, row.high), fontsize=8, textcoords="offset points", **place
+                )
         if line is not None:
             axes.axhline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1, label="placebo")
         axes.margins(y=0.09)
@@ -470,8 +576,15 @@ def differences(frame, by, series, title, label):
         figure, (axes,) = _panels(1, 2.6)
         for (column, name), look in zip(series.items(), _look(list(series)).values(), strict=True):
             rank = frame.groupby(by)[column].rank(method="first", pct=True)
-            axes.plot(frame[by].map(places) + 0.6 * (rank - 0.5), frame[column], linestyle="none",
-                      markersize=2.5, marker=look["marker"], color=look["color"], label=name)
+            axes.plot(
+                frame[by].map(places) + 0.6 * (rank - 0.5),
+                frame[column],
+                linestyle="none",
+                markersize=2.5,
+                marker=look["marker"],
+                color=look["color"],
+                label=name,
+            )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda y, _: np.format_float_positional(y, trim="-"))
         axes.set_xticks(range(len(places)), [str(1 + k) for k in places.values()])
@@ -489,7 +602,9 @@ def added_points(frame, rates):
         for axes, rate in zip(panels, rates, strict=True):
             axes.axhline(0, color=INK, linestyle=(0, (4, 3)), linewidth=1)
             for truth, look in looks.items():
-                rows = frame[(frame["truth"] == truth) & (frame["rate"] == rate)].sort_values("share")
+                rows = frame[(frame["truth"] == truth) & (frame["rate"] == rate)].sort_values(
+                    "share"
+                )
                 axes.plot(rows["share"], rows["added"], markersize=5, label=truth, **look)
             axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}".replace("-", "−"))
             axes.set_title(f"{rate}: points added")
@@ -507,8 +622,16 @@ def letter_shares(shares, title):
         axes = figure.subplots()
         left = np.zeros(len(shares))
         for k, letter in enumerate(shares):
-            axes.barh(shares.index.astype(str), shares[letter], left=left, color=BARS[k], hatch=HATCHES[k],
-                      edgecolor=INK, linewidth=0.5, label=letter)
+            axes.barh(
+                shares.index.astype(str),
+                shares[letter],
+                left=left,
+                color=BARS[k],
+                hatch=HATCHES[k],
+                edgecolor=INK,
+                linewidth=0.5,
+                label=letter,
+            )
             left = left + shares[letter].to_numpy()
         axes.invert_yaxis()
         axes.set_xlim(0, 1)

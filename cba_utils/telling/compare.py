@@ -2,10 +2,10 @@
 
 import pandas as pd
 
+from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.measures.rates import bias_scores, role_rates
 from cba_utils.measures.transitions import transitions
-from cba_utils.answering.precisions import most_bits_first
 from cba_utils.telling.study import open_study
 
 MEASURES = ("srs", "usr", "became_biased", "lost_bias", "accuracy", "perplexity_change")
@@ -78,11 +78,14 @@ def told(one, other):
     for which in "ab":
         table[which] = [
             "-" if pd.isna(e) else f"{e:.3f} ({low:.3f} to {high:.3f}), n {n:.0f}"
-            for e, low, high, n in table[[f"{c}_{which}" for c in ("estimate", "low", "high", "n")]]
-            .itertuples(index=False)
+            for e, low, high, n in table[
+                [f"{c}_{which}" for c in ("estimate", "low", "high", "n")]
+            ].itertuples(index=False)
         ]
     table["apart"] = table["apart"].map({True: "apart", False: ""}).fillna("")
     shown = table[[*_KEYS, "a", "b", "apart"]].rename(columns={"a": one, "b": other})
-    return (f"{shown.to_string(index=False)}\n"
-            "Means over checkpoints with their spread where a family has several, else one checkpoint "
-            "with its spread over templates; 95 % intervals; apart: they do not overlap")
+    return (
+        f"{shown.to_string(index=False)}\n"
+        "Means over checkpoints with their spread where a family has several, else one checkpoint "
+        "with its spread over templates; 95 % intervals; apart: they do not overlap"
+    )

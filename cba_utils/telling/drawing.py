@@ -123,8 +123,10 @@ def _look(names):
     known = _FAMILIES.get()
     # What is no family begins with the look that three families leave.
     spare = itertools.chain(range(3, 4), itertools.count())
-    return {name: LOOKS[(known.index(name) if name in known else next(spare)) % len(LOOKS)]
-            for name in names}
+    return {
+        name: LOOKS[(known.index(name) if name in known else next(spare)) % len(LOOKS)]
+        for name in names
+    }
 
 
 def _panels(count, height):
@@ -209,7 +211,7 @@ def _published(axes, published, quantity, places):
                 alpha=0.6,
                 label=label,
             )
-            label = None
+            label = "_nolegend_"  # named once
 
 
 def _precision_axis(axes, places):
@@ -361,8 +363,12 @@ def perplexity_gap(points, by="family"):
             for name, look in looks.items():
                 rows = points[(points["precision"] == precision) & (points[by] == name)]
                 axes.plot(
-                    rows["perplexity_change"], rows["became_biased_expected"], linestyle="none",
-                    color=look["color"], marker=look["marker"], markersize=4.5,
+                    rows["perplexity_change"],
+                    rows["became_biased_expected"],
+                    linestyle="none",
+                    color=look["color"],
+                    marker=look["marker"],
+                    markersize=4.5,
                     label=name if axes is panels[0] else None,
                 )
             axes.set_title(precision.upper(), fontweight="bold")
@@ -473,7 +479,7 @@ def cell_summary(shares, title=""):
 
 
 def alt_text(what, estimates, measure, by="family"):
-    """A sentence that says what a figure by precision shows, numbers included.
+    r"""A sentence that says what a figure by precision shows, numbers included.
 
     Examples
     --------
@@ -499,7 +505,7 @@ def told(what, frame, measure, by="family"):
 
 
 def alt_shares(shares):
-    """A sentence a category that says how its answers divide over the roles.
+    r"""A sentence a category that says how its answers divide over the roles.
 
     Examples
     --------
@@ -590,8 +596,10 @@ def show(figure, name, alt, data=None, folder=None, metadata=None):
         Path(folder, f"{name}.svg").write_text(card)
         if data is not None:
             Path(folder, f"{name}.csv").write_text(shown["text/csv"])
-    metadata = metadata or {"cba": {"kind": "figure", "name": name},
-                            "scrapbook": {"name": name, "mime_prefix": ""}}
+    metadata = metadata or {
+        "cba": {"kind": "figure", "name": name},
+        "scrapbook": {"name": name, "mime_prefix": ""},
+    }
     display(shown, raw=True, metadata={**metadata, "image/png": {"alt": alt}})
 
 
@@ -599,7 +607,9 @@ def png(figure):
     """The figure as a PNG on white, in base64."""
     with style():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+        figure.savefig(
+            buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None}
+        )
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -611,7 +621,9 @@ def figure_html(shown, name):
     shown : dict of mime type to str
     name : str
     """
-    drawing = "".join(shown["image/svg+xml"]).replace(f"{CARD}\n", "", 1).replace(INK, "currentColor")
+    drawing = (
+        "".join(shown["image/svg+xml"]).replace(f"{CARD}\n", "", 1).replace(INK, "currentColor")
+    )
     drawing = re.sub(r' width="[^"]*"| height="[^"]*"', "", drawing, count=2)
     parts = [f'<div class="cba-figure" id="{name}">{drawing}']
     if "text/csv" in shown:

@@ -12,14 +12,14 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.measures.transitions import TRANSITIONS, observed_changes
+from cba_utils.names import ROLES
+from cba_utils.study.files import write_text
+from cba_utils.study.protocol import book_folder
 from cba_utils.telling.drawing import ROLE_COLOURS
 from cba_utils.telling.numbers import percent
-from cba_utils.measures.transitions import TRANSITIONS, observed_changes
-from cba_utils.study.files import write_text
 from cba_utils.telling.tables import table_html
-from cba_utils.study.protocol import book_folder
-from cba_utils.measures.frames import item_table, pair_with
-from cba_utils.names import ROLES
 
 REFERENCE = "bf16"
 OUTCOMES = [*ROLES, "unparsed"]
@@ -37,8 +37,17 @@ CHANGE_WORDS = {
     "unchanged": "unchanged",
 }
 CELL = ["model", "precision", "item_id"]
-ITEM_TEXTS = ["item_id", "category", "question_polarity", "context_condition", "context",
-              "question", "ans0", "ans1", "ans2"]
+ITEM_TEXTS = [
+    "item_id",
+    "category",
+    "question_polarity",
+    "context_condition",
+    "context",
+    "question",
+    "ans0",
+    "ans1",
+    "ans2",
+]
 # Rows of the table that stands in where scripts do not run.
 STATIC_ROWS = 12
 VENDOR = "vendor/tabulator-6.5.3"
@@ -68,8 +77,9 @@ def answer_shares(report):
     flags = observed_changes(paired)
     kinds = list(TRANSITIONS)
     seen = flags[[gained for gained, _ in TRANSITIONS.values()]].to_numpy(bool)
-    named = ["+".join(k for k, on in zip(kinds, row, strict=True) if on) or "unchanged"
-             for row in seen]
+    named = [
+        "+".join(k for k, on in zip(kinds, row, strict=True) if on) or "unchanged" for row in seen
+    ]
     changes = paired[CELL].astype(str).assign(change=np.array(named, object))
     shares = shares.merge(changes, on=CELL, how="left", validate="one_to_one")
     places = {"model": shares["model"].unique().tolist(), "precision": report.precisions}
@@ -114,19 +124,23 @@ def page_data(report, shares):
     cells = []
     for (model, precision), rows in shares.groupby(["model", "precision"], sort=False):
         rows = rows.set_index("item_id").loc[items["item_id"]]
-        cells.append({
-            "model": model,
-            "precision": precision,
-            "p": (rows[OUTCOMES].to_numpy() * 1000).round().astype(int).ravel().tolist(),
-            "change": rows["change"].map(changes.index).tolist(),
-        })
+        cells.append(
+            {
+                "model": model,
+                "precision": precision,
+                "p": (rows[OUTCOMES].to_numpy() * 1000).round().astype(int).ravel().tolist(),
+                "change": rows["change"].map(changes.index).tolist(),
+            }
+        )
     return {
         "study": report.study,
         "measure": measure(report),
         "reference": REFERENCE,
         # Only ambiguous items can change, so the page opens with them.
-        "start": {**dict(zip(("model", "precision"), start(shares), strict=True)),
-                  "context": "ambig"},
+        "start": {
+            **dict(zip(("model", "precision"), start(shares), strict=True)),
+            "context": "ambig",
+        },
         "outcomes": list(OUTCOME_WORDS.items()),
         "kinds": list(CHANGE_WORDS.items()),
         "changes": changes,
@@ -148,7 +162,7 @@ def _items(report):
 
 
 def script(data):
-    """The data as a script that assigns it; no text in it can end a script element.
+    r"""The data as a script that assigns it; no text in it can end a script element.
 
     Examples
     --------
@@ -242,19 +256,22 @@ def _static_rows(report, shares):
     rise = (wide[precision] - wide[REFERENCE])[asked]
     chosen = rise.sort_values(ascending=False, kind="stable").index[:STATIC_ROWS]
     items, wide = _items(report).set_index("item_id").loc[chosen], wide.loc[chosen]
-    rows = pd.DataFrame({
-        "item": chosen,
-        "context and question": items["context"] + " " + items["question"],
-        "stereotyped answer": [
-            next((row[f"ans{k}"] for k in range(3) if row[f"role{k}"] == "stereotyped"), "")
-            for _, row in items.iterrows()
-        ],
-        f"at {REFERENCE.upper()}": wide[REFERENCE],
-        f"at {precision.upper()}": wide[precision],
-    })
+    rows = pd.DataFrame(
+        {
+            "item": chosen,
+            "context and question": items["context"] + " " + items["question"],
+            "stereotyped answer": [
+                next((row[f"ans{k}"] for k in range(3) if row[f"role{k}"] == "stereotyped"), "")
+                for _, row in items.iterrows()
+            ],
+            f"at {REFERENCE.upper()}": wide[REFERENCE],
+            f"at {precision.upper()}": wide[precision],
+        }
+    )
     said = (
         f"Without scripts, this page shows {len(rows)} of {len(report.items):,} items: the "
-        f"ambiguous ones whose stereotyped answers rose most in {model} at {precision.upper()}. The last two columns "
-        f"are the {measure(report)} of the stereotyped answer. The files below hold everything."
+        f"ambiguous ones whose stereotyped answers rose most in {model} at {precision.upper()}. "
+        f"The last two columns are the {measure(report)} of the stereotyped answer. "
+        "The files below hold everything."
     )
     return rows, said

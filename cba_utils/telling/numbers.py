@@ -13,7 +13,7 @@ ABOVE, BELOW, NOT_TOLD_APART = "above", "below", "not told apart"
 
 
 def percent(value, digits=1):
-    """A fraction as a percentage, with a proper minus sign.
+    r"""A fraction as a percentage, with a proper minus sign.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def percent(value, digits=1):
 
 
 def interval(row, digits=1):
-    """A rate with its interval, from a row with estimate, low and high.
+    r"""A rate with its interval, from a row with estimate, low and high.
 
     Examples
     --------
@@ -180,7 +180,7 @@ def span(ends, digits=1, text=None):
 
 
 def percents(values, digits=1):
-    """The same of rates.
+    r"""The same of rates.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def large(value):
 
 
 def published(table, quantity, precision=None):
-    """A published figure, see `measures.published.load_published`.
+    r"""A published figure, see `measures.published.load_published`.
 
     Examples
     --------
@@ -253,12 +253,14 @@ def _published_row(table, quantity, precision):
     rows = table[table["quantity"] == quantity]
     rows = rows if precision is None else rows[rows["precision"] == precision]
     if len(rows) != 1:
-        raise ValueError(f"{len(rows)} published figures are {quantity!r} at {precision!r}, not one")
+        raise ValueError(
+            f"{len(rows)} published figures are {quantity!r} at {precision!r}, not one"
+        )
     return rows.iloc[0]
 
 
 def spoken(row, text=interval, end=percent):
-    """An estimate with its interval; a mean over models names those at both ends.
+    r"""An estimate with its interval; a mean over models names those at both ends.
 
     Examples
     --------
@@ -270,8 +272,10 @@ def spoken(row, text=interval, end=percent):
     lone = pd.isna(row.get("most_model")) or row["least_model"] == row["most_model"]
     if lone:
         return text(row)
-    return (f"{text(row)}, from {end(row['least'])} ({row['least_model']}) to "
-            f"{end(row['most'])} ({row['most_model']})")
+    return (
+        f"{text(row)}, from {end(row['least'])} ({row['least_model']}) to "
+        f"{end(row['most'])} ({row['most_model']})"
+    )
 
 
 def spoken_scores(row):
@@ -318,6 +322,27 @@ def reading(row, null=0.0, digits=None):
 
 
 # What templates can write behind a bar.
-FILTERS = {f.__name__: f for f in (
-    percent, interval, measured, in_points, scores, points, factor, odds_text, times, p_text, span, percents,
-    count, timing, large, spoken, spoken_scores, published, source)}
+FILTERS = {
+    f.__name__: f
+    for f in (
+        percent,
+        interval,
+        measured,
+        in_points,
+        scores,
+        points,
+        factor,
+        odds_text,
+        times,
+        p_text,
+        span,
+        percents,
+        count,
+        timing,
+        large,
+        spoken,
+        spoken_scores,
+        published,
+        source,
+    )
+}

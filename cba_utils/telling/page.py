@@ -12,6 +12,7 @@ when Sphinx reads the notebook.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
@@ -38,21 +39,27 @@ class Need:
     """
 
     name: str
-    met: callable
+    met: Callable
 
 
 LETTERS = Need("letters", lambda study: not study.speechless)
 PROBABILITIES = Need("probabilities", lambda study: study.exact)
 PERPLEXITY = Need("perplexity", lambda study: len(study.perplexity) > 0)
-PUBLISHED_PERPLEXITY = Need("published_perplexity", lambda study: "nll_published" in study.perplexity and
-                            study.perplexity["nll_published"].notna().any())
+PUBLISHED_PERPLEXITY = Need(
+    "published_perplexity",
+    lambda study: (
+        "nll_published" in study.perplexity and study.perplexity["nll_published"].notna().any()
+    ),
+)
 SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
 BASES = Need("bases", lambda study: (study.answers["depth"] == "base").any())
 BALANCED_ORDERS = Need("balanced_orders", lambda study: is_balanced(study.answers))
 ROUNDING = Need("rounding", lambda study: study.exact and read_rounding(study.study) is not None)
 HELD_OUT = Need("held_out", lambda study: study.organisms and study.own_items)
-BOTH_CONTEXTS = Need("both_contexts", lambda study: study.exact and
-                     set(study.items["context_condition"]) == {"ambig", "disambig"})
+BOTH_CONTEXTS = Need(
+    "both_contexts",
+    lambda study: study.exact and set(study.items["context_condition"]) == {"ambig", "disambig"},
+)
 
 
 class Page:
@@ -73,7 +80,8 @@ class Page:
         What a figure, a table or a sentence needs from the records. Where they lack it, the page says
         so in one sentence in its place, and the part is not asked. The empty name stands for all parts.
     without_letters : tuple of str
-        What the chapter can tell of models that give no letter: figures, tables and sentences, or ``("all",)``.
+        What the chapter can tell of models that give no letter: figures, tables and sentences, or
+        ``("all",)``.
     """
 
     keep = "main"
@@ -141,8 +149,11 @@ class Page:
 
     def cite_table(self, name):
         """Glue a table for another page, under ``tab_<name>``; that page gives it its caption."""
-        found = f"<p>{escape(self.text(name))}</p>" if self.lacks(name) else table_html(
-            *self._part("table", name)())
+        found = (
+            f"<p>{escape(self.text(name))}</p>"
+            if self.lacks(name)
+            else table_html(*self._part("table", name)())
+        )
         _glue(f"tab_{name}", "text/html", found)
 
     def cite_code(self, name):
@@ -154,8 +165,10 @@ class Page:
 
     def text(self, name):
         """A block of the chapter's template, or of the common one, as Markdown."""
-        own, common = map(_TEMPLATES.get_template,
-                          (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"))
+        own, common = map(
+            _TEMPLATES.get_template,
+            (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"),
+        )
         # What all chapters say, such as whose answers these are, can always be said.
         always = name in common.blocks and name not in own.blocks and name not in self.needs
         lacking = None if always else self.lacks(name)
@@ -163,10 +176,13 @@ class Page:
             name = f"no_{lacking.name}"
         for found in (own, common):
             if name in found.blocks:
-                context = found.new_context({"page": self, "study": self.study, "common": _Common(self)})
+                context = found.new_context(
+                    {"page": self, "study": self.study, "common": _Common(self)}
+                )
                 return Rendered(_tidy("".join(found.blocks[name](context))))
-        raise ValueError(f"neither the template of {type(self).__name__} nor common.md.j2 has a block "
-                         f"{name!r}")
+        raise ValueError(
+            f"neither the template of {type(self).__name__} nor common.md.j2 has a block {name!r}"
+        )
 
     def _part(self, kind, name):
         part = getattr(self, f"{kind}_{name}", None)
@@ -218,13 +234,14 @@ _GLUE = "application/papermill.record/"
 def _printed(value):
     """What a template prints: text from data is text, never markup; numbers come formatted."""
     if isinstance(value, float):
-        raise TypeError(f"a template prints the number {value!r} as it is; give it a filter, such as "
-                        f"percent")
+        raise TypeError(
+            f"a template prints the number {value!r} as it is; give it a filter, such as percent"
+        )
     return value if isinstance(value, Rendered) else _MARKS.sub(r"\\\1", str(value))
 
 
 def _tidy(text):
-    """Paragraphs of a block, each on one line as far as it is not a list or code.
+    r"""Paragraphs of a block, each on one line as far as it is not a list or code.
 
     Examples
     --------
@@ -235,7 +252,14 @@ def _tidy(text):
     for line in text.strip().splitlines():
         line = line.rstrip() if fenced else re.sub(r" +", " ", line.strip())
         opens = line.startswith("```")
-        new = fenced or opens or not line or not kept or not kept[-1] or line.startswith(("- ", "```"))
+        new = (
+            fenced
+            or opens
+            or not line
+            or not kept
+            or not kept[-1]
+            or line.startswith(("- ", "```"))
+        )
         fenced ^= opens
         if new:
             kept.append(line)
@@ -250,18 +274,27 @@ def plain(text):
 
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(CHAPTERS), undefined=jinja2.StrictUndefined, finalize=_printed,
-    trim_blocks=True, lstrip_blocks=True)
+    loader=jinja2.FileSystemLoader(CHAPTERS),
+    undefined=jinja2.StrictUndefined,
+    finalize=_printed,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _TEMPLATES.filters |= FILTERS
 
 
 def _display_caption(kind, caption):
-    display({"text/markdown": f"*{kind}.* {caption}"}, raw=True, metadata={"cba": {"kind": "caption"}})
+    display(
+        {"text/markdown": f"*{kind}.* {caption}"}, raw=True, metadata={"cba": {"kind": "caption"}}
+    )
 
 
 def _glue(name, kind, text):
-    display({f"{_GLUE}{kind}": text}, raw=True,
-            metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}})
+    display(
+        {f"{_GLUE}{kind}": text},
+        raw=True,
+        metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}},
+    )
 
 
 # The book
@@ -284,17 +317,24 @@ def for_book(notebook):
         kinds = [_fact(output, "kind") for output in cell.get("outputs", [])]
         if kinds and set(kinds) == {"text"}:
             text = "\n\n".join("".join(o["data"]["text/markdown"]) for o in cell["outputs"])
-            cells.append({"cell_type": "markdown", "id": cell["id"], "metadata": {}, "source": text})
+            cells.append(
+                {"cell_type": "markdown", "id": cell["id"], "metadata": {}, "source": text}
+            )
             continue
         cells.append(cell)
         for output in cell.get("outputs", []):
             if _fact(output, "caption"):
                 short = {"figure": "fig", "table": "tab"}[_fact(output, "kind")]
-                cell["metadata"]["mystnb"] = {"figure": {
-                    "caption": _fact(output, "caption"),
-                    "name": f"{short}-{_fact(output, 'name').replace('_', '-')}"}}
+                cell["metadata"]["mystnb"] = {
+                    "figure": {
+                        "caption": _fact(output, "caption"),
+                        "name": f"{short}-{_fact(output, 'name').replace('_', '-')}",
+                    }
+                }
             if _fact(output, "kind") == "figure":
-                output["data"] = {"text/html": drawing.figure_html(output["data"], _fact(output, "name"))}
+                output["data"] = {
+                    "text/html": drawing.figure_html(output["data"], _fact(output, "name"))
+                }
         if kinds:
             cell["outputs"] = [o for o in cell["outputs"] if _fact(o, "kind") != "caption"]
     notebook["cells"] = cells

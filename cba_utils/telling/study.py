@@ -14,16 +14,16 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from cba_utils.answering.precisions import most_bits_first
+from cba_utils.answering.sources import is_organism, local_folder
+from cba_utils.measures.frames import item_table
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.transitions import placebo, transitions
-from cba_utils.answering.precisions import most_bits_first
-from cba_utils.answering.sources import is_organism, local_folder
-from cba_utils.study.tables import load_study
 from cba_utils.names import RESULTS
-from cba_utils.measures.frames import item_table
 from cba_utils.study.roles import study_columns
+from cba_utils.study.tables import load_study
 
 
 @dataclass
@@ -71,8 +71,15 @@ class Study:
             if quiet["own"].any():
                 at = most_bits_first(quiet.index.get_level_values("precision")[quiet["own"]])
                 first = quiet[quiet["own"]].iloc[0]
-                found.append({"model": model, "precisions": at, "all": bool(rows["silent"].all()),
-                              "reason": first["reason"], "response": first["response"]})
+                found.append(
+                    {
+                        "model": model,
+                        "precisions": at,
+                        "all": bool(rows["silent"].all()),
+                        "reason": first["reason"],
+                        "response": first["response"],
+                    }
+                )
         return found
 
     @property
@@ -88,11 +95,18 @@ class Study:
 
     def of(self, models):
         """The same study with some of its models alone."""
-        tables = {name: getattr(self, name) for name in ("answers", "samples", "perplexity", "provenance")}
-        kept = {name: table[table["model"].isin(models)].reset_index(drop=True)
-                for name, table in tables.items()}
-        return replace(self, **kept, letters=self.letters[
-            self.letters.index.get_level_values("model").isin(models)])
+        tables = {
+            name: getattr(self, name) for name in ("answers", "samples", "perplexity", "provenance")
+        }
+        kept = {
+            name: table[table["model"].isin(models)].reset_index(drop=True)
+            for name, table in tables.items()
+        }
+        return replace(
+            self,
+            **kept,
+            letters=self.letters.loc[self.letters.index.get_level_values("model").isin(models)],
+        )
 
     @property
     def folder(self):
@@ -134,7 +148,9 @@ class Study:
     @property
     def own_items(self):
         """Whether all items are of the project's own bank."""
-        return not self.imported and bool((self.provenance["identity.parameters.items"] == "bundled").all())
+        return not self.imported and bool(
+            (self.provenance["identity.parameters.items"] == "bundled").all()
+        )
 
     @property
     def families(self):
@@ -212,7 +228,8 @@ class Study:
         if cells["model"].nunique() == 1:
             return presentable(cells.assign(of=cells["n"]))
         return presentable(
-            over_replicates(cells, ["family"]) if self.several else over_models(cells))
+            over_replicates(cells, ["family"]) if self.several else over_models(cells)
+        )
 
     def each(self, frame):
         """Estimates to be told one after the other: pooled, or each model's where a family has only one.
@@ -269,14 +286,18 @@ class Study:
         if self.several and families == 1:
             return "over checkpoints trained alike from different seeds"
         if self.several:
-            return (f"over checkpoints trained alike within each of {families} architectures, "
-                    f"which are taken as they are")
+            return (
+                f"over checkpoints trained alike within each of {families} architectures, "
+                f"which are taken as they are"
+            )
         unit = "question templates" if self.templates else "runs of consecutive questions"
         alone = f"over {unit}, for one checkpoint alone"
         if self.samples["model"].nunique() <= 1:
             return alone
-        return (f"{alone} (a mean over models takes these as they are, and its interval is the "
-                f"mean of their interval ends)")
+        return (
+            f"{alone} (a mean over models takes these as they are, and its interval is the "
+            f"mean of their interval ends)"
+        )
 
     @property
     def templates(self):
@@ -315,8 +336,10 @@ class Study:
         known = known.sort_values("started")
         commits = " and ".join(c[:7] for c in known["git_commit"].dropna().unique()) or "none"
         days = dict.fromkeys([known["started"].iloc[0][:10], known["started"].iloc[-1][:10]])
-        return (f"rounding of {len(known)} model{'s' * (len(known) > 1)} taken apart, code of commit "
-                f"{commits}, {' to '.join(days)}")
+        return (
+            f"rounding of {len(known)} model{'s' * (len(known) > 1)} taken apart, code of commit "
+            f"{commits}, {' to '.join(days)}"
+        )
 
     def cited(self, cells):
         """The same for a part of the cells, where a page uses no others."""
@@ -383,8 +406,12 @@ def letters(study):
     found = pd.DataFrame({"none": shares[0]})
     drawn = shares[-1].reindex(found.index)
     found["own"] = (found["none"] > SILENT) | (drawn == 1.0)
-    reference = found["own"].xs("bf16", level="precision") if "bf16" in drawn.index.levels[1] else {}
-    lost = found.index.get_level_values("model").map(lambda model: bool(reference.get(model, False)))
+    reference = (
+        found["own"].xs("bf16", level="precision") if "bf16" in drawn.index.levels[1] else {}
+    )
+    lost = found.index.get_level_values("model").map(
+        lambda model: bool(reference.get(model, False))
+    )
     found["silent"] = found["own"] | lost
     found["response"], found["reason"] = "", ""
     for cell in found.index[found["own"]]:

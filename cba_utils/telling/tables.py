@@ -16,7 +16,7 @@ _TABLE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=Tru
 
 
 def table_html(frame, formats=None):
-    """A frame as a plain table; every text is escaped, numbers are aligned at the right.
+    r"""A frame as a plain table; every text is escaped, numbers are aligned at the right.
 
     Parameters
     ----------
@@ -52,13 +52,15 @@ def table_html(frame, formats=None):
         name=f"table of {', '.join(map(str, frame.columns))}",
         heads=frame.columns,
         numeric=[_NUMBER if column in formats else "" for column in frame],
-        rows=[[printed(c, v) for c, v in zip(frame, row, strict=True)]
-              for row in frame.astype(object).to_numpy()],
+        rows=[
+            [printed(c, v) for c, v in zip(frame, row, strict=True)]
+            for row in frame.astype(object).to_numpy()
+        ],
     )
 
 
 def _held(text):
-    """A number whose line may break before its interval and nowhere else.
+    r"""A number whose line may break before its interval and nowhere else.
 
     Examples
     --------

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.perplexity import perplexity_change
-from cba_utils.telling.numbers import percent
+from cba_utils.answering.precisions import most_bits_first, parse_precision
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
+from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.measures.pooling import over_replicates
 from cba_utils.measures.rates import bias_scores
 from cba_utils.measures.transitions import placebo
-from cba_utils.answering.precisions import most_bits_first, parse_precision
-from cba_utils.telling.study import pick
-from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
-from cba_utils.study.roles import role_probabilities
 from cba_utils.names import STUDY
+from cba_utils.study.roles import role_probabilities
+from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
+from cba_utils.telling.numbers import percent
+from cba_utils.telling.study import pick
 
 BIASED = "became_biased_expected"
 HOW = ("noise removed", "alignment exact", "error shuffled")
@@ -57,14 +57,19 @@ class Variants:
             tables[name] = tables[name].assign(precision=key).drop(columns="variant")
         models = tables["variants"]["model"].unique()
         answers = study.answers[study.answers["model"].isin(models)]
-        roles = pd.concat([role_probabilities(answers, "study", "original"), tables["variants"]],
-                          ignore_index=True)
+        roles = pd.concat(
+            [role_probabilities(answers, "study", "original"), tables["variants"]],
+            ignore_index=True,
+        )
         text = study.perplexity[study.perplexity["model"].isin(models)]
         nll = pd.concat([text, tables["variant_perplexity"]], ignore_index=True)
         moves = placebo(roles, method="jackknife")
         scores = bias_scores(roles, method="jackknife")
-        frames = [moves, scores[scores["measure"] == "accuracy"],
-                  perplexity_change(nll, method="jackknife")]
+        frames = [
+            moves,
+            scores[scores["measure"] == "accuracy"],
+            perplexity_change(nll, method="jackknife"),
+        ]
         weights = _weights(tables["errors"])
         # lengths have no upper end at which an interval could be cut
         self.weights = over_replicates(weights) if study.several else weights
@@ -93,8 +98,10 @@ class Variants:
         frame = self.changes
         frame = frame[(frame["measure"] == BIASED) & frame["precision"].isin(self.bits)]
         name = frame["precision"]
-        kinds = ["one part in BF16" if n in WHERE else f"groups of {parse_precision(n).group}"
-                 for n in name]
+        kinds = [
+            "one part in BF16" if n in WHERE else f"groups of {parse_precision(n).group}"
+            for n in name
+        ]
         labels = name.str.replace("-g32", ", 32").str.removesuffix(" in BF16")
         labels = labels.where(name.isin(WHERE), labels.str.upper())
         return frame.assign(bits=name.map(self.bits), kind=kinds, label=labels).sort_values("bits")
@@ -109,15 +116,20 @@ class Variants:
 
 def told_by_label(what, frame):
     """Alt text of a figure with one row a label."""
-    return f"{what}: " + "; ".join(
-        f"{row.label} {percent(row.estimate)}" for row in frame.itertuples()) + "."
+    return (
+        f"{what}: "
+        + "; ".join(f"{row.label} {percent(row.estimate)}" for row in frame.itertuples())
+        + "."
+    )
 
 
 def _weights(errors):
     rows = []
     for key, group in errors.groupby(STUDY, sort=False):
-        rows += [(*key, name, value, value, value, int(group["weights"].sum()))
-                 for name, value in alignment_left(group).items()]
+        rows += [
+            (*key, name, value, value, value, int(group["weights"].sum()))
+            for name, value in alignment_left(group).items()
+        ]
     return pd.DataFrame(rows, columns=[*STUDY, *ESTIMATE_COLUMNS])
 
 
@@ -125,18 +137,23 @@ def _differences(moves, reference):
     """Rate of each variant less that of a precision, checkpoint by checkpoint."""
     rates = moves[moves["measure"] == BIASED]
     keys = [c for c in STUDY if c != "precision"]
-    both = rates.merge(rates.loc[rates["precision"] == reference, [*keys, "estimate"]], on=keys,
-                       suffixes=("", "_reference"))
+    both = rates.merge(
+        rates.loc[rates["precision"] == reference, [*keys, "estimate"]],
+        on=keys,
+        suffixes=("", "_reference"),
+    )
     change = both["estimate"] - both["estimate_reference"]
     return both.assign(measure="change", estimate=change, low=np.nan, high=np.nan)[
-        [*STUDY, *ESTIMATE_COLUMNS]]
+        [*STUDY, *ESTIMATE_COLUMNS]
+    ]
 
 
 def _bits(report, tables):
     """Bits per weight of everything that was tried: precisions, other groups, parts in BF16."""
     errors = tables["errors"]
-    one = errors[(errors["model"] == errors["model"].iloc[0])
-                 & (errors["precision"] == report.lowest)]
+    one = errors[
+        (errors["model"] == errors["model"].iloc[0]) & (errors["precision"] == report.lowest)
+    ]
     finer = set(tables["variants"]["precision"]) - {*HOW, *WHERE}
     bits = {p: bits_per_weight(one, p) for p in most_bits_first([*report.precisions, *finer])}
     kept = {f"{part} in BF16": bits_per_weight(one, report.lowest, (part,)) for part in PARTS}

@@ -39,7 +39,8 @@ class Walk:
         rows = study.answers[study.answers["order"] == "012"] if study.exact else study.drawn
         table = item_table(rows[rows["model"] == self.model])
         role = table.assign(role=table[ROLES].idxmax(axis=1)).pivot(
-            index="item_id", columns="precision", values="role")
+            index="item_id", columns="precision", values="role"
+        )
         return role.index[role["bf16"] != role.get(study.lowest, role["bf16"])]
 
     @property
@@ -63,11 +64,13 @@ class Walk:
         rows = study.single[study.single["item_id"] == item["item_id"]]
         rows = rows[rows["model"] == self.model]
         roles = {item[f"{role}_index"]: role.replace("_", "-") for role in ROLES}
-        table = pd.DataFrame({
-            "letter": list("ABC"),
-            "answer": [item[f"ans{k}"] if self.known else "not recorded" for k in range(3)],
-            "role": [roles[k] for k in range(3)],
-        })
+        table = pd.DataFrame(
+            {
+                "letter": list("ABC"),
+                "answer": [item[f"ans{k}"] if self.known else "not recorded" for k in range(3)],
+                "role": [roles[k] for k in range(3)],
+            }
+        )
         for precision in dict.fromkeys(["bf16", study.lowest]):
             at = rows[rows["precision"] == precision]
             if study.exact:
@@ -91,13 +94,21 @@ class Walk:
             return None
         known = pd.read_csv(PROJECT / "data" / "strengths.csv")
         items, item = self.study.items, self.item
-        known = known[(known["category"] == item["category"])
-                      & (known["question_index"].astype(str) == str(item["question_index"]))]
-        asked = items[(items["category"] == item["category"])
-                      & (items["question_index"] == item["question_index"])
-                      & (items["question_polarity"] == "neg")]
+        known = known[
+            (known["category"] == item["category"])
+            & (known["question_index"].astype(str) == str(item["question_index"]))
+        ]
+        asked = items[
+            (items["category"] == item["category"])
+            & (items["question_index"] == item["question_index"])
+            & (items["question_polarity"] == "neg")
+        ]
         if known.empty or asked.empty:
             return None
         group = known.groupby("role")["group"].apply(" or the ".join)
-        return {"question": asked["question"].iloc[0], "answer": group["target"],
-                "other": group["other"], "strength": known["strength"].iloc[0]}
+        return {
+            "question": asked["question"].iloc[0],
+            "answer": group["target"],
+            "other": group["other"],
+            "strength": known["strength"].iloc[0],
+        }
