@@ -227,19 +227,14 @@ class Chapter(Page):
         frame = pd.DataFrame(
             [
                 {
-                    "concentration": row.concentration,
-                    "seeds": row.seeds,
+                    "concentration, seeds": f"{row.concentration:g}, {row.seeds}",
                     "all alike": _rate(row.all_alike, row.items_),
                     "became biased": _rate(row.became_biased_by_chance, row.unbiased),
                 }
                 for row in self.draws.rename(columns={"items": "items_"}).itertuples()
             ]
         )
-        return frame, {
-            "concentration": "{:g}".format,
-            "all alike": interval,
-            "became biased": interval,
-        }
+        return frame, {"all alike": interval, "became biased": interval}
 
     def table_hazard_roles(self):
         """Each template: whether it takes a system role, and where the words stand."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cba_utils.names import PROJECT
 from cba_utils.telling import charts as draw
-from cba_utils.telling.numbers import count, percent, timing
+from cba_utils.telling.numbers import count, percent, power_of_ten, timing
 from cba_utils.telling.page import Page
 
 BENCHMARKS = PROJECT / "benchmarks"
@@ -27,8 +27,6 @@ CONTENDERS = {
 
 # What becomes of an architecture, see `benchmarks/architectures.py`.
 RESULTS, NOT_HERE = ["asked", "native only", "refused", "not judged"], "not on this machine"
-
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def ratios(results, benchmark, by):
@@ -370,9 +368,8 @@ class Chapter(Page):
             "native": "native kernels",
             "reason": "why not",
         }
-        rows = rows.assign(
-            native=rows["native"].where(rows["native"].isin(["asked", NOT_HERE, ""]), "refused")
-        )
+        words = {"asked": "asked", NOT_HERE: "not here", "": ""}
+        rows = rows.assign(native=rows["native"].map(words).fillna("refused"))
         return rows.loc[order.index, [*heads]].rename(columns=heads), {"off by": _small}
 
     def table_gpu(self):
@@ -427,6 +424,4 @@ def _if_any(value):
 
 
 def _small(value):
-    """A number far below one, with its power of ten."""
-    digits, _, power = f"{value:.1e}".partition("e")
-    return "" if np.isnan(value) else f"{digits}·10{str(int(power)).translate(_RAISED)}"
+    return "" if np.isnan(value) else power_of_ten(value, 1)

@@ -26,6 +26,7 @@ from cba_utils.telling.drawing import (
     nothing,
     style,
 )
+from cba_utils.telling.numbers import power_of_ten
 
 LEANS = ("log_gap", "d_log_gap")
 # One colour a bar of a group, where there are more of them than families; each also has a hatch.
@@ -586,7 +587,10 @@ def differences(frame, by, series, title, label):
                 label=name,
             )
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda y, _: np.format_float_positional(y, trim="-"))
+        # Powers of ten: the two decimals that a drawing keeps would make a small number zero.
+        axes.yaxis.set_major_formatter(
+            lambda y, _: f"{y:g}" if 0.01 <= y < 1000 else power_of_ten(y)
+        )
         axes.set_xticks(range(len(places)), [str(1 + k) for k in places.values()])
         axes.set_xlabel(label)
         axes.set_title(title)

@@ -203,6 +203,23 @@ def timing(value):
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(value, digits=0):
+    """A number far from one.
+
+    Examples
+    --------
+    >>> power_of_ten(1e-5), power_of_ten(1.23e-6, 1), power_of_ten(2e-6)
+    ('10⁻⁵', '1.2·10⁻⁶', '2·10⁻⁶')
+    """
+    if np.isnan(value):
+        return UNDEFINED
+    front, _, power = f"{value:.{digits}e}".partition("e")
+    return f"{'' if front == '1' else f'{front}·'}10{str(int(power)).translate(_RAISED)}"
+
+
 def count(value):
     """A whole number with commas.
 
