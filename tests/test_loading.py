@@ -1,10 +1,13 @@
 """What is loaded is what was asked: labels, files, settings, templates, and the trial."""
 
 import json
+import re
 import shutil
 
 import cba_utils.answering.templates as templates
 from cba_utils import load_items, load_model, score_letters
+from cba_utils.answering import quantizers
+from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.quantizers.affine import BITS
 from cba_utils.answering.trial import try_out
 from cba_utils.names import PROJECT
@@ -529,3 +532,18 @@ def test_a_folder_for_each_precision(mistral, tmp_path):
     shutil.move(tmp_path / "m-q4", tmp_path / "m-q3")
     with pytest.raises(ValueError, match="4 bits, group 64, affine; 'q3' was asked for"):
         load_model(source, "q3")
+
+
+def test_another_quantizer_is_one_more_file(mistral, tmp_path, monkeypatch):
+    """The example of CONTRIBUTING.md, as it stands there."""
+    page = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(from cba_utils\.answering\.quantizers.*?)```", page, re.S)
+    (tmp_path / "fine.py").write_text(example)
+    monkeypatch.setattr(quantizers, "__path__", [*quantizers.__path__, str(tmp_path)])
+    quantizers.quantizers.cache_clear()
+    try:
+        loaded = load_model(mistral, "fine4", compute="native")
+        kept = {m.group_size for _, m in loaded.model.named_modules() if hasattr(m, "bits")}
+        assert kept == {32} and most_bits_first(["q4", "fine4"]) == ["fine4", "q4"]
+    finally:
+        quantizers.quantizers.cache_clear()

@@ -1,6 +1,7 @@
 """What this book adds to Sphinx: model cards, executed notebooks, buttons, a preview image."""
 
 import json
+import re
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -89,6 +90,31 @@ class ExecutedNotebooks(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+def list_modules(app, docname, source):
+    """Write the reference of every module of a folder where a page says ``modules: <folder>``."""
+    if docname == "book/api":
+        source[0] = re.sub(r"^modules: (\w+)$", lambda m: _reference(m[1]), source[0], flags=re.M)
+
+
+def _reference(name):
+    package = PROJECT / "cba_utils"
+    folder = package / name
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    told = []
+    for file in files:
+        parts = file.relative_to(package).with_suffix("").parts
+        if file.name == "__init__.py":
+            parts = parts[:-1]
+            if not re.search(r"^(def|class) ", file.read_text(encoding="utf-8"), flags=re.M):
+                continue
+        module = ".".join(parts)
+        told.append(
+            f"### `{module}`\n\n```{{eval-rst}}\n.. automodule:: cba_utils.{module}\n"
+            "   :members:\n```"
+        )
+    return "\n\n".join(told)
+
+
 def read_notebook(app, docname, source):
     """Give the parser a notebook whose displays are prose, numbered figures and tables."""
     if app.env.doc2path(docname).endswith(".ipynb"):
@@ -151,6 +177,7 @@ def setup(app):
     app.add_directive("study-keys", StudyKeys)
     app.connect("config-inited", show_buttons)
     app.connect("source-read", read_notebook)
+    app.connect("source-read", list_modules)
     app.connect("html-page-context", complete_page)
     app.connect("build-finished", draw_preview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
