@@ -207,6 +207,14 @@ def _parser():
         "keep log-probabilities in 16 bits: for tables that are committed",
     )
     one = verb(
+        _again,
+        "Ask a slice of a study's items again, and compare with its records",
+        "BBQ_DIR=path/to/bbq cba again smollm2 --items 200 --precisions bf16,q4",
+    )
+    one.add_argument("study", help="a name in config/ or results/, or a study file")
+    one.add_argument("--items", metavar="N", default="200", help="how many (200)")
+    one.add_argument("--precisions", type=_listed, metavar="bf16,q4", help="of the study's")
+    one = verb(
         _import,
         "Step: make the tables of a study from records that exist",
         "cba import theirs path/to/jsonl --items path/to/bbq",
@@ -475,6 +483,16 @@ def _collect(options):
     collect(study)
     if options.small:
         shrink(study["name"])
+
+
+def _again(options):
+    from cba_utils.study.again import again
+
+    limit = _items(options)
+    if not isinstance(limit, int):
+        raise ValueError(f"ITEMS: {limit!r} is no number; the study says where its items come from")
+    found = again(_step_study(options.study), limit, options.precisions)
+    print(found.to_string(index=False, float_format="{:.3f}".format))
 
 
 def _import(options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from textwrap import fill
 
 import numpy as np
@@ -15,9 +16,11 @@ from cba_utils.measures.measure import measure as facts
 from cba_utils.measures.measure import titles as known
 from cba_utils.telling.drawing import (
     INK,
+    LOOKS,
     PALETTE,
     WIDTH,
     _by_precision,
+    _errorbars,
     _finish,
     _look,
     _panels,
@@ -114,6 +117,37 @@ def together(frame, labels, title, line=None, scale=1.0, points=True):
         if points:
             panels[0].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
         return figure
+
+
+def stacked(panels):
+    """Several series by precision in each of several panels.
+
+    Parameters
+    ----------
+    panels : list of (str, DataFrame, dict of str to str, float or None)
+        Title, tidy estimates, the name of the series of each measure, and where a line shows what no
+        effect would be. A series of one name looks the same in all panels, and like no other.
+
+    Examples
+    --------
+    >>> columns = ["precision", "measure", "estimate", "low", "high", "n"]
+    >>> frame = pd.DataFrame([("q4", "srs", 0.1, 0.0, 0.2, 9)], columns=columns)
+    >>> len(stacked([("One", frame, {"srs": "one"}, None), ("Two", frame, {"srs": "two"}, 0.3)]).axes)
+    2
+    """
+    looks = dict(zip(dict.fromkeys(n for _, _, series, _ in panels for n in series.values()),
+                     itertools.cycle(LOOKS)))
+    places = {p: k for k, p in enumerate(_precisions(pd.concat([frame for _, frame, _, _ in panels])))}
+    with style():
+        figure, axes = _panels(len(panels), 2.3)
+        for one, (title, frame, series, line) in zip(axes, panels, strict=True):
+            if line is not None:
+                one.axhline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+            for k, (measure, name) in enumerate(series.items()):
+                offset = 0.14 * (k - (len(series) - 1) / 2)
+                _errorbars(one, frame[frame["measure"] == measure], places, offset, label=name, **looks[name])
+            one.set_title(title)
+        return _finish(figure, axes, places)
 
 
 def seed_ranges(frame, measure="became_biased"):

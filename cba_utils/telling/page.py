@@ -99,6 +99,11 @@ class Page:
                 return need
         return None
 
+    @property
+    def folder(self):
+        """Where drawings and their data are kept."""
+        return self.study.folder
+
     def foot_cells(self):
         """Rows of the study's provenance that the chapter's numbers come from."""
         return self.study.provenance
@@ -129,7 +134,7 @@ class Page:
         metadata = {"cba": {"kind": "figure", "name": name, "caption": caption}}
         if cited:
             metadata["scrapbook"] = {"name": name, "mime_prefix": ""}
-        drawing.show(figure, name, alt, data, self.study.folder, metadata)
+        drawing.show(figure, name, alt, data, self.folder, metadata)
         _display_caption("Figure", caption)
 
     def table(self, name):
