@@ -486,13 +486,18 @@ def _collect(options):
 
 
 def _again(options):
-    from cba_utils.study.again import again
+    from cba_utils.study.again import TOLERANCE, again, beyond
 
     limit = _items(options)
     if not isinstance(limit, int):
         raise ValueError(f"ITEMS: {limit!r} is no number; the study says where its items come from")
     found = again(_step_study(options.study), limit, options.precisions)
-    print(found.to_string(index=False, float_format="{:.3f}".format))
+    print(found.to_string(index=False, float_format="{:.3f}".format), flush=True)
+    if len(beyond(found)):
+        raise ValueError(
+            f"{', '.join(beyond(found)['precision'])}: the answers differ from the records by more than "
+            f"arithmetic explains (at most {TOLERANCE['largest']}, on average {TOLERANCE['mean']})"
+        )
 
 
 def _import(options):

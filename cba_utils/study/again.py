@@ -14,6 +14,10 @@ from cba_utils.study.cell import select_items
 from cba_utils.study.protocol import cells
 from cba_utils.study.tables import load_study
 
+# What differs at most where only the arithmetic does. Measured on 200 items of the study smollm2, records of
+# a GPU in bf16 against a CPU in fp32: at BF16 0.054, on average 0.014, and 88 % of the likeliest letters the
+# same; at Q4 0.039, 0.007 and 94 %. BF16 products on the CPU differ by as much from either.
+TOLERANCE = {"largest": 0.1, "mean": 0.02}
 _COLUMNS = [f"logp_{x}{suffix}" for suffix in ("", "_t") for x in LETTERS]
 _ROLES = [f"role_{x}" for x in LETTERS]
 
@@ -77,6 +81,20 @@ def again(study, limit=200, precisions=None, results=RESULTS):
             )
         rows.append({"model": cell.name, "precision": cell.precision, **_compared(before, now)})
     return pd.DataFrame(rows)
+
+
+def beyond(found):
+    """Rows of `again` that differ by more than arithmetic explains, see `TOLERANCE`.
+
+    Parameters
+    ----------
+    found : DataFrame
+
+    Returns
+    -------
+    DataFrame
+    """
+    return found[(found[[*TOLERANCE]] > pd.Series(TOLERANCE)).any(axis=1)]
 
 
 def _compared(before, now):

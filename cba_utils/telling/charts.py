@@ -120,7 +120,7 @@ def together(frame, labels, title, line=None, scale=1.0, points=True):
 
 
 def stacked(panels):
-    """Several series by precision in each of several panels.
+    """Shares by precision, several series in each of several panels, drawn from zero.
 
     Parameters
     ----------
@@ -146,6 +146,7 @@ def stacked(panels):
             for k, (measure, name) in enumerate(series.items()):
                 offset = 0.14 * (k - (len(series) - 1) / 2)
                 _errorbars(one, frame[frame["measure"] == measure], places, offset, label=name, **looks[name])
+            one.set_ylim(bottom=0)
             one.set_title(title)
         return _finish(figure, axes, places)
 
