@@ -219,14 +219,13 @@ class Chapter(Page):
         rows = []
         for precision, bits in EMBEDDINGS.items():
             rows.append({
-                "precision": precision.upper(), "embedding": bits,
+                "embedding": f"{bits} ({precision.upper()})",
                 "first token no letter": self.first(precision),
                 "gained a stereotyped answer": self.gained("became_biased", precision),
                 "an anti-stereotyped one": self.gained("became_anti", precision),
-                "right where the text says who": self.right(precision)["row"],
                 "perplexity, change": pick(self._found.perplexities, "perplexity_change", precision)})
         frame = pd.DataFrame(rows)
-        return frame, dict.fromkeys(frame.columns[2:], interval)
+        return frame, dict.fromkeys(frame.columns[1:], interval)
 
     def _plain(self, frame):
         return frame[frame["precision"].isin(self.precisions)]
