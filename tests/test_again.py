@@ -8,15 +8,15 @@ on two busy cores they take the better part of a minute; `cba again smollm2` ask
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 from cba_utils.answering.sources import find_checkpoint
 from cba_utils.names import CONFIG, RESULTS
 from cba_utils.study.again import TOLERANCE, again, beyond
 from cba_utils.study.protocol import read_study
 from cba_utils.study.tables import load_study
 from conftest import ROOT
+
+import numpy as np
+import pytest
 
 ITEMS = 24
 
@@ -26,7 +26,9 @@ def smollm2(monkeypatch):
     """The study, where its model can be fetched and its items are at hand."""
     folder = Path(os.environ.get("BBQ_DIR") or ROOT.parent / "shared" / "bbq-paper")
     if not folder.is_dir():
-        pytest.skip(f"records of smollm2 at bf16 and q4 are not made again: no BBQ in {folder}; set BBQ_DIR")
+        pytest.skip(
+            f"records of smollm2 at bf16 and q4 are not made again: no BBQ in {folder}; set BBQ_DIR"
+        )
     monkeypatch.setenv("BBQ_DIR", str(folder))
     study = read_study(CONFIG / "smollm2.yml")
     try:

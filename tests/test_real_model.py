@@ -2,12 +2,13 @@
 
 import re
 
-import pandas as pd
-import pytest
 from cba_utils.chapters.real_model import Chapter
 from cba_utils.names import RESULTS
 from cba_utils.telling import page as pages
 from studies import study_of, without_letters
+
+import pandas as pd
+import pytest
 
 
 @pytest.fixture(scope="module")

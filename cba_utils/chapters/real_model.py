@@ -162,17 +162,29 @@ class Chapter(Page):
     def lean(self):
         """The lean at BF16, and precisions at which it is told apart from none."""
         rows = {p: pick(self._found.leans, "log_gap", p) for p in self.precisions}
-        return {"before": rows["bf16"], "last": rows[self.study.lowest],
-                "apart": [p for p, row in rows.items() if reading(row) != "not told apart"],
-                "grew": [p for p in self.quantized
-                         if controls.grew(rows["bf16"], pick(self._found.leans, "d_log_gap", p))]}
+        return {
+            "before": rows["bf16"],
+            "last": rows[self.study.lowest],
+            "apart": [p for p, row in rows.items() if reading(row) != "not told apart"],
+            "grew": [
+                p
+                for p in self.quantized
+                if controls.grew(rows["bf16"], pick(self._found.leans, "d_log_gap", p))
+            ],
+        }
 
     @property
     def embedding(self):
         """Whether answers begin with letters again where the embedding keeps its bits."""
         kept, reference = self.first("q4-e16"), self.first("bf16")
-        return {"kept": kept, "lost": self.first("q4"), "back": kept["high"] <= max(reference["high"], BEGIN),
-                "perplexity": {p: pick(self._found.perplexities, "perplexity_change", p) for p in EMBEDDINGS}}
+        return {
+            "kept": kept,
+            "lost": self.first("q4"),
+            "back": kept["high"] <= max(reference["high"], BEGIN),
+            "perplexity": {
+                p: pick(self._found.perplexities, "perplexity_change", p) for p in EMBEDDINGS
+            },
+        }
 
     @property
     def sequences(self):
@@ -183,15 +195,24 @@ class Chapter(Page):
 
     def figure_real_gained(self):
         """Items that gained an answer, by the published seeds and by fresh draws."""
-        published = {"became_biased": "stereotyped", "became_anti": "anti-stereotyped (mirror image)"}
-        fresh = {"became_biased_expected": "stereotyped",
-                 "became_anti_expected": "anti-stereotyped (mirror image)",
-                 "became_biased_placebo": "placebo: BF16 asked again"}
+        published = {
+            "became_biased": "stereotyped",
+            "became_anti": "anti-stereotyped (mirror image)",
+        }
+        fresh = {
+            "became_biased_expected": "stereotyped",
+            "became_anti_expected": "anti-stereotyped (mirror image)",
+            "became_biased_placebo": "placebo: BF16 asked again",
+        }
         seen = self._quantized(self._found.seen)
         drawn = self._found.fresh[self._found.fresh["precision"].isin(self.speaking)]
-        panels = [("Gained such an answer, published seeds, %", seen, published, None),
-                  ("Gained such an answer, fresh draws, %", drawn, fresh, None)]
-        shown = pd.concat([seen[seen["measure"].isin(published)], drawn[drawn["measure"].isin(fresh)]])
+        panels = [
+            ("Gained such an answer, published seeds, %", seen, published, None),
+            ("Gained such an answer, fresh draws, %", drawn, fresh, None),
+        ]
+        shown = pd.concat(
+            [seen[seen["measure"].isin(published)], drawn[drawn["measure"].isin(fresh)]]
+        )
         return draw.stacked(panels), self._alt(panels), shown
 
     def figure_real_letters(self):
@@ -199,9 +220,13 @@ class Chapter(Page):
         letters = {f"letter_{x}": f"letter {x}" for x in LETTERS}
         none = {"first": "first token", "strict": "strict parser", "published": "published parser"}
         shares = self._plain(self._found.letters[self._found.letters["measure"].isin(letters)])
-        lost = self._plain(self._found.none.assign(measure=self._found.none["by"]).drop(columns="by"))
-        panels = [("Share of each letter, %", shares, letters, CHANCE),
-                  ("Answers that are no letter, %", lost, none, None)]
+        lost = self._plain(
+            self._found.none.assign(measure=self._found.none["by"]).drop(columns="by")
+        )
+        panels = [
+            ("Share of each letter, %", shares, letters, CHANCE),
+            ("Answers that are no letter, %", lost, none, None),
+        ]
         return draw.stacked(panels), self._alt(panels), pd.concat([shares, lost])
 
     def figure_real_reads(self):
@@ -218,12 +243,17 @@ class Chapter(Page):
         """The layers at four bits with the embedding at three."""
         rows = []
         for precision, bits in EMBEDDINGS.items():
-            rows.append({
-                "embedding": f"{bits} ({precision.upper()})",
-                "first token no letter": self.first(precision),
-                "gained a stereotyped answer": self.gained("became_biased", precision),
-                "an anti-stereotyped one": self.gained("became_anti", precision),
-                "perplexity, change": pick(self._found.perplexities, "perplexity_change", precision)})
+            rows.append(
+                {
+                    "embedding": f"{bits} ({precision.upper()})",
+                    "first token no letter": self.first(precision),
+                    "gained a stereotyped answer": self.gained("became_biased", precision),
+                    "an anti-stereotyped one": self.gained("became_anti", precision),
+                    "perplexity, change": pick(
+                        self._found.perplexities, "perplexity_change", precision
+                    ),
+                }
+            )
         frame = pd.DataFrame(rows)
         return frame, dict.fromkeys(frame.columns[1:], interval)
 
@@ -236,5 +266,8 @@ class Chapter(Page):
     @staticmethod
     def _alt(panels):
         """A sentence a panel and series, with the numbers."""
-        return [told(title.removesuffix(", %"), frame.assign(series=name), one, by="series")
-                for title, frame, series, _ in panels for one, name in series.items()]
+        return [
+            told(title.removesuffix(", %"), frame.assign(series=name), one, by="series")
+            for title, frame, series, _ in panels
+            for one, name in series.items()
+        ]

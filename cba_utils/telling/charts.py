@@ -135,9 +135,15 @@ def stacked(panels):
     >>> len(stacked([("One", frame, {"srs": "one"}, None), ("Two", frame, {"srs": "two"}, 0.3)]).axes)
     2
     """
-    looks = dict(zip(dict.fromkeys(n for _, _, series, _ in panels for n in series.values()),
-                     itertools.cycle(LOOKS)))
-    places = {p: k for k, p in enumerate(_precisions(pd.concat([frame for _, frame, _, _ in panels])))}
+    looks = dict(
+        zip(
+            dict.fromkeys(n for _, _, series, _ in panels for n in series.values()),
+            itertools.cycle(LOOKS),
+        )
+    )
+    places = {
+        p: k for k, p in enumerate(_precisions(pd.concat([frame for _, frame, _, _ in panels])))
+    }
     with style():
         figure, axes = _panels(len(panels), 2.3)
         for one, (title, frame, series, line) in zip(axes, panels, strict=True):
@@ -145,7 +151,14 @@ def stacked(panels):
                 one.axhline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
             for k, (measure, name) in enumerate(series.items()):
                 offset = 0.14 * (k - (len(series) - 1) / 2)
-                _errorbars(one, frame[frame["measure"] == measure], places, offset, label=name, **looks[name])
+                _errorbars(
+                    one,
+                    frame[frame["measure"] == measure],
+                    places,
+                    offset,
+                    label=name,
+                    **looks[name],
+                )
             one.set_ylim(bottom=0)
             one.set_title(title)
         return _finish(figure, axes, places)
