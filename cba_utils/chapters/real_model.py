@@ -139,7 +139,7 @@ class Chapter(Page):
     def most(self):
         """The precision at which most items gained a stereotyped answer, and that with fewest."""
         by = {p: self.gained("became_biased", p)["estimate"] for p in self.quantized}
-        return max(by, key=by.get), min(by, key=by.get)
+        return max(by, key=by.__getitem__), min(by, key=by.__getitem__)
 
     def letter(self, precision):
         """The commonest letter and its share."""
@@ -156,7 +156,7 @@ class Chapter(Page):
     def best(self):
         """The precision with most right answers."""
         by = {p: self.right(p)["row"]["estimate"] for p in self.precisions}
-        return max(by, key=by.get)
+        return max(by, key=by.__getitem__)
 
     @property
     def lean(self):
