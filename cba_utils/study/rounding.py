@@ -156,8 +156,9 @@ def variants(base, aligned, precision, finer):
     rounded, rounded_base = _tensors(loaded), _tensors(_dense(base, precision))
 
     def shuffled(name):
-        # A stream a tensor: in which order a network hands out its tensors must not decide.
-        shuffle = np.random.default_rng(list(name.encode()))
+        # A stream a model and tensor: the order of a network's tensors must not decide, and draws
+        # shared by all models would be a luck that no interval over models shows.
+        shuffle = np.random.default_rng(list(f"{aligned}/{name}".encode()))
         error = (rounded[name] - after[name]).ravel()
         return after[name] + shuffle.permutation(error).reshape(after[name].shape)
 
