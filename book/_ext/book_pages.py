@@ -108,8 +108,9 @@ def _reference(name):
             if not re.search(r"^(def|class) ", file.read_text(encoding="utf-8"), flags=re.M):
                 continue
         module = ".".join(parts)
+        title = ".".join(parts[1:]) or module
         told.append(
-            f"### `{module}`\n\n```{{eval-rst}}\n.. automodule:: cba_utils.{module}\n"
+            f"### `{title}`\n\n```{{eval-rst}}\n.. automodule:: cba_utils.{module}\n"
             "   :members:\n```"
         )
     return "\n\n".join(told)
