@@ -167,7 +167,7 @@ def script(data):
     Examples
     --------
     >>> script({"question": "</script>"})
-    'window.cbaExplorer = {"question":"\\\\u003c/script>"};\\n'
+    'window.cbaExplorer = {"question":"\\u003c/script>"};\n'
     """
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     # One cell a line, for readable differences; inside a text the quote would be escaped.

@@ -184,7 +184,7 @@ def percents(values, digits=1):
 
     Examples
     --------
-    >>> percents([0.05, 0.02]).replace("\\u00a0", " ")
+    >>> percents([0.05, 0.02]).replace("\u00a0", " ")
     '2.0 % to 5.0 %'
     """
     return span(values, text=lambda value: percent(value, digits))
@@ -283,7 +283,7 @@ def spoken(row, text=interval, end=percent):
     --------
     >>> row = {"estimate": 0.2, "low": 0.1, "high": 0.3, "least": 0.0, "least_model": "m",
     ...        "most": 0.4, "most_model": "p"}
-    >>> spoken(row).replace("\\u00a0", " ")
+    >>> spoken(row).replace("\u00a0", " ")
     '20.0 % (10.0 to 30.0), from 0.0 % (m) to 40.0 % (p)'
     """
     lone = pd.isna(row.get("most_model")) or row["least_model"] == row["most_model"]

@@ -250,8 +250,8 @@ def _tidy(text):
 
     Examples
     --------
-    >>> _tidy(" one\\n  two, three \\n\\n- four\\n- five ")
-    'one two, three\\n\\n- four\\n- five'
+    >>> _tidy(" one\n  two, three \n\n- four\n- five ")
+    'one two, three\n\n- four\n- five'
     """
     kept, fenced = [], False
     for line in text.strip().splitlines():

@@ -35,7 +35,7 @@ def table_html(frame, formats=None):
     --------
     >>> import pandas as pd
     >>> html = table_html(pd.DataFrame({"category": ["<Age>"], "n": [1200.0]}), {"n": "{:,.0f}".format})
-    >>> "<td>&lt;Age&gt;</td><td class=\\"num\\">1,200</td>" in html
+    >>> "<td>&lt;Age&gt;</td><td class=\"num\">1,200</td>" in html
     True
     """
     formats = formats or {}
@@ -65,6 +65,6 @@ def _held(text):
     Examples
     --------
     >>> _held("3.1 % (2.0 to 5.0)").split(" ")
-    ['3.1\\xa0%', '(2.0\\xa0to\\xa05.0)']
+    ['3.1\xa0%', '(2.0\xa0to\xa05.0)']
     """
     return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
