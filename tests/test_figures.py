@@ -1,6 +1,9 @@
 """Figures and words of the reports: deterministic, escaped, and right about what they say."""
 
+from cba_utils.measures import rates
 from cba_utils.telling import drawing as figures
+from cba_utils.telling import study as telling
+from studies import study_of
 
 import numpy as np
 import pandas as pd
@@ -89,3 +92,24 @@ def test_estimates_without_intervals_are_drawn_and_listed_without_bars(estimates
     bare = estimates.assign(low=np.nan, high=np.nan)
     (axes,) = figures.dose_response(bare, ["srs"]).axes
     assert not axes.containers and len(axes.lines) == 2
+
+
+def test_a_family_is_called_by_its_title_in_figures_and_without_the_bracket_in_sentences(
+    monkeypatch,
+):
+    made = study_of(templates=4)
+    about = {"name": "mine", "families": {"simulated": "toy-Sim (1M weights)"}}
+    parts = {
+        name: getattr(made, name)
+        for name in ("items", "answers", "samples", "perplexity", "provenance")
+    }
+    for table in parts.values():
+        table.attrs["study"] = about
+    monkeypatch.setattr(telling, "load_study", lambda _: parts)
+    study = telling.open_study("mine")
+    assert set(study.answers["family"]) == {"toy-Sim"}
+    with figures.families(study.families):
+        drawn = figures.dose_response(study.summarise(rates.role_rates(study.answers)), ["srs"])
+    assert [text.get_text() for text in drawn.legends[0].texts] == ["toy-Sim (1M weights)"]
+    told = study.told(rates.role_rates(study.answers), "srs", "q3")
+    assert told.names == told.above == ["toy-Sim"] and told.agreed == "above"

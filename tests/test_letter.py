@@ -25,7 +25,7 @@ def test_truths_are_told_apart(truth, lead, drift):
     reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
     assert reading in chapter.text("lead")
     assert ("found in 2 of 2" in chapter.text("drift")) == drift
-    assert (": C, by" in chapter.text("drift")) or not drift
+    assert (" C, by" in chapter.text("drift")) or not drift
     assert ("the lean grew" in chapter.text("leaned")) == lead
 
 

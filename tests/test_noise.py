@@ -26,7 +26,7 @@ def test_the_words_are_those_of_the_estimates(chapter):
     one, other = (pick(moves, f"became_{x}_expected_excess", "q3") for x in ("biased", "anti"))
     assert interval(one) in chapter.text("excess")
     contrast = points({**one, "estimate": one["estimate"] - other["estimate"]}).split(" ")[0]
-    assert f": {contrast} (" in chapter.text("mirror")
+    assert f"simulated {contrast} (" in chapter.text("mirror")
     assert "more became biased" in chapter.text("mirror")
 
 

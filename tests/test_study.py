@@ -126,6 +126,19 @@ BAD_STUDIES = [
     (of_model(replicate=0), "models.0.replicate: must be"),
     # words
     (
+        lambda s: s.update(families={"mistrel": "Mine"}),
+        "families: no model has the family 'mistrel'; there are mistral",
+    ),
+    (
+        lambda s: (
+            s["models"].append(
+                {**s["models"][0], "name": "other", "family": "other", "source": "phi3/base"}
+            ),
+            s.update(families={"mistral": "Mine (1M)", "other": "Mine (2M)"}),
+        ),
+        "families: two are called 'Mine' in sentences",
+    ),
+    (
         of_section("samples", parser="lazy"),
         "samples.parser: must be 'strict' or 'published', not 'lazy'",
     ),

@@ -15,6 +15,7 @@ from cba_utils.study.notebooks import ROUNDING_NOTEBOOK, RUN_NOTEBOOK
 from cba_utils.study.protocol import SHIPPED, documentation
 from cba_utils.telling.drawing import families, preview
 from cba_utils.telling.page import for_book
+from cba_utils.telling.study import open_study
 
 IMAGE = "_static/preview.png"
 
@@ -161,12 +162,10 @@ def draw_preview(app, error):
     study = study_folder(app)
     data = study / "figures" / "headline.csv"
     if error is None and app.builder.name == "html" and data.exists():
-        # the families are named like models that people use
         note = "An executable paper, measured on\nsmall models made for the purpose"
         if study.name != SHIPPED:
             note = f"Study “{study.name}”"
-        known = json.loads((study / "tables" / "provenance.json").read_text())["cells"]
-        with families(dict.fromkeys(cell["family"] for cell in known)):
+        with families(open_study(study.name).families):
             figure = preview(pd.read_csv(data), app.config.html_title, note, load_published())
         figure.savefig(Path(app.outdir, IMAGE))
 

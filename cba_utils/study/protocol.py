@@ -260,6 +260,17 @@ class Model(Labels):
     compute: Compute = Field(None, description="Instead of the study's.")
 
 
+def family_title(text):
+    """What sentences call a family: its title without the bracket at its end.
+
+    Examples
+    --------
+    >>> family_title("toy-Mistral (1M weights)"), family_title("mine")
+    ('toy-Mistral', 'mine')
+    """
+    return re.sub(r"\s*\([^()]*\)$", "", text) or text
+
+
 class Study(_Checked):
     """A named grid of cells with its protocol."""
 
@@ -271,6 +282,11 @@ class Study(_Checked):
         description="One line, shown on the pages."
     )
     note: Text | None = Field(None, description="What readers of the study's pages must know.")
+    families: dict[Text, Text] | None = Field(
+        None,
+        description="How pages call a family, such as `mine: Mine (7B weights)`: figures write all of "
+        "it, sentences what comes before the bracket.",
+    )
     models: Annotated[tuple[Model, ...], Field(**_LIST)] = Field(
         description="See the models' own keys."
     )
@@ -295,6 +311,23 @@ class Study(_Checked):
                 "reports do on ambiguous questions; use ambig or both"
             )
         return items
+
+    @model_validator(mode="after")
+    def _families_are_told_apart(self):
+        called = self.families or {}
+        there = list(dict.fromkeys(model.family for model in self.models))
+        for family in called:
+            if family not in there:
+                raise ValueError(
+                    f"families: no model has the family {family!r}; there are {', '.join(there)}"
+                )
+        short = [family_title(called.get(family, family)) for family in there]
+        twice = [title for k, title in enumerate(short) if title in short[:k]]
+        if twice:
+            raise ValueError(
+                f"families: two are called {twice[0]!r} in sentences; give each another title"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_compared(self):
@@ -766,6 +799,8 @@ def narrow(study, name, models=None, precisions=None, items=None, prompt=None, c
     if models:
         known = {model["name"]: model for model in new["models"]}
         new["models"] = [known.get(model) or _model_entry(model, known) for model in models]
+        kept = {model["family"] for model in new["models"]}
+        new["families"] = {k: v for k, v in new.get("families", {}).items() if k in kept} or None
     if precisions:
         new["precisions"] = precisions
         for model in new["models"]:
@@ -962,6 +997,8 @@ def _kind(field):
         return "keys, below"
     if "const" in field:
         return f"`{field['const']}`"
+    if field.get("type") == "object":
+        return "keys with texts"
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":

@@ -61,7 +61,8 @@ def collect(study, results=RESULTS):
                 frame.insert(position, key, value)
             frames[name].append(frame)
     items = select_items(cells(study)[0].parameters())
-    about = {key: study[key] for key in ("name", "title", "note", "precisions") if key in study}
+    told = ("name", "title", "note", "families", "precisions")
+    about = {key: study[key] for key in told if key in study}
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items() if parts}
     return write_study(base, about, items, tables, provenance)
 
@@ -74,7 +75,8 @@ def write_study(base, about, items, tables, provenance):
     base : Path
         Folder of the study's results.
     about : dict
-        The study's ``name``, ``title``, ``precisions`` and, if it has one, ``note``.
+        The study's ``name``, ``title``, ``precisions`` and, if it has them, ``note`` and the titles of
+        its ``families``.
     items : DataFrame
     tables : dict of str to DataFrame
         ``answers``, ``samples`` and ``perplexity`` of all cells, and ``undefined`` where there is
@@ -114,7 +116,7 @@ def load_study(study, results=RESULTS):
     dict of str to DataFrame
         ``items``, ``answers``, ``samples``, ``perplexity`` (each row labelled with model, family,
         replicate, depth and precision) and ``provenance`` (one row a cell). ``attrs["study"]`` of
-        each holds the study's name, title, precisions and, if it has one, note.
+        each holds the study's name, title, precisions and, if it has them, note and titles of families.
 
     Raises
     ------

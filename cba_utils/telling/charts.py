@@ -26,6 +26,7 @@ from cba_utils.telling.drawing import (
     _panels,
     _percent_axis,
     _precisions,
+    called,
     nothing,
     style,
 )
@@ -313,7 +314,7 @@ def power_curve(curve, power=0.8):
         axes.axhline(power, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         for name, look in _look(sorted(curve["family"].unique())).items():
             part = curve[curve["family"] == name]
-            axes.plot(part["effect"], part["power"], markersize=5, label=name, **look)
+            axes.plot(part["effect"], part["power"], markersize=5, label=called(name), **look)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.xaxis.set_major_locator(MaxNLocator(4))

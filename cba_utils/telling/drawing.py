@@ -53,7 +53,7 @@ LOOKS = [
     {"color": "#8a6d00", "marker": "v", "linestyle": "-"},
     {"color": "#7a5fd0", "marker": "P", "linestyle": "--"},
 ]
-_FAMILIES = ContextVar("families", default=())
+_FAMILIES = ContextVar("families", default={})
 # A colour that nothing else uses: ``show`` swaps it for the page's own text colour.
 INK = "#1b1f23"
 # What a drawing stands on where the page's own background is not known.
@@ -105,22 +105,32 @@ def style():
 def families(names):
     """Draw in the looks of a study: its families have theirs by their order in it, in every figure.
 
+    Parameters
+    ----------
+    names : dict of str to str
+        How legends call each family.
+
     Examples
     --------
-    >>> with families(["zulu", "alpha"]):
-    ...     _look(["alpha", "zulu"])["zulu"]["color"] == PALETTE["blue"]
-    True
+    >>> with families({"zulu": "Zulu (1M weights)", "alpha": "alpha"}):
+    ...     (_look(["alpha", "zulu"])["zulu"]["color"] == PALETTE["blue"], called("zulu"))
+    (True, 'Zulu (1M weights)')
     """
-    token = _FAMILIES.set(tuple(names))
+    token = _FAMILIES.set(dict(names))
     try:
         yield
     finally:
         _FAMILIES.reset(token)
 
 
+def called(name):
+    """What a legend calls a series: a family by its whole title."""
+    return _FAMILIES.get().get(name, name)
+
+
 def _look(names):
     """Colour, marker and line style for each name; a family always looks the same."""
-    known = _FAMILIES.get()
+    known = list(_FAMILIES.get())
     # What is no family begins with the look that three families leave.
     spare = itertools.chain(range(3, 4), itertools.count())
     return {
@@ -175,7 +185,12 @@ def _by_precision(axes, estimates, measure, by, places, label=True):
     for k, (name, look) in enumerate(_look(names).items()):
         offset = 0.14 * (k - (len(names) - 1) / 2)
         _errorbars(
-            axes, rows[rows[by] == name], places, offset, label=name if label else None, **look
+            axes,
+            rows[rows[by] == name],
+            places,
+            offset,
+            label=called(name) if label else None,
+            **look,
         )
 
 
@@ -369,7 +384,7 @@ def perplexity_gap(points, by="family"):
                     color=look["color"],
                     marker=look["marker"],
                     markersize=4.5,
-                    label=name if axes is panels[0] else None,
+                    label=called(name) if axes is panels[0] else None,
                 )
             axes.set_title(precision.upper(), fontweight="bold")
             axes.axvline(0, color=INK, linestyle=(0, (4, 3)), linewidth=1)
@@ -431,7 +446,7 @@ def planted_strength(estimates, by="family"):
         for k, (name, look) in enumerate(_look(list(dict.fromkeys(estimates[by]))).items()):
             rows = estimates[estimates[by] == name].assign(precision=lambda d: d["strength"])
             places = {value: value for value in rows["strength"]}
-            _errorbars(axes, rows, places, 0.008 * (k - 1), label=name, **look)
+            _errorbars(axes, rows, places, 0.008 * (k - 1), label=called(name), **look)
         if estimates.empty:
             axes.text(0.75, 0.6, "this study has no base model", ha="center")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -8,7 +8,7 @@ own estimates. Families are never a sample of families: what is pooled over them
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,13 +22,85 @@ from cba_utils.measures.measure import derived
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.transitions import placebo, transitions
 from cba_utils.names import RESULTS
+from cba_utils.study.protocol import family_title
 from cba_utils.study.roles import study_columns
 from cba_utils.study.tables import load_study
+from cba_utils.telling.numbers import ABOVE, BELOW, NOT_TOLD_APART, reading
+
+
+# What the examined study makes its claim at.
+CLAIMED = ("q4", "q3")
+
+
+@dataclass(frozen=True)
+class Told:
+    """An estimate of one family (or of one model, where a family has unlike ones) and its reading."""
+
+    name: str
+    row: pd.Series
+    reading: str
+
+
+class Readings(list):
+    """What intervals let one say of each family at one precision, in the order of the study.
+
+    Examples
+    --------
+    >>> rows = [{"estimate": e, "low": e - 1, "high": e + 1} for e in (2.0, 0.5)]
+    >>> found = Readings(Told(n, r, reading(r)) for n, r in zip("ab", rows))
+    >>> found.above, found.rest, found.agreed, found.most.name
+    (['a'], ['b'], None, 'a')
+    """
+
+    def _names(self, wanted):
+        return [one.name for one in self if one.reading == wanted]
+
+    @property
+    def names(self):
+        """All families."""
+        return [one.name for one in self]
+
+    @property
+    def above(self):
+        """Families whose interval lies above what stands for no effect."""
+        return self._names(ABOVE)
+
+    @property
+    def below(self):
+        """Families whose interval lies below it."""
+        return self._names(BELOW)
+
+    @property
+    def rest(self):
+        """Families that cannot be told apart from it."""
+        return self._names(NOT_TOLD_APART)
+
+    @property
+    def agreed(self):
+        """The reading that all families share; None where they go different ways."""
+        found = {one.reading for one in self}
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def least(self):
+        """The family with the lowest estimate; None where no family has one."""
+        return min(self._defined(), key=lambda one: one.row["estimate"], default=None)
+
+    @property
+    def most(self):
+        """The family with the highest estimate; None where no family has one."""
+        return max(self._defined(), key=lambda one: one.row["estimate"], default=None)
+
+    def _defined(self):
+        return [one for one in self if not np.isnan(one.row["estimate"])]
 
 
 @dataclass
 class Study:
-    """The records of one study, see :func:`open_study`."""
+    """The records of one study, see :func:`open_study`.
+
+    Families go by what sentences call them; ``titles`` are those of the study file, which figures write.
+    """
 
     study: str
     items: pd.DataFrame
@@ -38,6 +110,7 @@ class Study:
     provenance: pd.DataFrame
     note: str = ""
     letters: pd.DataFrame | None = None
+    titles: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         """Set aside the cells that give no letter: no rate is computed over an empty base."""
@@ -154,8 +227,9 @@ class Study:
 
     @property
     def families(self):
-        """Families in the order of the study."""
-        return list(dict.fromkeys(self.provenance["family"]))
+        """Families in the order of the study, and how figures call them."""
+        whole = {family_title(title): title for title in self.titles.values()}
+        return {name: whole.get(name, name) for name in dict.fromkeys(self.provenance["family"])}
 
     @property
     def millions(self):
@@ -204,7 +278,13 @@ class Study:
 
     @property
     def shown(self):
-        """The precisions that sentences are about: four bits and the lowest."""
+        """The precisions that sentences are about: those of the published claim.
+
+        Where the study lacks one of these, four bits and the lowest, or what comes next to them.
+        """
+        each = [set(p) for p in self.samples.groupby("model")["precision"].unique() if len(p) > 1]
+        if all(p in found for p in CLAIMED for found in each):
+            return list(CLAIMED)
         return list(dict.fromkeys([self.middle, self.lowest]))
 
     @property
@@ -232,9 +312,9 @@ class Study:
         )
 
     def each(self, frame):
-        """Estimates to be told one after the other: pooled, or each model's where a family has only one.
+        """Estimates to be told one after the other: each family's, or each model's of unlike ones.
 
-        A mean over a few unlike families with Student's interval says nothing about any of them.
+        A mean over unlike families says nothing about any of them.
 
         Parameters
         ----------
@@ -244,12 +324,32 @@ class Study:
         Returns
         -------
         list of (str, DataFrame)
-            A name, which is empty for what is pooled, and the estimates.
+            A name, and the estimates of what it names.
         """
-        if self.several or frame["model"].nunique() == 1:
-            return [("", self.pooled(frame))]
+        if self.several:
+            return list(self.summarise(frame).groupby("family", sort=False))
         by = "family" if frame.groupby("family")["model"].nunique().max() == 1 else "model"
-        return list(frame.groupby(by, observed=True))
+        return list(frame.groupby(by, observed=True, sort=False))
+
+    def told(self, frame, measure, precision, null=0.0, digits=None):
+        """What can be said of a measure at a precision, family by family.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            Estimates of every checkpoint.
+        measure, precision : str
+        null, digits
+            See `cba_utils.telling.numbers.reading`.
+
+        Returns
+        -------
+        Readings
+        """
+        rows = ((name, find(part, measure, precision)) for name, part in self.each(frame))
+        return Readings(
+            Told(name, row, reading(row, null, digits)) for name, row in rows if row is not None
+        )
 
     def by_depth(self, frame):
         """Estimates a depth, over the checkpoints of all families."""
@@ -454,7 +554,9 @@ def open_study(study, keep="main"):
     Study
     """
     tables = load_study(study)
-    note = tables["items"].attrs.get("study", {}).get("note", "")
+    about = tables["items"].attrs.get("study", {})
+    titles = about.get("families", {})
+    tables = {name: titled(table, titles) for name, table in tables.items()}
     models = tables["provenance"].drop_duplicates(["model", "depth"])
     if keep == "main":
         kept = models[models["depth"] == models["depth"].value_counts().index[0]]
@@ -473,7 +575,22 @@ def open_study(study, keep="main"):
     for name, table in tables.items():
         if "model" in table:
             tables[name] = table[table["model"].isin(kept["model"])].reset_index(drop=True)
-    return Study(study, **tables, note=note)
+    return Study(study, **tables, note=about.get("note", ""), titles=titles)
+
+
+def titled(table, titles):
+    """A table whose families go by what sentences call them.
+
+    Parameters
+    ----------
+    table : DataFrame
+    titles : dict of str to str
+        Of families by their names in the study file.
+    """
+    if not titles or "family" not in table:
+        return table
+    short = {name: family_title(title) for name, title in titles.items()}
+    return table.assign(family=table["family"].replace(short))
 
 
 def _steps(depth):

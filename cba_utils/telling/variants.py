@@ -15,7 +15,7 @@ from cba_utils.names import STUDY
 from cba_utils.study.roles import role_probabilities
 from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
 from cba_utils.telling.numbers import percent
-from cba_utils.telling.study import pick
+from cba_utils.telling.study import pick, titled
 
 BIASED = "became_biased_expected"
 HOW = ("noise removed", "alignment exact", "error shuffled")
@@ -50,7 +50,9 @@ class Variants:
 
     def __init__(self, study):
         self.study = study
-        tables = read_rounding(study.study)
+        tables = {
+            name: titled(table, study.titles) for name, table in read_rounding(study.study).items()
+        }
         for name in ("variants", "variant_perplexity"):
             named = tables[name]["variant"] != ROUNDED
             key = tables[name]["precision"].mask(named, tables[name]["variant"])
