@@ -53,7 +53,7 @@ LOOKS = [
     {"color": "#8a6d00", "marker": "v", "linestyle": "-"},
     {"color": "#7a5fd0", "marker": "P", "linestyle": "--"},
 ]
-_FAMILIES = ContextVar("families", default={})
+_FAMILIES: ContextVar[dict[str, str]] = ContextVar("families")
 # A colour that nothing else uses: ``show`` swaps it for the page's own text colour.
 INK = "#1b1f23"
 # What a drawing stands on where the page's own background is not known.
@@ -125,12 +125,12 @@ def families(names):
 
 def called(name):
     """What a legend calls a series: a family by its whole title."""
-    return _FAMILIES.get().get(name, name)
+    return _FAMILIES.get({}).get(name, name)
 
 
 def _look(names):
     """Colour, marker and line style for each name; a family always looks the same."""
-    known = list(_FAMILIES.get())
+    known = list(_FAMILIES.get({}))
     # What is no family begins with the look that three families leave.
     spare = itertools.chain(range(3, 4), itertools.count())
     return {

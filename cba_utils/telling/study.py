@@ -27,7 +27,6 @@ from cba_utils.study.roles import study_columns
 from cba_utils.study.tables import load_study
 from cba_utils.telling.numbers import ABOVE, BELOW, NOT_TOLD_APART, reading
 
-
 # What the examined study makes its claim at.
 CLAIMED = ("q4", "q3")
 
