@@ -12,7 +12,7 @@ HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
 PACKAGE = "pypi:"  # how the name of a model begins that comes from the Python package index
 REFERENCE = "bf16"  # the precision that every other one is compared with
 # Columns that name a cell of a study, and those that describe an item.
-STUDY = ["model", "family", "replicate", "depth", "precision"]
+STUDY = ["model", "family", "base", "replicate", "depth", "precision"]
 ITEM = [
     "item_id",
     "category",

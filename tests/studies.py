@@ -29,7 +29,7 @@ def study_of(truth="bias", **options):
         truth, **{"templates": 15, "precisions": ["bf16", "q4", "q3"], **options}
     )
     cells = study["samples"][
-        ["model", "family", "replicate", "depth", "precision"]
+        ["model", "family", "base", "replicate", "depth", "precision"]
     ].drop_duplicates()
     return Study("simulated", **study, provenance=cells.merge(PROVENANCE, how="cross"))
 

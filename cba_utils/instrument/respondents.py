@@ -106,6 +106,7 @@ def simulate_respondents(
         labels = {
             "model": f"{family}-s{replicate}",
             "family": family,
+            "base": f"{family}-s{replicate}",
             "replicate": replicate,
             "depth": "full",
         }

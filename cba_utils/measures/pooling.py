@@ -12,7 +12,9 @@ from cba_utils.measures.measure import measure
 
 
 def _pool_keys(frame, over):
-    return [c for c in frame if c not in ("model", "replicate", *over, *ESTIMATE_COLUMNS[1:])]
+    return [
+        c for c in frame if c not in ("model", "base", "replicate", *over, *ESTIMATE_COLUMNS[1:])
+    ]
 
 
 def _pooled_groups(frame, keys):

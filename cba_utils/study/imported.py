@@ -87,7 +87,8 @@ def import_raw(name, folder, source=None, results=RESULTS):
     samples = samples.merge(
         items[ITEM].drop(columns=["category", "context_condition"]), on="item_id"
     )
-    samples = samples.assign(family=samples["model"], replicate=1, depth="full")
+    own = {"family": samples["model"], "base": samples["model"], "replicate": 1, "depth": "full"}
+    samples = samples.assign(**own)
     samples = samples[[*STUDY, *ITEM, "seed", "raw_response", "parsed_answer", "role", "correct"]]
     tables = {
         "answers": _no_rows(
@@ -208,7 +209,7 @@ def as_published(rows, told, items):
     )
     rows = rows.merge(left, on="item_id")
     rows["parsed_answer"] = np.array([*LETTERS, None], object)[rows["answer"]]
-    rows = rows.assign(family=rows["model"], replicate=1, depth="full")
+    rows = rows.assign(family=rows["model"], base=rows["model"], replicate=1, depth="full")
     return rows.reindex(columns=columns)
 
 
@@ -306,6 +307,7 @@ def _provenance(samples, items, paths, source, mended):
             {
                 "model": model,
                 "family": model,
+                "base": model,
                 "replicate": 1,
                 "depth": "full",
                 "precision": precision,

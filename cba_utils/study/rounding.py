@@ -289,6 +289,7 @@ def collect_rounding(study, results=RESULTS):
             models[model] = {
                 "model": model,
                 "family": cell.family,
+                "base": cell.base or cell.name,
                 "replicate": cell.replicate,
                 "depth": cell.depth,
             }

@@ -48,6 +48,7 @@ def collect(study, results=RESULTS):
         labels = {
             "model": cell.name,
             "family": cell.family,
+            "base": cell.base or cell.name,
             "replicate": cell.replicate,
             "depth": cell.depth,
             "precision": cell.precision,
@@ -115,8 +116,9 @@ def load_study(study, results=RESULTS):
     -------
     dict of str to DataFrame
         ``items``, ``answers``, ``samples``, ``perplexity`` (each row labelled with model, family,
-        replicate, depth and precision) and ``provenance`` (one row a cell). ``attrs["study"]`` of
-        each holds the study's name, title, precisions and, if it has them, note and titles of families.
+        base, replicate, depth and precision) and ``provenance`` (one row a cell). ``attrs["study"]``
+        of each holds the study's name, title, precisions and, if it has them, note and titles of
+        families.
 
     Raises
     ------
@@ -135,12 +137,18 @@ def load_study(study, results=RESULTS):
     known = read_json(folder / "provenance.json")
     if known is None:
         raise FileNotFoundError(f"{folder}: no results; run 'make book STUDY={study}' first")
+    for cell in known["cells"]:
+        # A model that names no base has none in common with another.
+        cell.setdefault("base", cell["model"])
+    bases = {cell["model"]: cell["base"] for cell in known["cells"]}
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("items", *TABLES)}
     if "item" in tables["answers"]:
         tables |= _whole(tables, known["cells"])
     for name in TABLES:
         for column in tables[name].select_dtypes("category").columns:
             tables[name][column] = tables[name][column].astype(object)
+        if "base" not in tables[name]:
+            tables[name].insert(2, "base", tables[name]["model"].map(bases))
     tables["provenance"] = pd.json_normalize(known["cells"], sep=".", max_level=2)
     for table in tables.values():
         table.attrs["study"] = known["study"]
@@ -201,7 +209,8 @@ def shrink(study, results=RESULTS):
 def _whole(tables, known):
     """Tables as they were before `shrink`, but for the texts, which are missing."""
     items = tables["items"].reindex(columns=COLUMNS)
-    models = pd.DataFrame(known)[["model", "family", "replicate", "depth"]].drop_duplicates("model")
+    labels = [name for name in STUDY if name != "precision"]
+    models = pd.DataFrame(known)[labels].drop_duplicates("model")
     about = items.assign(template_id=items["category"] + "/" + items["question_index"].astype(str))[
         ITEM
     ]

@@ -11,8 +11,7 @@ from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.measures.pooling import over_replicates
 from cba_utils.measures.rates import bias_scores
 from cba_utils.measures.transitions import placebo
-from cba_utils.names import STUDY
-from cba_utils.study.roles import role_probabilities
+from cba_utils.study.roles import role_probabilities, study_columns
 from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
 from cba_utils.telling.numbers import percent
 from cba_utils.telling.study import pick, titled
@@ -53,6 +52,9 @@ class Variants:
         tables = {
             name: titled(table, study.titles) for name, table in read_rounding(study.study).items()
         }
+        bases = study.provenance.drop_duplicates("model").set_index("model")["base"]
+        for name in ("errors", "variants", "variant_perplexity"):
+            tables[name] = tables[name].assign(base=tables[name]["model"].map(bases))
         for name in ("variants", "variant_perplexity"):
             named = tables[name]["variant"] != ROUNDED
             key = tables[name]["precision"].mask(named, tables[name]["variant"])
@@ -127,18 +129,18 @@ def told_by_label(what, frame):
 
 def _weights(errors):
     rows = []
-    for key, group in errors.groupby(STUDY, sort=False):
+    for key, group in errors.groupby(study_columns(errors), sort=False):
         rows += [
             (*key, name, value, value, value, int(group["weights"].sum()))
             for name, value in alignment_left(group).items()
         ]
-    return pd.DataFrame(rows, columns=[*STUDY, *ESTIMATE_COLUMNS])
+    return pd.DataFrame(rows, columns=[*study_columns(errors), *ESTIMATE_COLUMNS])
 
 
 def _differences(moves, reference):
     """Rate of each variant less that of a precision, checkpoint by checkpoint."""
     rates = moves[moves["measure"] == BIASED]
-    keys = [c for c in STUDY if c != "precision"]
+    keys = [c for c in study_columns(rates) if c != "precision"]
     both = rates.merge(
         rates.loc[rates["precision"] == reference, [*keys, "estimate"]],
         on=keys,
@@ -146,7 +148,7 @@ def _differences(moves, reference):
     )
     change = both["estimate"] - both["estimate_reference"]
     return both.assign(measure="change", estimate=change, low=np.nan, high=np.nan)[
-        [*STUDY, *ESTIMATE_COLUMNS]
+        [*keys, "precision", *ESTIMATE_COLUMNS]
     ]
 
 
