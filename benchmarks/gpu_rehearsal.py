@@ -177,6 +177,8 @@ def main(arguments=None):
     print(f"checkpoint in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     path = study_of(checkpoint, options.items, PRECISIONS)
     rows = pd.read_csv(options.table).to_dict("records") if options.table.exists() else []
+    # What failed is tried again.
+    rows = [row for row in rows if not isinstance(row.get("failure"), str)]
     for precision in PRECISIONS:
         if precision in [row["precision"] for row in rows]:
             continue

@@ -31,6 +31,8 @@ from cba_utils.study.rehearsal import tokenizers
 # and some are not; behind a letter the end of the text has about so large a logit.
 _LETTER_GAIN, _END_LOGIT = 20.0, 100.0
 _ATTENTION_GAIN = 3.0
+# What adds to the stream of layers; scaled by their number, as trained models start.
+_WRITES = ("o_proj.weight", "down_proj.weight")
 _GROUP = 64
 
 
@@ -341,9 +343,14 @@ def _random_weights(config, folder):
     for key, name in zip(keys, sorted(weights), strict=True):
         shape = weights[name].shape
         if len(shape) == 2:
-            # Attention is sharp and weighs more than the last token, which is the same in all prompts.
-            gain = _ATTENTION_GAIN if "self_attn" in name else 1.0
-            scale = 1.0 if "embed" in name else gain * shape[1] ** -0.5
+            scale = 1.0 if "embed" in name else shape[1] ** -0.5
+            # Attention is sharp and weighs more than the last token, which is the same in all prompts:
+            # in the first layer alone, for sharp layers one after the other blow rounding up to noise.
+            first = ".layers.0." in name
+            if first and "self_attn" in name:
+                scale *= _ATTENTION_GAIN
+            if not first and name.endswith(_WRITES):
+                scale *= (2 * config["num_hidden_layers"]) ** -0.5
             weights[name] = mx.random.normal(shape, mx.bfloat16, scale=scale, key=key)
         elif name.endswith("bias"):
             weights[name] = mx.random.normal(shape, mx.bfloat16, scale=0.1, key=key)
