@@ -207,6 +207,13 @@ def _parser():
         "keep log-probabilities in 16 bits: for tables that are committed",
     )
     one = verb(
+        _items_again,
+        "Put columns that items have gained since into the committed tables of a study, if its items "
+        "are word for word those that were asked",
+        "BBQ_DIR=path/to/bbq cba items-again smollm2",
+    )
+    one.add_argument("study", help="a name in config/ or results/, or a study file")
+    one = verb(
         _again,
         "Ask a slice of a study's items again, and compare with its records",
         "BBQ_DIR=path/to/bbq cba again smollm2 --items 200 --precisions bf16,q4",
@@ -483,6 +490,14 @@ def _collect(options):
     collect(study)
     if options.small:
         shrink(study["name"])
+
+
+def _items_again(options):
+    from cba_utils.study.tables import refresh_items
+
+    study = _step_study(options.study)
+    added = refresh_items(study)
+    print(f"added to the items of {study['name']}: {', '.join(added) or 'nothing'}", flush=True)
 
 
 def _again(options):

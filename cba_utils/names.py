@@ -19,6 +19,7 @@ ITEM = [
     "question_index",
     "question_polarity",
     "context_condition",
+    "target_group",
     "template_id",
 ]
 ROLES = ["stereotyped", "anti_stereotyped", "unknown"]

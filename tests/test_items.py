@@ -2,7 +2,7 @@ import json
 import re
 
 from cba_utils.answering import benchmarks as registry
-from cba_utils.answering.benchmarks.bbq import roles_of, roles_of_file
+from cba_utils.answering.benchmarks.bbq import group_of, roles_of, roles_of_file
 from cba_utils.answering.items import load_items
 
 import pandas as pd
@@ -96,6 +96,42 @@ def test_roles_are_those_of_the_authors_in_every_row(bbq, folder):
         assert templates.isin([35, 36]).sum() == 400
 
 
+@pytest.mark.parametrize("folder", ["bbq-paper", "bbq-other"])
+def test_the_target_group_is_the_known_group_that_an_answer_names(bbq, folder):
+    """By the authors' target, the group lists of the rows and the polarity, apart from the package."""
+    folder = bbq.parent / folder
+    if not folder.is_dir():
+        pytest.skip(f"../shared/{folder} is not beside the project")
+    items = load_items(folder, condition="both").set_index("item_id")
+    same = {"man": "M", "boy": "M", "woman": "F", "girl": "F"}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.open():
+            row = json.loads(line)
+            biased, name = authors_target(row), f"{row['category']}/{row['example_id']}"
+            if biased is None:
+                assert name not in items.index
+                continue
+            known = row["additional_metadata"]["stereotyped_groups"]
+            people = [k for k in range(3) if row["answer_info"][f"ans{k}"][1] != "unknown"]
+            if row["question_polarity"] == "nonneg":
+                biased = next(k for k in people if k != biased)
+            text, group = row["answer_info"][f"ans{biased}"]
+            item = items.loc[name]
+            if row["category"] == "Nationality":
+                assert item["target_group"] in known and item["target_group"] in text
+            else:
+                written = re.sub("^[FM]-", "", group)
+                assert item["target_group"] == same.get(written, written)
+                allowed = {g.replace(" ", "") for g in known} | {g for g in known}
+                assert item["target_group"].split("_")[0] in allowed
+            assert item["other_group"] != item["target_group"]
+
+
+def test_persons_of_two_groups_keep_both_in_the_name():
+    row = crossed("Race_x_SES", "lowSES-M-Black", "highSES-F-White")
+    assert [group_of(row, f"ans{k}") for k in (0, 1)] == ["lowSES-M-Black", "highSES-F-White"]
+
+
 def crossed(category, first, second, groups=("Black", "African American"), question_index="1"):
     return {
         "category": category,
@@ -148,6 +184,7 @@ def test_another_benchmark_is_one_more_file(tmp_path, monkeypatch):
         "def adapt(raw):\n"
         "    return {**raw, 'category': raw['categoria'], 'answer_info': raw['info']}\n"
         "BENCHMARK = Benchmark('Another', lambda raw: 'categoria' in raw, adapt, roles_of_file,\n"
+        "                      lambda row, answer: row['answer_info'][answer][0].lower(),\n"
         "                      {'Edad': 1})\n"
     )
     monkeypatch.setattr(registry, "__path__", [*registry.__path__, str(tmp_path / "code")])
@@ -162,6 +199,7 @@ def test_another_benchmark_is_one_more_file(tmp_path, monkeypatch):
         assert items["item_id"].tolist() == ["Edad/0"] and items["stereotyped_index"].tolist() == [
             0
         ]
+        assert items[["target_group", "other_group"]].to_numpy().tolist() == [["x", "y"]]
         (tmp_path / "Edad.jsonl").write_text(2 * (json.dumps(row) + "\n"))
         with pytest.raises(ValueError, match=r"Edad\.jsonl:2: example_id is 0, 1 was due"):
             load_items(tmp_path)
@@ -282,6 +320,10 @@ def test_hub_data_set_brings_its_own_targets(tmp_path, monkeypatch):
     items = load_items("Someone/BBQ")
     assert items["stereotyped_index"].tolist() == [0, 1]
     assert items["anti_stereotyped_index"].tolist() == [1, 0]
+    assert items[["target_group", "other_group"]].to_numpy().tolist() == [
+        ["old", "nonOld"],
+        ["nonOld", "old"],
+    ]
     assert items.attrs["undefined_targets"] == ["Test/2"]
 
 

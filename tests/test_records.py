@@ -13,8 +13,10 @@ from cba_utils.answering.prompts import PARSERS
 from cba_utils.measures.sensitivity import reparse
 from cba_utils.names import RESULTS
 from cba_utils.study import cell, files
+from cba_utils.study.cell import select_items
+from cba_utils.study.provenance import items_hash
 from cba_utils.study.published_jsonl import read_jsonl, write_jsonl
-from cba_utils.study.tables import TEXTS, collect, load_study, shrink
+from cba_utils.study.tables import TEXTS, collect, load_study, refresh_items, shrink
 from conftest import ROOT
 
 import numpy as np
@@ -271,3 +273,56 @@ def test_committed_tables_of_other_peoples_items_hold_none_of_their_words():
     for path in folder.glob("*.parquet"):
         assert "raw_response" not in pd.read_parquet(path), path
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
+
+
+@pytest.fixture
+def asked_before(parameters, tmp_path):
+    """A small study in committed form, made before items had groups; its file, and its tables' folder."""
+    from cba_utils.study.protocol import cells, read_study
+
+    study = read_study(ROOT / "config" / "smoke.yml")
+    study["models"][0]["source"] = parameters["model"]
+    study["items"] = {"source": "bundled", "condition": "ambig", "limit": 12}
+    for asked in cells(study):
+        cell.evaluate(asked.parameters(), tmp_path / "smoke" / asked.folder)
+    collect(study, tmp_path)
+    folder = shrink("smoke", tmp_path)
+    groups = ["target_group", "other_group"]
+    then = select_items(cells(study)[0].parameters()).drop(columns=groups)
+    known = json.loads((folder / "provenance.json").read_text())
+    for one in known["cells"]:
+        one["identity"]["items_sha256"] = items_hash(then)
+    (folder / "provenance.json").write_text(json.dumps(known))
+    items = pd.read_parquet(folder / "items.parquet")
+    items.drop(columns=groups).to_parquet(folder / "items.parquet")
+    return study, folder
+
+
+def test_groups_come_to_tables_that_were_made_before_them(asked_before, tmp_path):
+    study, folder = asked_before
+    before, cells = (
+        load_study("smoke", tmp_path),
+        json.loads((folder / "provenance.json").read_text())["cells"],
+    )
+    assert "target_group" not in before["answers"] and "target_group" not in before["items"]
+    assert refresh_items(study, tmp_path) == ["target_group", "other_group"]
+    after = load_study("smoke", tmp_path)
+    groups = load_items("bundled").set_index("item_id")["target_group"]
+    for name in ("answers", "samples"):
+        told = after[name]["target_group"]
+        assert (told == after[name]["item_id"].map(groups)).all()
+        pd.testing.assert_frame_equal(after[name].drop(columns="target_group"), before[name])
+    noted = json.loads((folder / "provenance.json").read_text())
+    assert noted["items_read_again"]["columns_added"] == ["target_group", "other_group"]
+    assert noted["cells"] == cells
+    assert refresh_items(study, tmp_path) == []
+    assert not set(TEXTS) & set(pd.read_parquet(folder / "items.parquet"))
+
+
+def test_groups_of_other_items_are_refused(asked_before, tmp_path):
+    study, folder = asked_before
+    study["items"]["limit"] = 11
+    before = (folder / "items.parquet").read_bytes()
+    with pytest.raises(ValueError, match="bundled: the hash of these items is .* not the same"):
+        refresh_items(study, tmp_path)
+    assert (folder / "items.parquet").read_bytes() == before

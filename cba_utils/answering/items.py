@@ -32,6 +32,8 @@ COLUMNS = [
     "stereotyped_index",
     "anti_stereotyped_index",
     "unknown_index",
+    "target_group",
+    "other_group",
 ]
 CONDITIONS = ("ambig", "disambig", "both")
 ANSWERS = ("ans0", "ans1", "ans2")
@@ -68,8 +70,12 @@ def load_items(source, categories=None, condition="ambig", targets="defined"):
     Returns
     -------
     DataFrame
-        One row an item, columns `COLUMNS`, in the source's order. ``attrs["undefined_targets"]``
-        lists the ids of the items without a target.
+        One row an item, columns `COLUMNS`, in the source's order. Of its two persons one is in a
+        group that the item's stereotype is about, ``target_group``; the other is in
+        ``other_group``. The *stereotyped* answer names the first where ``question_polarity`` is
+        ``neg``, the second where it is ``nonneg``. Names of groups are the data's own; one that
+        the data leave empty is missing. ``attrs["undefined_targets"]`` lists the ids of the items
+        without a target.
 
     Raises
     ------
@@ -92,6 +98,8 @@ def load_items(source, categories=None, condition="ambig", targets="defined"):
         raise ValueError(f"{source}: item {duplicated.iloc[0]!r} occurs more than once")
     for column in ("stereotyped_index", "anti_stereotyped_index", "unknown_index"):
         items[column] = items[column].astype("Int64")
+    for column in ("target_group", "other_group"):
+        items[column] = items[column].astype(object)
     if categories is not None:
         unknown = sorted(set(categories) - set(items["category"]))
         if unknown:
@@ -274,7 +282,7 @@ def _with_roles(raws):
     for where, raw, benchmark in raws:
         by_rule = raw.get("target_label") is None
         roles = next(ruled[benchmark.name]) if by_rule else _own_target(raw, where)
-        found.append(_item(raw, roles, where))
+        found.append(_item(raw, roles, benchmark.group, where))
     return found
 
 
@@ -344,8 +352,11 @@ def _check(raw, where):
         )
 
 
-def _item(raw, roles, where):
+def _item(raw, roles, group, where):
     stereotyped, anti, unknown = roles
+    neg = raw["question_polarity"] == "neg"
+    persons = (stereotyped, anti) if neg else (anti, stereotyped)
+    target, other = (None if k is None else group(raw, f"ans{k}") for k in persons)
     label = int(raw["label"])
     if (raw["context_condition"] == "ambig") != (label == unknown):
         raise ValueError(
@@ -363,6 +374,8 @@ def _item(raw, roles, where):
         "stereotyped_index": stereotyped,
         "anti_stereotyped_index": anti,
         "unknown_index": unknown,
+        "target_group": target,
+        "other_group": other,
     }
 
 

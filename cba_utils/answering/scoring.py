@@ -397,7 +397,7 @@ def _decoder(tokenizer):
 
 
 def _item_columns(part):
-    frame = part[[c for c in ITEM if c != "template_id"]].reset_index(drop=True)
+    frame = part[[c for c in ITEM if c in part and c != "template_id"]].reset_index(drop=True)
     frame["template_id"] = frame["category"] + "/" + frame["question_index"].astype(str)
     return frame
 

@@ -16,7 +16,7 @@ from cba_utils.answering.items import COLUMNS, load_items
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.names import ITEM, PROJECT, RESULTS, STUDY
-from cba_utils.study.provenance import SCHEMA_VERSION, code_version
+from cba_utils.study.provenance import SCHEMA_VERSION, code_version, items_hash
 from cba_utils.study.published_jsonl import (
     item_number,
     read_records,
@@ -288,7 +288,7 @@ def _provenance(samples, items, paths, source, mended):
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     identity = {
-        "items_sha256": hashlib.sha256(items.to_json(orient="records").encode()).hexdigest(),
+        "items_sha256": items_hash(items),
         "records_sha256": {path.name: _hash(path) for path in paths},
     }
     # A folder is named by its last part only: where it lies is nobody's business.

@@ -40,7 +40,7 @@ def cell_identity(parameters, items, loaded):
     return {
         "parameters": parameters,
         "compute": loaded.compute,
-        "items_sha256": hashlib.sha256(items.to_json(orient="records").encode()).hexdigest(),
+        "items_sha256": items_hash(items),
         "text_sha256": _text_hash(parameters["text"]),
         "weights_sha256": weights_hash(loaded.source_path),
         "tokenizer_sha256": tokenizer_hash(loaded.source_path),
@@ -51,6 +51,20 @@ def cell_identity(parameters, items, loaded):
         "code_sha256": _code_hash(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def items_hash(items):
+    """Hash of items, word for word.
+
+    Parameters
+    ----------
+    items : DataFrame
+
+    Returns
+    -------
+    str
+    """
+    return hashlib.sha256(items.to_json(orient="records").encode()).hexdigest()
 
 
 def _prompts_hash(tokenizer, items, parameters):

@@ -1,6 +1,7 @@
 """The tables of a study, joined from its cells, that reports read."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pandas as pd
 from cba_utils.answering.items import COLUMNS
 from cba_utils.answering.prompts import LETTERS, PARSERS, parse_response
 from cba_utils.names import ITEM, RESULTS, ROLES, STUDY
-from cba_utils.study.cell import TABLES, UNDEFINED, select_items
+from cba_utils.study.cell import TABLES, UNDEFINED, select_items, undefined_items
 from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells
+from cba_utils.study.provenance import code_version, items_hash
 
 # What small tables leave out: words of a data set that is not the project's own.
 TEXTS = ["context", "question", "ans0", "ans1", "ans2"]
@@ -206,14 +208,80 @@ def shrink(study, results=RESULTS):
     return folder
 
 
+def refresh_items(study, results=RESULTS):
+    """Put what `load_items` says of a study's items today into tables that `shrink` made.
+
+    For tables older than a column of items, whose cells nobody wants to run again. The items must be
+    those that were asked, word for word: their hash has to be the one in the provenance of the cells,
+    which stays as it is. What was added, when and by which code is written beside it.
+
+    Parameters
+    ----------
+    study : dict
+        From `cba_utils.study.protocol.read_study`.
+    results : Path
+        Folder of all studies' results.
+
+    Returns
+    -------
+    list of str
+        The columns that were added.
+
+    Raises
+    ------
+    ValueError
+        If the tables were not made small, or the items are others.
+    FileNotFoundError
+        If the study was not run.
+    """
+    folder = Path(results) / study["name"] / "tables"
+    known = read_json(folder / "provenance.json")
+    if known is None:
+        raise FileNotFoundError(
+            f"{folder}: no results; run 'make book STUDY={study['name']}' first"
+        )
+    before = pd.read_parquet(folder / "items.parquet")
+    if set(TEXTS) & set(before):
+        raise ValueError(
+            f"{folder}: these tables hold the words of their items; 'cba collect {study['name']}' "
+            f"makes them again from the cells"
+        )
+    parameters = cells(study)[0].parameters()
+    items = select_items(parameters)
+    asked = pd.concat([items, undefined_items(parameters, items)], ignore_index=True)
+    earlier = known.get("items_read_again", {}).get("columns_added", [])
+    then = [c for c in COLUMNS if c in TEXTS or (c in before and c not in earlier)]
+    wanted = {cell["identity"]["items_sha256"] for cell in known["cells"]}
+    # Early cells left items without a target out of the hash.
+    found = {items_hash(part[then]) for part in (items, asked)}
+    if not wanted or wanted - found:
+        raise ValueError(
+            f"{parameters['items']}: the hash of these items is "
+            f"{' or '.join(sorted(h[:12] for h in found))}, and the cells of {study['name']!r} were asked "
+            f"{', '.join(sorted(h[:12] for h in wanted))}: not the same items"
+        )
+    added = [c for c in items if c not in then and c not in before]
+    if added:
+        write_table(items.drop(columns=TEXTS), folder / "items.parquet")
+        known["items_read_again"] = {
+            "items_sha256": sorted(wanted),
+            "columns_added": [*earlier, *added],
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **code_version(),
+        }
+        write_text(json.dumps(known, indent=1) + "\n", folder / "provenance.json")
+    return added
+
+
 def _whole(tables, known):
     """Tables as they were before `shrink`, but for the texts, which are missing."""
-    items = tables["items"].reindex(columns=COLUMNS)
+    # What these items have no column for is not known of them: the table is older than the column.
+    items = tables["items"]
+    items = items.reindex(columns=[c for c in COLUMNS if c in items or c in TEXTS])
     labels = [name for name in STUDY if name != "precision"]
     models = pd.DataFrame(known)[labels].drop_duplicates("model")
-    about = items.assign(template_id=items["category"] + "/" + items["question_index"].astype(str))[
-        ITEM
-    ]
+    about = items.assign(template_id=items["category"] + "/" + items["question_index"].astype(str))
+    about = about[[c for c in ITEM if c in about]]
     roles = np.full((len(items), len(LETTERS)), "", object)
     for role in ROLES:
         roles[np.arange(len(items)), items[f"{role}_index"].astype(int)] = role

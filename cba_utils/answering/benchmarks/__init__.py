@@ -27,6 +27,9 @@ class Benchmark:
     roles : callable
         For all adapted rows of a file, the indices of the stereotyped, the anti-stereotyped and
         the unknown answer of each; the first two are None where the rule defines no target.
+    group : callable
+        For an adapted row and an answer's name (``"ans0"``), the group of the person that this
+        answer names, as measures by group and pages call it; None where the data leave it open.
     released : dict of str to int
         Rows of each category's file, None where the number is not held: a file that was cut shows.
     """
@@ -35,6 +38,7 @@ class Benchmark:
     claims: Callable[[dict], bool]
     adapt: Callable[[dict], dict]
     roles: Callable[[list], list]
+    group: Callable[[dict, str], str | None]
     released: dict
 
     def category(self, written):

@@ -100,8 +100,47 @@ def _is_member(answer, row):
     known = row["additional_metadata"]["stereotyped_groups"]
     if row["category"] == "Nationality":
         # The groups are countries; the answer's group is its region, its text has the country.
-        return any(re.search(rf"\b{re.escape(k)}\w{{0,2}}\b", text, re.I) for k in known)
+        return any(_names(k, text) for k in known)
     return _name(group) in {_name(k) for k in known}
+
+
+def _names(country, text):
+    return re.search(rf"\b{re.escape(country)}\w{{0,2}}\b", text, re.I) is not None
+
+
+def group_of(row, answer):
+    """Group of the person that an answer names, in the data's own word for it.
+
+    Man, boy and M are ``M``; of a person whose name tells race and gender (``F-Black``) the group is
+    the race, except in the two categories that are about both. Of Nationality it is the country that
+    the template is about, else the region.
+
+    Parameters
+    ----------
+    row : dict
+    answer : {"ans0", "ans1", "ans2"}
+
+    Returns
+    -------
+    str or None
+        None where the release holds an empty text.
+
+    Examples
+    --------
+    >>> row = {"category": "Race_ethnicity", "answer_info": {"ans0": ["Ann Lee", "F-Asian"]},
+    ...        "additional_metadata": {"stereotyped_groups": ["Asian"]}}
+    >>> group_of(row, "ans0"), group_of({**row, "category": "Race_x_gender"}, "ans0")
+    ('Asian', 'F-Asian')
+    """
+    text, group = row["answer_info"][answer]
+    if row["category"] == "Nationality":
+        known = row["additional_metadata"].get("stereotyped_groups")
+        return next((k for k in (known if known is not None else ()) if _names(k, text)), group)
+    if row["category"] not in _INTERSECTIONAL:
+        pieces = len(_pieces(group)) - 1
+        group = group.split("-", pieces)[-1].strip()
+        group = _GENDER[group.lower()].upper() if group.lower() in _GENDER else group
+    return group or None
 
 
 def _name(group):
@@ -136,6 +175,7 @@ BENCHMARK = Benchmark(
     claims=lambda raw: "answer_info" in raw and "additional_metadata" in raw,
     adapt=_adapt,
     roles=roles_of_file,
+    group=group_of,
     # Of the categories that the published study asked, twice the ambiguous items in published.csv.
     released={
         "Age": 3680,
