@@ -262,12 +262,13 @@ def refresh_items(study, results=RESULTS):
         )
     added = [c for c in items if c not in then and c not in before]
     if added:
+        code = code_version()
         write_table(items.drop(columns=TEXTS), folder / "items.parquet")
         known["items_read_again"] = {
             "items_sha256": sorted(wanted),
             "columns_added": [*earlier, *added],
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **code_version(),
+            **code,
         }
         write_text(json.dumps(known, indent=1) + "\n", folder / "provenance.json")
     return added
