@@ -22,6 +22,8 @@ ITEM = [
     "target_group",
     "template_id",
 ]
+# Distances from the reference over the whole vocabulary: of an item's answer, sums over a sequence's tokens.
+DRIFT = ["vocab_kl", "vocab_tv", "vocab_flip"]
 ROLES = ["stereotyped", "anti_stereotyped", "unknown"]
 # The five seeds of the published study.
 PAPER_SEEDS = (42, 123, 456, 789, 1024)

@@ -34,6 +34,7 @@ PARAMETERS = dict(
     prompt="organisms",
     date="2024-07-26",
     compute=None,
+    drift=True,
     seeds=[42, 123],
     temperature=0.3,
     max_tokens=2,
@@ -83,9 +84,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
 
 def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ITEMS_AT_ONCE", 8)  # three blocks, the last one short
+    monkeypatch.setenv("CBA_CACHE", str(tmp_path / "cache"))
     parameters, write, written = small(parameters), files._atomically, []
 
     def stop_at(number):
+        shutil.rmtree(tmp_path / "cache" / "states", ignore_errors=True)
+
         def counted(path, function):
             written.append(path.name)
             if len(written) == number:
@@ -102,7 +106,7 @@ def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_pa
         stop_at(number)
         with pytest.raises(KeyboardInterrupt):
             cell.evaluate(parameters, stopped)
-        stop_at(None)
+        monkeypatch.setattr(files, "_atomically", write)
         cell.evaluate(parameters, stopped)
         for name in FILES:
             assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

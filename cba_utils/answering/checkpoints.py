@@ -125,10 +125,12 @@ class LoadedModel:
         """Function from hidden states, shape (n, width), to logits, shape (n, vocabulary).
 
         It is the model itself on layers that hand on what they get: some architectures scale or cap
-        their logits.
+        their logits. It holds none of the layers, which can go while it is used.
         """
-        head = copy.copy(self.model)
-        head.model = _HandOn(self.model.model)
+        head, inner = copy.copy(self.model), copy.copy(self.model.model)
+        if "layers" in inner:
+            inner.layers = []
+        head.model = _HandOn(inner)
         return head
 
 

@@ -11,13 +11,14 @@ import psutil
 from tqdm import tqdm
 
 from cba_utils.answering.cores import map_pieces, settle
+from cba_utils.answering.drift import MOST_TOKENS
 from cba_utils.answering.prompts import DATE, render
-from cba_utils.names import HELD_OUT_TEXT
+from cba_utils.names import DRIFT, HELD_OUT_TEXT
 
 _TOKENS_PER_PASS = 1024
 
 
-def perplexity(loaded, texts, sequence_length=512):
+def perplexity(loaded, texts, sequence_length=512, beside=None):
     """Negative log-likelihood of every sequence of a text set.
 
     The texts are joined and cut into sequences of equal length; the first token of a sequence has
@@ -30,12 +31,16 @@ def perplexity(loaded, texts, sequence_length=512):
         Texts, or token ids where the texts were tokenized already.
     sequence_length : int
         Tokens in a sequence; a shorter remainder is left out.
+    beside : callable, optional
+        Given the number of a batch's first sequence and of its positions, what these are compared
+        with, see `cba_utils.answering.drift`.
 
     Returns
     -------
     DataFrame
         One row a sequence: ``sequence``, ``tokens`` (scored ones) and ``nll`` (their summed
-        negative log-likelihood, in nats).
+        negative log-likelihood, in nats); with `beside`, sums over its tokens of ``vocab_kl``,
+        ``vocab_tv`` and ``vocab_flip`` too, missing beyond the first 32,768 tokens.
 
     Raises
     ------
@@ -57,7 +62,14 @@ def perplexity(loaded, texts, sequence_length=512):
     ids = _sequences(loaded, texts, sequence_length)
     settle(loaded)
     rows = max(1, _TOKENS_PER_PASS // sequence_length)
-    batches, nll = [ids[start : start + rows] for start in range(0, len(ids), rows)], []
+    starts, found = range(0, len(ids), rows), []
+
+    def run(start):
+        batch = ids[start : start + rows]
+        positions = len(batch) * (sequence_length - 1)
+        compared = beside and start * (sequence_length - 1) + positions <= MOST_TOKENS
+        return _batch_sums(loaded, batch, beside(start, positions) if compared else None)
+
     with tqdm(
         total=len(ids),
         unit="sequence",
@@ -65,16 +77,16 @@ def perplexity(loaded, texts, sequence_length=512):
         file=sys.stderr,
         mininterval=2,
     ) as progress:
-        for found in map_pieces(loaded, lambda batch: batch_nll(loaded, batch), batches):
-            nll.append(found)
-            progress.update(len(found))
-    return pd.DataFrame(
-        {
-            "sequence": np.arange(len(ids)),
-            "tokens": sequence_length - 1,
-            "nll": np.concatenate(nll).astype(float),
-        }
+        for sums in map_pieces(loaded, run, list(starts)):
+            found.append(sums)
+            progress.update(len(sums))
+    sums = np.concatenate(found).astype(float)
+    frame = pd.DataFrame(
+        {"sequence": np.arange(len(ids)), "tokens": sequence_length - 1, "nll": sums[:, 0]}
     )
+    if beside:
+        frame[DRIFT] = sums[:, 1:]
+    return frame
 
 
 def published_losses(loaded, texts, sequence_length=512, batch_size=8):
@@ -253,16 +265,30 @@ def batch_nll(loaded, batch):
     -------
     numpy array, shape (sequences,)
     """
+    return _batch_sums(loaded, batch)[:, 0]
+
+
+def _batch_sums(loaded, batch, seen=None):
+    """Sums over every row's tokens, shape (sequences, 4): losses, and distances where compared."""
     batch = mx.array(batch)
     # Some architectures want to be told that there is no cache.
     hidden = loaded.model.model(batch[:, :-1], cache=None)
     flat, target = hidden.reshape(-1, hidden.shape[-1]), batch[:, 1:].reshape(-1)
     vocabulary = loaded.model.args.vocab_size
     rows = max(128, int(psutil.virtual_memory().total // 64 // (4 * vocabulary)))
-    parts = []
+    parts, apart = [], []
     for start in range(0, flat.shape[0], rows):
-        logits = loaded.project(flat[start : start + rows]).astype(mx.float32)
+        states = flat[start : start + rows]
+        logits = loaded.project(states).astype(mx.float32)
         chosen = mx.take_along_axis(logits, target[start : start + rows, None], axis=1)[:, 0]
         parts.append(mx.logsumexp(logits, axis=-1) - chosen)
         mx.eval(parts[-1])
-    return np.array(mx.concatenate(parts).reshape(batch.shape[0], -1).sum(axis=1))
+        if seen:
+            apart.append(seen.see(np.arange(start, start + states.shape[0]), states, logits))
+    sums = np.full((batch.shape[0], 1 + len(DRIFT)), np.nan, np.float32)
+    sums[:, 0] = np.array(mx.concatenate(parts).reshape(batch.shape[0], -1).sum(axis=1))
+    if seen:
+        seen.done()
+        each = np.concatenate(apart).reshape(batch.shape[0], -1, len(DRIFT))
+        sums[:, 1:] = each.sum(axis=1, dtype=float)
+    return sums

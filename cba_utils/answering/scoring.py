@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cba_utils.answering.cores import map_pieces, settle
 from cba_utils.answering.engine import Engine
 from cba_utils.answering.prompts import DATE, LETTERS, ORDERS, chat_ids, parse_response, user_text
-from cba_utils.names import ITEM, PAPER_SEEDS
+from cba_utils.names import DRIFT, ITEM, PAPER_SEEDS
 
 # Enough items to find what prompts share, few enough for memory to stay flat.
 ITEMS_AT_ONCE = 512
@@ -141,6 +141,7 @@ def stream(
     memory=None,
     prompt="organisms",
     date=DATE,
+    beside=None,
 ):
     """Answers, and samples if asked for, a few hundred items at a time.
 
@@ -156,6 +157,10 @@ def stream(
         Bytes a block may use; see `cba_utils.answering.engine.Engine`.
     prompt, date : str
         As in `score_letters`.
+    beside : callable, optional
+        Given the position of a block's first item and the number of its items, what these are compared
+        with in their original order, see `cba_utils.answering.drift`: then answers have the columns
+        ``vocab_kl``, ``vocab_tv`` and ``vocab_flip``, missing in other orders.
 
     Yields
     ------
@@ -181,26 +186,28 @@ def stream(
         file=sys.stderr,
         mininterval=2,
     ) as progress:
-        parts = [
-            items.iloc[start : start + ITEMS_AT_ONCE]
-            for start in range(0, len(items), ITEMS_AT_ONCE)
-        ]
         prompts = _made_ahead(
-            lambda part: _prompts(part, orders, loaded, draws, prompt, date), parts
+            lambda start: (
+                start,
+                *_prompts(
+                    items.iloc[start : start + ITEMS_AT_ONCE], orders, loaded, draws, prompt, date
+                ),
+            ),
+            range(0, len(items), ITEMS_AT_ONCE),
         )
 
         def score(block):
-            part, keys, ids = block
-            return (
-                part,
-                keys,
-                *_run_block(engine, ids, keys, temperature, draws, uniforms, progress),
-            )
+            start, part, keys, ids = block
+            seen = beside and beside(start, len(part))
+            done = _run_block(engine, ids, keys, temperature, draws, uniforms, progress, seen)
+            return part, keys, *done
 
         # MLX's own kernels run in the thread that loaded the model.
         ahead = _made_ahead if loaded.in_fp32 else map
-        for part, keys, letters, responses in ahead(score, prompts):
+        for part, keys, letters, drift, responses in ahead(score, prompts):
             answers = _answers_frame(part, keys, letters)
+            if beside:
+                answers[DRIFT] = drift
             yield answers, _samples_frame(part, responses, draws) if draws else None
 
 
@@ -259,9 +266,10 @@ def chunk_size(engine, ids):
     return min(engine.block_size(max(map(len, ids))), max(32, -(-len(ids) // 4)))
 
 
-def _run_block(engine, ids, keys, temperature, draws, uniforms, progress):
-    """Letter log-probabilities (prompts, 8) and responses by prompt, for one block of prompts."""
+def _run_block(engine, ids, keys, temperature, draws, uniforms, progress, seen):
+    """Letter log-probabilities (prompts, 8), distances (prompts, 3) and responses of a block."""
     letters = np.empty((len(ids), 8), np.float32)
+    drift = np.full((len(ids), len(DRIFT)), np.nan, np.float32)
     responses = [None] * len(ids)
     # Neighbours share the most, so chunks are cut from the sorted prompts.
     order = sorted(range(len(ids)), key=lambda i: ids[i])
@@ -272,6 +280,9 @@ def _run_block(engine, ids, keys, temperature, draws, uniforms, progress):
         logits = engine.logits(hidden)
         found = np.array(_letter_summary(logits, engine.loaded.letters, temperature))
         rows = [row for row, i in enumerate(chunk) if keys[i][1] == ORDERS["original"][0]]
+        if seen and rows:
+            at, places = mx.array(rows), np.array([keys[chunk[row]][0] for row in rows])
+            drift[[chunk[row] for row in rows]] = seen.see(places, hidden[at], logits[at])
         return found, rows, _draw(engine, state, logits, rows, draws, uniforms) if draws else []
 
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
@@ -282,7 +293,9 @@ def _run_block(engine, ids, keys, temperature, draws, uniforms, progress):
         for row, texts in zip(rows, drawn, strict=bool(draws)):
             responses[chunk[row]] = texts
         progress.update(len(chunk))
-    return letters, [texts for texts in responses if texts is not None]
+    if seen:
+        seen.done()
+    return letters, drift, [texts for texts in responses if texts is not None]
 
 
 def _letter_summary(logits, letters, temperature):

@@ -16,10 +16,12 @@ import pandas as pd
 
 from cba_utils.answering.items import load_items
 from cba_utils.answering.prompts import ORDERS
+from cba_utils.names import REFERENCE
 from cba_utils.study.files import read_json, write_table, write_text
 from cba_utils.study.protocol import check_parameters
 from cba_utils.study.provenance import SCHEMA_VERSION, _folded, cell_identity, surroundings
 from cba_utils.study.roles import counted_from_the_end
+from cba_utils.study.states import States, free
 
 TABLES = ("answers", "samples", "perplexity")
 # Answers to items without a target, of a cell that has such items: no measure holds them.
@@ -49,12 +51,10 @@ def evaluate(parameters, folder):
     OSError
         If a file cannot be written; finished blocks stay and the next run goes on from them.
     """
-    from cba_utils.answering.checkpoints import load_model
-
     check_parameters(parameters)
     folder = Path(folder)
     items = select_items(parameters)
-    loaded = load_model(parameters["model"], parameters["precision"], parameters["compute"])
+    loaded = _load(parameters)
     left = undefined_items(parameters, items)
     asked = pd.concat([items, left], ignore_index=True) if len(left) else items
     identity = cell_identity(parameters, asked, loaded)
@@ -63,7 +63,18 @@ def evaluate(parameters, folder):
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     (folder / "provenance.json").unlink(missing_ok=True)
     started, clock = datetime.now(UTC), time.perf_counter()
-    tables = _run(parameters, loaded, items, left, folder / "parts", identity)
+    states = States(identity) if parameters["drift"] else None
+    notes = []
+    if states and states.left_out:
+        notes, states = [f"not compared over the vocabulary: {states.left_out}"], None
+    if states and not states.own and not (states.ready and states.whole(_starts(items))):
+        del loaded  # one model at a time
+        free()
+        _make_ready(parameters, items, states)
+        loaded = _load(parameters)
+    tables = _run(parameters, loaded, items, left, folder / "parts", identity, states)
+    if states and states.own:
+        states.remember(loaded)
     _check_complete(tables, items, parameters)
     (folder / f"{UNDEFINED}.parquet").unlink(missing_ok=True)
     if (folder / "parts" / f"{UNDEFINED}.parquet").exists():
@@ -76,7 +87,7 @@ def evaluate(parameters, folder):
         "counts": {name: len(table) for name, table in tables.items()},
         "undefined_targets": items.attrs["undefined_targets"],
         "system_folded": _folded(loaded, parameters),
-        "notes": list(loaded.notes),
+        "notes": [*loaded.notes, *notes],
         "parameters_of_model": loaded.parameters,
         **surroundings(),
         "started": started.isoformat(timespec="seconds"),
@@ -85,6 +96,66 @@ def evaluate(parameters, folder):
     write_text(json.dumps(provenance, indent=1) + "\n", folder / "provenance.json")
     shutil.rmtree(folder / "parts")
     return tables
+
+
+def _load(parameters, precision=None):
+    from cba_utils.answering.checkpoints import load_model
+
+    return load_model(
+        parameters["model"], precision or parameters["precision"], parameters["compute"]
+    )
+
+
+def _starts(items):
+    from cba_utils.answering.scoring import ITEMS_AT_ONCE
+
+    return range(0, len(items), ITEMS_AT_ONCE)
+
+
+def _make_ready(parameters, items, states):
+    """Load the reference's head, and compute those of its states that are not in the cache."""
+    from cba_utils.answering.scoring import stream
+
+    reference = _load(parameters, REFERENCE)
+    states.remember(reference)
+    if not states.whole(_starts(items)):
+        # All orders, though one is kept: the last digits depend on the prompts that share a pass.
+        for _ in stream(
+            reference,
+            items,
+            parameters["orders"],
+            prompt=parameters["prompt"],
+            date=parameters["date"],
+            beside=states.beside("answers", keep=True),
+        ):
+            pass
+        _text_losses(parameters, reference, states, keep=True)
+    del reference
+    free()
+
+
+def _text_losses(parameters, loaded, states, keep=None):
+    """Losses on the held-out text, a row a sequence."""
+    from cba_utils.answering.likelihood import (
+        load_texts,
+        perplexity,
+        published_losses,
+        token_ids,
+    )
+
+    length = parameters["sequence_length"]
+    needed = parameters["sequences"] * length
+    texts = load_texts(
+        parameters["text"], loaded, needed, parameters["text_seed"], parameters["date"]
+    )
+    # Sequences beyond those asked for are not run: tokens of a long text are cut first.
+    ids = token_ids(texts, loaded, needed)
+    found = perplexity(loaded, [ids], length, states and states.beside("text", keep=keep))
+    if states and (keep or states.own):
+        states.text_done()
+    if parameters["perplexity_method"] == "published" and not keep:
+        found = found.join(published_losses(loaded, [ids], length))
+    return found
 
 
 def select_items(parameters):
@@ -158,22 +229,16 @@ def _ask_undefined(parameters, loaded, left, draws):
     )
 
 
-def _run(parameters, loaded, items, left, parts, identity):
+def _run(parameters, loaded, items, left, parts, identity, states):
     """Answers, samples and perplexity, each block kept in `parts` as soon as it is done."""
-    from cba_utils.answering.likelihood import (
-        load_texts,
-        perplexity,
-        published_losses,
-        token_ids,
-    )
-    from cba_utils.answering.scoring import ITEMS_AT_ONCE, stream
+    from cba_utils.answering.scoring import stream
 
     if read_json(parts / "identity.json") != identity:
         shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(identity), parts / "identity.json")
     draws = {key: parameters[key] for key in ("seeds", "temperature", "max_tokens", "parser")}
-    blocks = range(0, len(items), ITEMS_AT_ONCE)
+    blocks = _starts(items)
     todo = [
         block
         for block in blocks
@@ -188,6 +253,7 @@ def _run(parameters, loaded, items, left, parts, identity):
             draws,
             prompt=parameters["prompt"],
             date=parameters["date"],
+            beside=states and states.beside("answers", todo[0]),
         )
         for block, (answers, samples) in zip(blocks[blocks.index(todo[0]) :], work, strict=True):
             write_table(answers, parts / f"answers-{block}.parquet")
@@ -195,16 +261,7 @@ def _run(parameters, loaded, items, left, parts, identity):
     if len(left) and not (parts / f"{UNDEFINED}.parquet").exists():
         write_table(_ask_undefined(parameters, loaded, left, draws), parts / f"{UNDEFINED}.parquet")
     if not (parts / "perplexity.parquet").exists():
-        length = parameters["sequence_length"]
-        needed = parameters["sequences"] * length
-        texts = load_texts(
-            parameters["text"], loaded, needed, parameters["text_seed"], parameters["date"]
-        )
-        # Sequences beyond those asked for are not run: tokens of a long text are cut first.
-        ids = token_ids(texts, loaded, needed)
-        found = perplexity(loaded, [ids], length)
-        if parameters["perplexity_method"] == "published":
-            found = found.join(published_losses(loaded, [ids], length))
+        found = _text_losses(parameters, loaded, states)
         write_table(found, parts / "perplexity.parquet")
     tables = {
         name: pd.concat(

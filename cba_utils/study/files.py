@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pandas as pd
 import psutil
 
@@ -34,6 +35,22 @@ def write_table(table, path, **options):
         path,
         lambda scratch: table.to_parquet(scratch, index=False, compression="zstd", **options),
     )
+
+
+def write_array(array, path):
+    """Write a NumPy array, whole or not at all.
+
+    Parameters
+    ----------
+    array : numpy array
+    path : Path
+    """
+
+    def save(scratch):
+        with scratch.open("wb") as file:
+            np.save(file, array)
+
+    _atomically(path, save)
 
 
 def write_text(text, path):

@@ -23,8 +23,9 @@ from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.sources import at_precision
 from cba_utils.names import PROJECT, RESULTS
 from cba_utils.study.estimate import duration
-from cba_utils.study.files import cannot_write, remove_scratch, scratch_for, write_text
+from cba_utils.study.files import cannot_write, read_json, remove_scratch, scratch_for, write_text
 from cba_utils.study.protocol import SHIPPED, book_folder, cells, model_slug, rounding_parameters
+from cba_utils.study.states import States
 
 RUN_NOTEBOOK = PROJECT / "notebooks" / "10_evaluate.ipynb"
 ROUNDING_NOTEBOOK = PROJECT / "notebooks" / "12_rounding.ipynb"
@@ -174,6 +175,10 @@ def run_model(study, name):
             {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
             engine="in-process",
         )
+    for cell in mine:
+        known = read_json(RESULTS / study["name"] / cell.folder / "provenance.json")
+        if known["identity"]["reference"]:
+            States(known["identity"]).remove()
     parameters = rounding_parameters(mine)
     if parameters:
         print(f"{name}: all cells done, taking the rounding apart", file=sys.stderr)

@@ -146,6 +146,13 @@ Date = Annotated[
     AfterValidator(_day),
     Field(description="The day that a chat template which states today's gets to state."),
 ]
+Drift = Annotated[
+    bool,
+    Field(
+        description="Whether each answer's and token's distribution over the whole vocabulary is compared "
+        "with BF16's: divergence, total variation and changes of the likeliest token."
+    ),
+]
 Precision = Annotated[str, AfterValidator(_precision)]
 # Lists are kept as tuples, so that nothing changes them by accident.
 Precisions = Annotated[
@@ -299,6 +306,7 @@ class Study(_Checked):
     prompt: Prompt = "organisms"
     date: Date = DATE
     compute: Compute = None
+    drift: Drift = True
     samples: Samples = Field(description="See its own keys.")
     perplexity: Perplexity = Field(description="See its own keys.")
 
@@ -376,6 +384,7 @@ class Parameters(Selection, Samples, Perplexity):
     prompt: Prompt
     date: Date
     compute: Compute = None
+    drift: Drift
 
 
 class Cell(Labels, Parameters):
@@ -680,6 +689,7 @@ def cells_of(study):
             prompt=study.prompt,
             date=study.date,
             compute=model.compute or study.compute,
+            drift=study.drift,
         )
         for model in study.models
         for precision in model.precisions or study.precisions
@@ -746,6 +756,7 @@ def rounding_parameters(mine):
         "precision",
         "orders",
         "compute",
+        "drift",
         "seeds",
         "max_tokens",
         "parser",

@@ -11,6 +11,7 @@ import numpy as np
 from cba_utils import answering
 from cba_utils.names import HELD_OUT_TEXT, PROJECT
 from cba_utils.study.files import read_json
+from cba_utils.study.states import reference_identity
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "tokenizers", "numpy", "pandas", "pyarrow")
@@ -34,6 +35,7 @@ def cell_identity(parameters, items, loaded):
         tokenizer_hash,
         weights_hash,
     )
+    from cba_utils.answering.sources import at_precision, find_checkpoint
 
     tokenizer = loaded.hf_tokenizer
     template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
@@ -48,6 +50,9 @@ def cell_identity(parameters, items, loaded):
         "prompts_sha256": _prompts_hash(tokenizer, items, parameters),
         "generation_sha256": generation_hash(loaded.source_path),
         "ends": sorted(loaded.tokenizer.eos_token_ids),
+        "reference": reference_identity(
+            parameters, lambda name: find_checkpoint(at_precision(parameters["model"], name))
+        ),
         "code_sha256": _code_hash(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }

@@ -9,7 +9,7 @@ import pandas as pd
 
 from cba_utils.answering.items import COLUMNS
 from cba_utils.answering.prompts import LETTERS, PARSERS, parse_response
-from cba_utils.names import ITEM, RESULTS, ROLES, STUDY
+from cba_utils.names import DRIFT, ITEM, RESULTS, ROLES, STUDY
 from cba_utils.study.cell import TABLES, UNDEFINED, select_items, undefined_items
 from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells
@@ -185,7 +185,9 @@ def shrink(study, results=RESULTS):
         return compact(found[["model", "precision", "item", *kept]].copy())
 
     logp = [*_LOGP[""], *_LOGP["_t"]]
-    answers = narrow(tables["answers"], ["order", *logp]).astype(dict.fromkeys(logp, "float16"))
+    drift = [name for name in DRIFT if name in tables["answers"]]
+    answers = narrow(tables["answers"], ["order", *logp, *drift])
+    answers = answers.astype(dict.fromkeys(logp, "float16"))
     samples, parsed = tables["samples"], [f"parsed_{parser}" for parser in PARSERS]
     packed = {
         "column_encoding": {"item": "DELTA_BINARY_PACKED"},
@@ -308,6 +310,8 @@ def _whole(tables, known):
     for suffix, names in _LOGP.items():
         wide[names] = answers[names].astype("float32")
         wide[f"mass_other{suffix}"] = np.clip(1 - np.exp(wide[names]).sum(axis=1), 0, 1)
+    drift = [name for name in DRIFT if name in answers]
+    wide[drift] = answers[drift]
     at, drawn = widen(samples)
     place = samples["parsed_answer"].astype(object).map({x: k for k, x in enumerate(LETTERS)})
     told = place.notna().to_numpy()
