@@ -1,10 +1,12 @@
 """Measures against hand computation, closed forms and simulation."""
 
+import itertools
+
 from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
 from cba_utils.measures.frames import item_table, pair_with
 from cba_utils.measures.intervals import cluster_bootstrap, estimates, jackknife, wilson
 from cba_utils.measures.measure import Measure, ratio
-from cba_utils.measures.pooling import over_models, over_replicates
+from cba_utils.measures.pooling import leave_one_out, over_models, over_replicates, sign_flips
 from cba_utils.measures.rates import bias_scores, paired_differences, role_rates
 from cba_utils.measures.transitions import five_seed_weights, placebo, role_flow, transitions
 from cba_utils.study.roles import role_probabilities
@@ -199,7 +201,9 @@ def test_an_unknown_role_is_named():
 
 def test_replicates_are_the_unit():
     frames = [
-        role_rates(simulate_study("none", seed=s, templates=4)["answers"]).assign(replicate=s)
+        role_rates(simulate_study("none", seed=s, templates=4)["answers"]).assign(
+            replicate=s, model=f"s{s}", base=f"s{s}"
+        )
         for s in (1, 2, 3)
     ]
     pooled = over_replicates(pd.concat(frames))
@@ -234,10 +238,14 @@ def test_families_are_taken_as_they_are():
     values = np.random.default_rng(2).normal(np.repeat([0.1, 0.5, 0.9], 5), 0.02)
     row = over_replicates(checkpoints(values), ["family"]).iloc[0]
     fit = smf.ols("estimate ~ 0 + family", checkpoints(values)).fit()
-    mean = fit.t_test(np.full((1, 3), 1 / 3))
-    assert fit.df_resid == 12
-    assert row["estimate"] == pytest.approx(mean.effect[0])
-    assert (row["low"], row["high"]) == pytest.approx(tuple(mean.conf_int()[0]))
+    assert row["estimate"] == pytest.approx(fit.t_test(np.full((1, 3), 1 / 3)).effect[0])
+    # The mean of two families is half of the difference that Welch's test looks at.
+    wide = values * np.repeat([1, 40, 1], 5)
+    two = over_replicates(checkpoints(wide).iloc[:10], ["family"]).iloc[0]
+    welch = sps.ttest_ind(wide[:5], -wide[5:10], equal_var=False)
+    assert two["df"] == pytest.approx(welch.df) and welch.df < 4.1
+    ends = np.array(welch.confidence_interval()) / 2
+    assert (two["low"], two["high"]) == pytest.approx(tuple(ends))
     low, high = sps.t.interval(0.95, len(values) - 1, np.mean(values), sps.sem(values))
     assert high - low > 8 * (row["high"] - row["low"]), "families were a sample before"
     unequal = over_replicates(checkpoints(values).iloc[3:], ["family"]).iloc[0]
@@ -248,13 +256,65 @@ def test_families_are_taken_as_they_are():
     assert np.isnan(lone["low"]), "a family of one checkpoint shows no spread"
 
 
+def test_bases_are_the_clusters_where_a_family_has_several():
+    rng = np.random.default_rng(3)
+    means = rng.normal(0, 1, 6)
+    values = np.repeat(means, 5) + rng.normal(0, 0.1, 30)
+    frame = checkpoints(values).assign(
+        family=np.repeat(["f", "g"], 15), base=np.repeat(list("abcdef"), 5)
+    )
+    frame["model"] = [f"m{k}" for k in range(30)]
+    means = values.reshape(6, 5).mean(axis=1)
+    row = over_replicates(frame, ["family"]).iloc[0]
+    welch = sps.ttest_ind(means[:3], -means[3:], equal_var=False)
+    ends = np.array(welch.confidence_interval()) / 2
+    assert (row["low"], row["high"]) == pytest.approx(tuple(ends))
+    assert (row["n"], row["clusters"]) == (30, 6)
+    alone = over_replicates(frame.assign(base=frame["family"]), ["family"]).iloc[0]
+    assert alone["clusters"] == 30 and alone["high"] - alone["low"] < 0.5 * (ends[1] - ends[0])
+    # All 64 ways in which the bases might have come out.
+    ways = np.array([*itertools.product([1, -1], repeat=6)]) @ means
+    p = np.mean(np.abs(ways) >= abs(means.sum()) - 1e-12)
+    flipped = sign_flips(frame).iloc[0]
+    assert (flipped["p"], flipped["n"]) == (pytest.approx(p), 6)
+    assert flipped["least_p"] == 2 / 64
+
+
+def test_a_checkpoint_that_decides_is_named():
+    values = np.tile([0.010, 0.011, 0.009, 0.010, 0.010], 3)
+    frame = checkpoints(values)
+    frame["model"] = [f"m{k}" for k in range(15)]
+    steady = leave_one_out(frame).iloc[0]
+    assert steady["reading"] == "above" and steady["decide"] == [] and steady["n"] == 15
+    values = np.tile([0.0005, 0.001, -0.001, 0.0, -0.0005], 3) + 0.0004
+    values[7] = -0.009
+    odd = leave_one_out(frame.assign(estimate=values)).iloc[0]
+    without = over_replicates(frame.assign(estimate=values).drop(index=7), ["family"]).iloc[0]
+    assert odd["reading"] == "not told apart" and odd["without_most"] == "m7"
+    assert odd["most"] == pytest.approx(without["estimate"])
+    assert ("m7" in odd["decide"]) == (without["low"] > 0)
+    families = leave_one_out(frame, by="family").iloc[0]
+    assert families["n"] == 3 and families["decide"] == []
+    # Bases of three: two are left, and the width is the whole's, not that of one degree of freedom.
+    based = frame.assign(base=[f"b{k}" for k in np.repeat(range(9), 2)[:15]])
+    assert leave_one_out(based, by="base").iloc[0]["decide"] == []
+    lone = frame.iloc[[0, 5, 10]].assign(low=0.005, high=0.02)
+    assert leave_one_out(lone).iloc[0]["reading"] == "above"
+    with pytest.raises(ValueError, match="by must be"):
+        leave_one_out(frame, by="precision")
+
+
 def test_shares_of_few_items_weigh_by_their_items():
     n = np.array([1, 100, 40, 60, 0, 80, 30, 50, 20, 70])
     hits = np.array([1, 60, 20, 40, 0, 50, 20, 20, 10, 30])
     frame = checkpoints(np.divide(hits, n, out=np.full(10, np.nan), where=n > 0), n, "lost_bias")
     row = over_replicates(frame, ["family"]).iloc[0]
-    assert row["estimate"] == pytest.approx(hits.sum() / n.sum())
+    of_family = [hits[:5].sum() / n[:5].sum(), hits[5:].sum() / n[5:].sum()]
+    assert row["estimate"] == pytest.approx(np.mean(of_family)), "families weigh alike"
     assert (row["n"], row["of"]) == (9, n.sum())
+    thin = frame.assign(n=np.where(frame["family"] == "f0", 0.1, n))
+    row = over_replicates(thin, ["family"]).iloc[0]
+    assert row["estimate"] == pytest.approx(of_family[1]), "half an item is no family's share"
     one = over_replicates(frame.iloc[5:]).iloc[0]
     estimate, error, df = jackknife(pd.DataFrame({"k": hits, "n": n}).iloc[5:], RATE)
     half = error * sps.t.ppf(0.975, df)

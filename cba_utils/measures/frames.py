@@ -20,6 +20,27 @@ def several_checkpoints(frame: pd.DataFrame) -> bool:
     return "family" in frame and frame.groupby("family")["model"].nunique().min() > 1
 
 
+def independent_units(frame: pd.DataFrame) -> pd.Series:
+    """The unit of each row that a further checkpoint of its family is independent of.
+
+    Models aligned from one base share what that base happened to learn, so that bases are the
+    units of a family that has several. A family of one base has only its checkpoints: its
+    intervals hold for further alignments of that base.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"family": list("ffffg"), "base": ["b1", "b1", "b2", "b2", "c"],
+    ...                       "model": ["m1", "m2", "m3", "m4", "m5"]})
+    >>> independent_units(frame).tolist()
+    ['b1', 'b1', 'b2', 'b2', 'm5']
+    """
+    if "base" not in frame:
+        return frame["model"]
+    family = frame["family"] if "family" in frame else pd.Series("", frame.index)
+    bases = frame["base"].groupby(family).transform("nunique")
+    return frame["base"].where(bases > 1, frame["model"])
+
+
 def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "all"):
     """One row an item (and cell) with how often it was answered in each role.
 
