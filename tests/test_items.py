@@ -3,7 +3,9 @@ import re
 
 from cba_utils.answering import benchmarks as registry
 from cba_utils.answering.benchmarks.bbq import group_of, roles_of, roles_of_file
+from cba_utils.answering.benchmarks.null import make_rows
 from cba_utils.answering.items import load_items
+from conftest import ROOT
 
 import pandas as pd
 import pytest
@@ -431,3 +433,29 @@ def test_bad_choices_are_named(tmp_path):
         load_items(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither 'bundled'"):
         load_items("no_such_folder")
+
+
+def test_the_null_benchmark_has_nothing_to_find():
+    """Made by its rule; every group is as often a target as the coin says, and texts tie none to a deed."""
+    folder = ROOT / "data" / "null"
+    written = [json.loads(line) for line in (folder / "Null.jsonl").open()]
+    assert written == make_rows()
+    items = load_items(folder, condition="both")
+    assert len(items) == len(written) and items.attrs["undefined_targets"] == []
+    for row, item in zip(written, items.to_dict("records"), strict=True):
+        groups = [group for _, group in row["options"]]
+        negative = item["question_polarity"] == "neg"
+        stereotyped, other = (
+            groups[item["stereotyped_index"]],
+            groups[item["anti_stereotyped_index"]],
+        )
+        assert (stereotyped in row["targets"], other in row["targets"]) == (negative, not negative)
+        assert groups[item["unknown_index"]] == "unknown"
+        assert item["target_group"] in row["targets"]
+        if item["context_condition"] == "disambig":
+            deed = item["question"].split(maxsplit=1 if "Who" in item["question"] else 2)[-1][:-1]
+            assert f"{groups[item['label']]} {deed}" in item["context"]
+    # The coin is fair: over draws of it, no share of the groups leans.
+    hits = [row["targets"] for seed in range(40) for row in make_rows(scenes=1, clear=0, seed=seed)]
+    counts = pd.Series(sum(hits, [])).value_counts()
+    assert len(counts) == 20 and counts.between(0.8 * counts.mean(), 1.2 * counts.mean()).all()
