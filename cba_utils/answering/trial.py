@@ -87,15 +87,17 @@ def try_out(loaded):
 
 
 def difference(found, wanted):
-    """Root mean square difference of log-probabilities, as a share of their own spread.
+    """Root mean square difference of logits over the vocabulary, as a share of their own spread.
+
+    What is added to all of them changes no probability, so it is taken out: as their mean, for the sum of
+    the exponentials is the largest logit's, where one step of bf16 is a quarter of a nat at 32.
 
     Examples
     --------
-    >>> float(difference(np.array([0.0, 1.0]), np.array([0.0, 1.0])))
+    >>> float(difference(np.array([0.0, 1.0]), np.array([2.0, 3.0])))
     0.0
     """
-    found, wanted = (x - np.logaddexp.reduce(x) for x in (found, wanted))
-    return np.sqrt(np.mean((found - wanted) ** 2)) / (wanted.std() + 1e-3)
+    return (found - wanted).std() / (wanted.std() + 1e-3)
 
 
 def _prompts(loaded):

@@ -28,8 +28,9 @@ from cba_utils.study.protocol import cells
 from cba_utils.study.rehearsal import tokenizers
 
 # A letter's logit is this many times as wide as another token's, so that most answers are letters
-# and some are not; behind a letter the end of the text has about so large a logit.
-_LETTER_GAIN, _END_LOGIT = 20.0, 100.0
+# and some are not; behind a letter the end of the text has about so large a logit. Larger ones would
+# be rounded too coarsely in bf16.
+_LETTER_GAIN, _END_LOGIT = 8.0, 40.0
 _ATTENTION_GAIN = 3.0
 # What adds to the stream of layers; scaled by their number, as trained models start.
 _WRITES = ("o_proj.weight", "down_proj.weight")
