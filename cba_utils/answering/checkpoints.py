@@ -24,6 +24,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
+from cba_utils.answering.calibration import ELSEWHERE, calibration_ids, held, ids_hash
 from cba_utils.answering.checkpoint_files import (
     FLOATS,
     check_layers,
@@ -32,9 +33,10 @@ from cba_utils.answering.checkpoint_files import (
     only_what_is_read,
     read_config,
     tensor_types,
+    weight_files,
     weights_hash,
 )
-from cba_utils.answering.engine import CannotBeAsked
+from cba_utils.answering.engine import CannotBeAsked, cache_group
 from cba_utils.answering.packages import source_note
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
@@ -81,6 +83,10 @@ class LoadedModel:
         Longest sequence in tokens.
     notes : tuple of str
         What was done to the weights, or is particular about them, beyond the precision's name.
+    cache_bits : int or None
+        Bits to which keys and values of a prompt are rounded before its last token is run.
+    calibration_sha256 : str or None
+        Hash of the tokens that the rounding was fitted to here.
     """
 
     name: str
@@ -92,6 +98,8 @@ class LoadedModel:
     source_path: Path
     context_length: int
     notes: tuple = ()
+    cache_bits: int | None = None
+    calibration_sha256: str | None = None
 
     @property
     def in_fp32(self):
@@ -119,6 +127,11 @@ class LoadedModel:
     def parameters(self):
         """Number of weights, quantized ones counted one by one."""
         return mlx_lm.utils.get_total_parameters(self.model)
+
+    @cached_property
+    def weights_bytes(self):
+        """Bytes that the weights take on disk, and in memory where they are used as they are."""
+        return sum(file.stat().st_size for file in weight_files(self.path))
 
     @cached_property
     def project(self):
@@ -175,7 +188,8 @@ def load_model(model, precision="bf16", compute=None):
     >>> loaded.precision
     'q4'
     """
-    asked = parse_precision(precision)
+    whole = parse_precision(precision)
+    asked = whole.weights
     if compute not in (None, "dense", "native"):
         raise ValueError(f"compute: {compute!r} is not 'dense' or 'native'")
     if compute is None:
@@ -191,6 +205,12 @@ def load_model(model, precision="bf16", compute=None):
     check_layers(source, config, types)
     check_weights(source)
     there = bool(config.get("quantization"))
+    if there and asked.calibration not in (None, ELSEWHERE):
+        made = asked.name.removesuffix(asked.calibration) + ELSEWHERE
+        raise ValueError(
+            f"{source}: {asked.name!r} is made here of a checkpoint that is not quantized, and this one is; "
+            f"take it as {made!r}, which says that others fitted it, to what is not known"
+        )
     notes = [*filter(None, [source_note(source)]), *_notes(config, types, there)]
 
     def load(path, kind):
@@ -200,6 +220,7 @@ def load_model(model, precision="bf16", compute=None):
         if not rounded:
             network.update(_rounded_to_bf16(network))
         network = words_alone(network)
+        exceptions = tuple(_exceptions(network, asked)) if rounded else ()
         if kind == "dense":
             network = to_dense(network)
         return LoadedModel(
@@ -211,6 +232,7 @@ def load_model(model, precision="bf16", compute=None):
             path=path,
             source_path=source,
             context_length=_context_length(config),
+            notes=(*notes, *exceptions),
         )
 
     path = source
@@ -225,8 +247,26 @@ def load_model(model, precision="bf16", compute=None):
     loaded = load(path, compute)
     _check_words(loaded)
     _try(loaded, load)
-    loaded.notes = (*notes, *_exceptions(loaded.model, asked))
+    if asked.calibration and not there:
+        ids = calibration_ids(loaded.hf_tokenizer, asked.calibration)
+        loaded.calibration_sha256 = ids_hash(ids)
+        loaded.notes += (
+            f"{asked.method} was fitted to the text {asked.calibration!r}, whose tokens have the hash "
+            f"{loaded.calibration_sha256[:12]}",
+        )
+    if whole.cache_bits:
+        loaded.cache_bits = whole.cache_bits
+        loaded.notes += (_cache_note(loaded),)
     return loaded
+
+
+def _cache_note(loaded):
+    """What is done to the cache, in words; an error for a model whose cache mlx-lm does not round."""
+    try:
+        group = cache_group(loaded)
+    except CannotBeAsked as error:
+        raise ValueError(f"model: {loaded.name!r} at {loaded.precision!r}: {error}") from None
+    return f"keys and values of a prompt are rounded to {loaded.cache_bits} bits, group {group}"
 
 
 def _cache_folder():
@@ -238,7 +278,7 @@ def _target(source, precision):
     identity = [
         weights_hash(source),
         precision.method,
-        *quantizers()[precision.method].identity(precision),
+        *quantizers()[precision.method].identity(precision, source),
     ]
     return _cache_folder() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
@@ -304,11 +344,6 @@ def _read(path, source):
     return network, tokenizer
 
 
-def _held(module):
-    """Bits, group and kind of a module; None for one that is not rounded."""
-    return (module.bits, module.group_size, module.mode) if hasattr(module, "bits") else None
-
-
 def _in_words(held):
     return "not quantized" if held is None else f"{held[0]} bits, group {held[1]}, {held[2]}"
 
@@ -328,26 +363,27 @@ def _check_modules(network, precision, name, source):
     """Raise if a module is not what the precision gives it."""
     modules = dict(network.named_modules())
     wanted = _expected(network, precision)
-    held = {path: _held(modules[path]) for path in wanted}
-    if held != wanted:
-        kinds = Counter(held.values()).most_common()
+    found = {path: held(modules[path]) for path in wanted}
+    if found != wanted:
+        kinds = Counter(found.values()).most_common()
         what = " and ".join(
             f"{_in_words(kind)}{f' ({count} modules)' if len(kinds) > 1 else ''}"
             for kind, count in kinds
         )
         what = what if what.startswith("not") else f"quantized to {what}"
         raise ValueError(f"{source}: the checkpoint is {what}; {name!r} was asked for")
-    for path, kind in held.items():
+    for path, kind in found.items():
         weight = modules[path].weight
         if kind is None and not mx.issubdtype(weight.dtype, mx.floating):
             raise ValueError(
                 f"{source}: {path} holds {_type(weight)}, no floating numbers; {name!r} was "
                 f"asked for"
             )
-        if kind and not _rounded_to_nearest(modules[path]):
+        if kind and not precision.calibration and not _rounded_to_nearest(modules[path]):
             raise ValueError(
                 f"{source}: {path} has scales and offsets that rounding to nearest does not give, as "
-                f"after training them (DWQ); {name!r} stands for mlx_lm.convert's rounding"
+                f"after training them; {name!r} stands for mlx_lm.convert's rounding, and "
+                f"q4-dwq-elsewhere or the like for what others trained"
             )
 
 
@@ -373,10 +409,12 @@ def _exceptions(network, precision):
     plain = (precision.bits, precision.group, precision.mode) if precision.method else None
     others = Counter(kind for kind in _expected(network, precision).values() if kind != plain)
     for kind, count in others.items():
-        yield (
-            f"{count} modules are {_in_words(kind)}, as {precision.method} rounding leaves them in "
-            f"this architecture"
+        why = (
+            f"as {precision.method} chose"
+            if precision.calibration
+            else f"as {precision.method} rounding leaves them in this architecture"
         )
+        yield f"{count} modules are {_in_words(kind)}, {why}"
 
 
 def _notes(config, types, quantized):

@@ -13,6 +13,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import psutil
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from cba_utils.answering.cpu_kernels import MASKED, read_only
 
@@ -42,8 +43,9 @@ class _PrefixCache:
     `biases`, which the caches of all layers share, beside the mask that it stands for.
     """
 
-    def __init__(self, keys, values, lengths, biases, axes=1):
+    def __init__(self, keys, values, lengths, biases, axes=1, rounded=None):
         self._keys, self._values, self._biases, self._axes = keys, values, biases, axes
+        self._rounded = rounded
         self.added = None
         self.last_layer = False
         equal = len(lengths) == 0 or (lengths == lengths[0]).all()
@@ -52,6 +54,8 @@ class _PrefixCache:
         self._padded = None if equal else lengths
 
     def update_and_fetch(self, keys, values):
+        if self._rounded:
+            keys, values = self._rounded(keys), self._rounded(values)
         self.added = (keys, values)
         if self._keys is None:
             return keys, values
@@ -144,6 +148,10 @@ class Engine:
         self._step_bytes = 4 * (4 * args.intermediate_size + 8 * args.hidden_size)
         self._attention_bytes = 4 * args.num_attention_heads
         self._logit_bytes = 4 * args.vocab_size * 4
+        self._rounded = None
+        if loaded.cache_bits:
+            group = cache_group(loaded)
+            self._rounded = lambda x: round_cache(x, loaded.cache_bits, group)
         at_once = os.cpu_count() if loaded.in_fp32 else 1
         self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / at_once)
 
@@ -171,7 +179,22 @@ class Engine:
             Last hidden state of every prompt, in the order given.
         state : tuple
             What `extend` needs to go on from these prompts.
+
+        Notes
+        -----
+        With ``cache_bits``, keys and values are rounded as ``mlx_lm.generate`` does with ``kv_bits`` and
+        ``quantized_kv_start`` 0: all tokens but the last are run, what they leave is rounded, and the
+        last token and those that follow meet rounded keys and values alone. (mlx-lm runs a long prompt
+        2,048 tokens at a time and rounds after each; prompts here are run whole.)
         """
+        if self._rounded is None:
+            return self._start(prompts)
+        _, (pool, paths) = self._start([prompt[:-1] for prompt in prompts])
+        pool.keys = [self._rounded(keys) for keys in pool.keys]
+        pool.values = [self._rounded(values) for values in pool.values]
+        return self.extend((pool, paths), range(len(prompts)), [prompt[-1] for prompt in prompts])
+
+    def _start(self, prompts):
         order = sorted(range(len(prompts)), key=lambda i: prompts[i])
         levels, leaves = prefix_tree([prompts[i] for i in order])
         pool, slots, hidden, places = _Pool(), {}, [], {}
@@ -208,14 +231,16 @@ class Engine:
             As from `start`, one entry a continuation.
         """
         pool, paths = state
-        hidden, ends = self._run(pool, [paths[row] for row in rows], [[t] for t in tokens])
+        hidden, ends = self._run(
+            pool, [paths[row] for row in rows], [[t] for t in tokens], self._rounded
+        )
         return hidden, (pool, ends)
 
     def logits(self, hidden):
         """Logits of hidden states, (n, vocabulary)."""
         return self.loaded.project(hidden)
 
-    def _run(self, pool, prefixes, segments):
+    def _run(self, pool, prefixes, segments, rounded=None):
         """Run segments after their prefixes; append their keys and values to the pool."""
         count = len(segments)
         order = sorted(range(count), key=lambda i: (len(segments[i]), len(prefixes[i])))
@@ -228,7 +253,7 @@ class Engine:
         while start < count:
             batch = _batch(order[start:], segments, room)
             hidden, caches, real = self._forward(
-                pool, [prefixes[i] for i in batch], [segments[i] for i in batch]
+                pool, [prefixes[i] for i in batch], [segments[i] for i in batch], rounded
             )
             lasts.append(hidden)
             for layer, cache in enumerate(caches):
@@ -249,7 +274,7 @@ class Engine:
         mx.eval(pool.keys, pool.values, lasts)
         return mx.concatenate(lasts)[mx.array(position)], ends
 
-    def _forward(self, pool, prefixes, segments):
+    def _forward(self, pool, prefixes, segments, rounded):
         lengths = np.array([len(segment) for segment in segments])
         width = lengths.max()
         ids = np.zeros((len(segments), width), np.int32)
@@ -264,13 +289,60 @@ class Engine:
         else:
             gathered = [(None, None)] * self.layers
         biases = {} if self.loaded.in_fp32 else None
-        caches = [_PrefixCache(k, v, before, biases, self._axes) for k, v in gathered]
+        caches = [_PrefixCache(k, v, before, biases, self._axes, rounded) for k, v in gathered]
         caches[-1].last_layer = True
         with read_only(lengths - 1):
             hidden = self.loaded.model.model(mx.array(ids), cache=caches)
         last = hidden[mx.arange(len(segments)), mx.array(lengths - 1)]
         real = np.flatnonzero((np.arange(width)[None, :] < lengths[:, None]).ravel())
         return last, caches, mx.array(real)
+
+
+def cache_group(loaded):
+    """Numbers of a key or value that share a scale where the cache is rounded.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+
+    Returns
+    -------
+    int
+        64, which is mlx-lm's own choice, or 32 where heads are too narrow for it.
+
+    Raises
+    ------
+    CannotBeAsked
+        If mlx-lm has no rounded cache for this model.
+    """
+    kinds = {type(one) for one in make_prompt_cache(loaded.model)}
+    if kinds != {KVCache}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise CannotBeAsked(
+            f"its cache ({names}) is none that mlx_lm rounds to fewer bits; ask without -kv8 or -kv4"
+        )
+    args = loaded.model.args
+    width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
+    group = next((size for size in (64, 32) if width % size == 0), None)
+    if group is None:
+        raise CannotBeAsked(
+            f"its heads are {width} wide, no multiple of 32, and mlx_lm rounds a cache in groups of 64 or "
+            f"32; ask without -kv8 or -kv4"
+        )
+    return group
+
+
+def round_cache(values, bits, group):
+    """Keys or values as a rounded cache gives them back, the last axis in groups.
+
+    Examples
+    --------
+    >>> round_cache(mx.arange(32.0)[None], 4, 32).max().item()
+    31.0
+    """
+    return mx.dequantize(
+        *mx.quantize(values, group_size=group, bits=bits), group_size=group, bits=bits
+    )
 
 
 def _batch(order, segments, room):

@@ -1,12 +1,17 @@
 """What a precision's name stands for: how weights are rounded, the bits one takes, the order.
 
 A precision is known by its name in study files, folders and tables. Which names there are is said by
-the quantizers (``quantizers/``, one file each); ``bf16``, which rounds nothing, is said here.
+the quantizers (``quantizers/``, one file each); ``bf16``, which rounds nothing, is said here, and so is
+what ``-kv8`` or ``-kv4`` at the end of any name means: weights as the name before it says, and the keys
+and values that a prompt leaves behind rounded to 8 or 4 bits.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from cba_utils.answering.quantizers import quantizers
+
+_CACHE = re.compile(r"(.+)-kv([84])")
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,15 @@ class Precision:
         Name of the quantizer in ``quantizers/`` that makes it; None for ``bf16``.
     calibration : str or None
         What the rounding was fitted to; None for rounding to nearest, which looks at weights alone.
+    cache_bits : int or None
+        Bits of a number in the cache of keys and values; None where it is not rounded.
 
     Examples
     --------
     >>> parse_precision("q2-g32").group, parse_precision("bf16").method
     (32, None)
+    >>> parse_precision("q4-kv8").weights == parse_precision("q4")
+    True
     """
 
     name: str
@@ -40,6 +49,14 @@ class Precision:
     mode: str | None = None
     method: str | None = None
     calibration: str | None = None
+    cache_bits: int | None = None
+
+    @property
+    def weights(self):
+        """The same without what is done to the cache: what a checkpoint can be."""
+        if self.cache_bits is None:
+            return self
+        return replace(self, name=_CACHE.fullmatch(self.name)[1], cache_bits=None)
 
     @property
     def stored_bits(self):
@@ -49,12 +66,15 @@ class Precision:
     @property
     def rank(self):
         """What precisions are sorted by: most bits first, then most in the name."""
-        return -self.stored_bits, -self.bits, self.name
+        return -self.stored_bits, -self.bits, -(self.cache_bits or 16), self.name
 
     def __str__(self):
-        if self.method is None:
-            return "not quantized"
-        return f"{self.bits} bits, group {self.group}, {self.mode}"
+        words = "not quantized"
+        if self.method:
+            words = f"{self.bits} bits, group {self.group}, {self.mode}"
+        if self.calibration:
+            words += f", {self.method} fitted to {self.calibration}"
+        return words + (f", cache in {self.cache_bits} bits" if self.cache_bits else "")
 
 
 def parse_precision(name):
@@ -64,7 +84,9 @@ def parse_precision(name):
     ----------
     name : str
         ``"bf16"``; ``"q8"`` to ``"q2"`` (affine, group 64); ``"q4-g32"`` for another group size;
-        ``"mxfp4-g32"``, ``"mxfp8-g32"`` or ``"nvfp4-g16"``.
+        ``"mxfp4-g32"``, ``"mxfp8-g32"`` or ``"nvfp4-g16"``; ``"q4-e8"`` for an embedding kept at more
+        bits; ``"q4-gptq-scenes"`` and the like for what was fitted to a text; any of them with
+        ``-kv8`` or ``-kv4`` for a cache of so many bits.
 
     Returns
     -------
@@ -83,6 +105,9 @@ def parse_precision(name):
     >>> str(parse_precision("bf16"))
     'not quantized'
     """
+    cached = _CACHE.fullmatch(str(name))
+    if cached:
+        return replace(parse_precision(cached[1]), name=name, cache_bits=int(cached[2]))
     if name == "bf16":
         return Precision("bf16")
     for method, quantizer in quantizers().items():
@@ -90,7 +115,9 @@ def parse_precision(name):
         if facts:
             return Precision(name, method=method, **facts)
     names = "; ".join(quantizer.NAMES for quantizer in quantizers().values())
-    raise ValueError(f"precision: {name!r} is unknown; use bf16, {names}")
+    raise ValueError(
+        f"precision: {name!r} is unknown; use bf16, {names}; any of them with -kv8 or -kv4"
+    )
 
 
 def nominal_bits(name):

@@ -5,6 +5,7 @@ decides what it is: `/a/folder` joined to `organisms/` is `/a/folder` again.
 """
 
 import json
+import re
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -101,12 +102,16 @@ def is_gguf(source):
 def at_precision(source, precision):
     """The source with its ``{precision}`` filled in, for models published once a precision.
 
+    What a precision says of the cache is not filled in: it is done to no checkpoint.
+
     Examples
     --------
     >>> at_precision("owner/model-{precision}-mlx", "q4"), at_precision("owner/model", "q4")
     ('owner/model-q4-mlx', 'owner/model')
+    >>> at_precision("owner/model-{precision}-mlx", "q4-kv8")
+    'owner/model-q4-mlx'
     """
-    return str(source).replace("{precision}", precision)
+    return str(source).replace("{precision}", re.sub(r"-kv[84]$", "", precision))
 
 
 def local_folder(source):

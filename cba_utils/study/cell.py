@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.answering.items import load_items
+from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import ORDERS
 from cba_utils.names import REFERENCE
 from cba_utils.study.files import read_json, write_table, write_text
@@ -61,6 +62,7 @@ def evaluate(parameters, folder):
     known = read_json(folder / "provenance.json")
     if known and known["identity"] == identity:
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    _check_apart(parameters, loaded)
     (folder / "provenance.json").unlink(missing_ok=True)
     started, clock = datetime.now(UTC), time.perf_counter()
     states = States(identity) if parameters["drift"] else None
@@ -89,6 +91,7 @@ def evaluate(parameters, folder):
         "system_folded": _folded(loaded, parameters),
         "notes": [*loaded.notes, *notes],
         "parameters_of_model": loaded.parameters,
+        "weights_bytes": loaded.weights_bytes,
         **surroundings(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
@@ -104,6 +107,23 @@ def _load(parameters, precision=None):
     return load_model(
         parameters["model"], precision or parameters["precision"], parameters["compute"]
     )
+
+
+def _check_apart(parameters, loaded):
+    """What a rounding was fitted to is not what it is judged by."""
+    from cba_utils.answering.calibration import kept_apart
+    from cba_utils.answering.likelihood import load_texts, token_ids
+
+    kept = kept_apart(parse_precision(loaded.precision).calibration, parameters["text"])
+    if kept is None:
+        return
+    needed = parameters["sequences"] * parameters["sequence_length"]
+    texts = load_texts(parameters["text"], loaded, needed)[:kept]
+    if len(token_ids(texts, loaded, needed)) < needed:
+        raise ValueError(
+            f"sequences: {parameters['sequences']} of {parameters['sequence_length']} tokens reach into "
+            f"the part of {parameters['text']!r} that {loaded.precision!r} was fitted to; ask for fewer"
+        )
 
 
 def _starts(items):

@@ -299,7 +299,8 @@ class Study(_Checked):
     )
     precisions: Precisions = Field(
         description="`bf16`, which every change is measured since, and at least one other: `q8` to "
-        "`q2`, with `-g32` or `-g128` for another group size, or one of MLX's other modes."
+        "`q2`, with `-g32` or `-g128` for another group size, one of MLX's other modes, or a recipe: "
+        "`q4-e8`, `q4-gptq-aligned`, `q4-kv8` and the like."
     )
     items: Items = Field(description="See its own keys.")
     orders: Orders
@@ -741,7 +742,8 @@ def rounding_parameters(mine):
     Returns
     -------
     dict or None
-        None if the model names no base, or is not quantized.
+        None if the model names no base, or is rounded to nearest at no precision: a recipe that
+        rescales channels moves weights in ways that are no rounding error.
 
     Examples
     --------
@@ -749,7 +751,10 @@ def rounding_parameters(mine):
     >>> rounding_parameters(cells(study))["precisions"]
     ['q3']
     """
-    precisions = [cell.precision for cell in mine if cell.precision != "bf16"]
+    known = [(cell.precision, parse_precision(cell.precision)) for cell in mine]
+    precisions = [
+        name for name, p in known if p.method and p.calibration is None and p.cache_bits is None
+    ]
     if not (mine[0].base and precisions):
         return None
     unused = (

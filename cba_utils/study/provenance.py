@@ -53,6 +53,7 @@ def cell_identity(parameters, items, loaded):
         "reference": reference_identity(
             parameters, lambda name: find_checkpoint(at_precision(parameters["model"], name))
         ),
+        **({"calibration_sha256": loaded.calibration_sha256} if loaded.calibration_sha256 else {}),
         "code_sha256": _code_hash(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }

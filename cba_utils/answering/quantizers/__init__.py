@@ -6,7 +6,8 @@ A quantizer has
 - ``parse(name)``: the facts of a `cba_utils.answering.precisions.Precision` (``bits``, ``group``,
   ``mode``, ``calibration``) as a dict, None for a name that is not its own;
 - ``stored_bits(precision)``: bits a weight takes;
-- ``identity(precision)``: all that decides its result beside the source, as plain values;
+- ``identity(precision, source)``: all that decides its result beside the weights in the source's
+  folder, as plain values (a calibrated one reads the text with the source's tokenizer);
 - ``make(source, precision, target)``: write the checkpoint of a folder to another folder;
 - ``expected(network, precision)``: what `make` gives each module of a network, by its path.
 """
@@ -27,7 +28,7 @@ def quantizers():
     Examples
     --------
     >>> list(quantizers())
-    ['affine', 'mixed']
+    ['affine', 'awq', 'dwq', 'dynamic', 'gptq', 'mixed']
     """
     return {
         found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)

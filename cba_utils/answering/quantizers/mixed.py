@@ -42,8 +42,8 @@ def stored_bits(precision):
     return precision.bits + 32 / precision.group
 
 
-def identity(precision):
-    """All that decides the result beside the source."""
+def identity(precision, source):
+    """All that decides the result beside the source's weights: nothing of the source."""
     import mlx.core as mx
     import mlx_lm
 

@@ -387,7 +387,7 @@ def _write_shards(weights, count, folder):
 def _convert(source, target, precision):
     """An artifact as ``mlx_lm.convert`` writes it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    asked = parse_precision(precision)
+    asked = parse_precision(precision).weights
     if asked.method:
         quantizers()[asked.method].make(source, asked, target)
     else:
