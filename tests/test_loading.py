@@ -118,7 +118,7 @@ def test_fp8_without_a_word_in_the_settings_is_seen_in_the_weights(copy):
     refused(copy, ["bf16", "q4"], "they are FP8")
 
 
-def test_a_mixed_recipe_is_no_precision(tmp_path):
+def test_a_mixed_recipe_is_the_precision_of_that_name_and_no_other(tmp_path):
     base = build_checkpoint(tmp_path / "base", "mistral", layers=8)
     mixed = converted(
         base, tmp_path, "mixed", q_bits=4, q_group_size=64, quant_predicate="mixed_3_6"
@@ -128,6 +128,13 @@ def test_a_mixed_recipe_is_no_precision(tmp_path):
         ["q4", "q3", "q6", "bf16"],
         "quantized to 3 bits, group 64, affine .* modules. and 6 bits, group 64, affine",
     )
+    refused(mixed, ["mixed-4-6"], "'mixed-4-6' was asked for")
+    theirs, ours = (load_model(folder, "mixed-3-6", compute="native") for folder in (mixed, base))
+    assert re.search("modules are 6 bits, group 64, affine", " ".join(ours.notes))
+    for (path, one), (_, other) in zip(
+        tree_flatten(theirs.model.parameters()), tree_flatten(ours.model.parameters()), strict=True
+    ):
+        assert mx.array_equal(one, other), path
 
 
 def test_what_the_top_of_the_settings_says_is_not_believed(mistral, tmp_path):

@@ -28,7 +28,7 @@ def quantizers():
     Examples
     --------
     >>> list(quantizers())
-    ['affine', 'awq', 'dwq', 'dynamic', 'gptq', 'mixed']
+    ['affine', 'awq', 'dwq', 'dynamic', 'gptq', 'mixed', 'recipes']
     """
     return {
         found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)
