@@ -3,7 +3,7 @@
 import itertools
 
 from cba_utils.instrument.respondents import draw_samples, simulate_respondents, simulate_study
-from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.measures.frames import item_table, of_version, pair_with
 from cba_utils.measures.intervals import cluster_bootstrap, estimates, jackknife, wilson
 from cba_utils.measures.measure import Measure, ratio
 from cba_utils.measures.pooling import leave_one_out, over_models, over_replicates, sign_flips
@@ -20,6 +20,25 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 
 RATE = Measure("r", of=ratio("k", "n"))
+
+
+def test_rates_count_the_items_that_a_bank_does_not_keep_apart():
+    study = simulate_study("bias", templates=6, items_per_template=8, precisions=["bf16", "q3"])
+    items = study["items"]
+    items.attrs["study"] = {"name": "simulated"}
+    first = items["question_index"] <= 4
+    items["version"] = np.where(first, "main", "heldout-template")
+    kept = of_version(study)
+    assert set(kept["samples"]["item_id"]) == set(items.loc[first, "item_id"])
+    assert len(kept["perplexity"]) == len(study["perplexity"])
+    assert kept["items"].attrs == items.attrs, "a study's name and note stay"
+    apart = of_version(study, "heldout-template")
+    whole = [len(part["answers"]) for part in (kept, apart, of_version(study, "all"))]
+    assert whole[0] + whole[1] == whole[2]
+    unversioned = of_version({**study, "items": items.drop(columns="version")})
+    assert len(unversioned["answers"]) == whole[2]
+    with pytest.raises(ValueError, match="'probe'; there are"):
+        of_version(study, "probe")
 
 
 def samples_of(answers, precision="bf16", context="ambig"):

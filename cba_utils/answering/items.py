@@ -34,6 +34,7 @@ COLUMNS = [
     "unknown_index",
     "target_group",
     "other_group",
+    "version",
 ]
 CONDITIONS = ("ambig", "disambig", "both")
 ANSWERS = ("ans0", "ans1", "ans2")
@@ -74,8 +75,10 @@ def load_items(source, categories=None, condition="ambig", targets="defined"):
         group that the item's stereotype is about, ``target_group``; the other is in
         ``other_group``. The *stereotyped* answer names the first where ``question_polarity`` is
         ``neg``, the second where it is ``nonneg``. Names of groups are the data's own; one that
-        the data leave empty is missing. ``attrs["undefined_targets"]`` lists the ids of the items
-        without a target.
+        the data leave empty is missing. ``version`` is the data's own word for a set of templates,
+        missing where they have none; see
+        `cba_utils.measures.frames.of_version`. ``attrs["undefined_targets"]`` lists the ids of the
+        items without a target.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def load_items(source, categories=None, condition="ambig", targets="defined"):
         raise ValueError(f"{source}: item {duplicated.iloc[0]!r} occurs more than once")
     for column in ("stereotyped_index", "anti_stereotyped_index", "unknown_index"):
         items[column] = items[column].astype("Int64")
-    for column in ("target_group", "other_group"):
+    for column in ("target_group", "other_group", "version"):
         items[column] = items[column].astype(object)
     if categories is not None:
         unknown = sorted(set(categories) - set(items["category"]))
@@ -376,7 +379,14 @@ def _item(raw, roles, group, where):
         "unknown_index": unknown,
         "target_group": target,
         "other_group": other,
+        "version": _version(raw),
     }
+
+
+def _version(raw):
+    about = raw["additional_metadata"]
+    version = about.get("version") if isinstance(about, dict) else None
+    return version if isinstance(version, str) and version else None
 
 
 def _one_of(raw, field, allowed, where):

@@ -15,6 +15,49 @@ from cba_utils.study.roles import NEEDED, item_columns, need, role_probabilities
 COUNTS = [*ROLES, "unparsed", "parsed", "correct"]
 
 
+VERSION = "main"  # of the items that rates count where a bank keeps some apart
+
+
+def of_version(tables: dict[str, pd.DataFrame], version: str = VERSION) -> dict[str, pd.DataFrame]:
+    """Tables with the items of one version alone.
+
+    A bank may keep items apart, such as those of templates that no model was trained on: their
+    version is not ``"main"``, and headline rates count only what is. Where no item has the version
+    ``"main"``, as in BBQ, whose versions are wordings, nothing is kept apart and all items count.
+
+    Parameters
+    ----------
+    tables : dict of str to DataFrame
+        ``items``, and others, which are cut to these where they have the column ``item_id``.
+    version : str
+        ``"all"`` keeps every item.
+
+    Examples
+    --------
+    >>> items = pd.DataFrame({"item_id": ["a", "b"], "version": ["main", "heldout-template"]})
+    >>> [of_version({"items": items}, which)["items"]["item_id"].tolist()
+    ...  for which in ("main", "heldout-template", "all")]
+    [['a'], ['b'], ['a', 'b']]
+    >>> len(of_version({"items": items.assign(version=["a", "d"])})["items"])
+    2
+    """
+    items = tables["items"]
+    versions = items["version"] if "version" in items else pd.Series(None, items.index, object)
+    if version == "all" or (version == VERSION and not versions.eq(VERSION).any()):
+        return tables
+    if not versions.eq(version).any():
+        raise ValueError(
+            f"no item has the version {version!r}; there are {sorted(versions.dropna().unique())}"
+        )
+    kept = set(items.loc[versions == version, "item_id"])
+    return {
+        name: table[table["item_id"].isin(kept)].reset_index(drop=True)
+        if "item_id" in table
+        else table
+        for name, table in tables.items()
+    }
+
+
 def several_checkpoints(frame: pd.DataFrame) -> bool:
     """Say whether every family has several checkpoints, so that their spread can be seen."""
     return "family" in frame and frame.groupby("family")["model"].nunique().min() > 1

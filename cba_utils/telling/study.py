@@ -16,7 +16,7 @@ import pandas as pd
 
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.sources import is_organism, local_folder
-from cba_utils.measures.frames import item_table
+from cba_utils.measures.frames import VERSION, item_table, of_version
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
@@ -537,7 +537,7 @@ def _reason(study, cell, response):
     return "unknown"
 
 
-def open_study(study, keep="main"):
+def open_study(study, keep="main", version=VERSION):
     """Read a study's records.
 
     Parameters
@@ -547,12 +547,15 @@ def open_study(study, keep="main"):
     keep : {"main", "ladder", "all"}
         ``"main"``: every family at the depth of alignment that most models have; ``"ladder"``:
         the families whose alignment was stopped at most depths, with all of them; ``"all"``.
+    version : str
+        The version of the items, see `cba_utils.measures.frames.of_version`: what a bank keeps apart,
+        such as ``"heldout-template"``, is read by its name, and ``"all"`` takes all items.
 
     Returns
     -------
     Study
     """
-    tables = load_study(study)
+    tables = of_version(load_study(study), version)
     about = tables["items"].attrs.get("study", {})
     titles = about.get("families", {})
     tables = {name: titled(table, titles) for name, table in tables.items()}

@@ -55,6 +55,9 @@ class Variants:
         bases = study.provenance.drop_duplicates("model").set_index("model")["base"]
         for name in ("errors", "variants", "variant_perplexity"):
             tables[name] = tables[name].assign(base=tables[name]["model"].map(bases))
+        # Of items that the bank keeps apart there are variants too.
+        kept = tables["variants"]["item_id"].isin(study.items["item_id"])
+        tables["variants"] = tables["variants"][kept]
         for name in ("variants", "variant_perplexity"):
             named = tables[name]["variant"] != ROUNDED
             key = tables[name]["precision"].mask(named, tables[name]["variant"])
