@@ -179,11 +179,11 @@ def _parser():
     verb(_doctor, "What this machine is, and which studies it can run", "cba doctor")
     one = verb(
         _instrument,
-        "Run every control on simulated respondents of known truth (minutes)",
-        "cba instrument --simulations 100 --out rejections.csv",
+        "Judge simulated studies of known truth by every verdict (about an hour, can be resumed)",
+        "cba instrument --simulations 20 --out trial",
     )
-    one.add_argument("--simulations", type=int, metavar="N", help="a truth and size of study")
-    one.add_argument("--out", metavar="FILE", help="the table (results/instrument/)")
+    one.add_argument("--simulations", type=int, metavar="N", help="studies of each truth (500)")
+    one.add_argument("--out", metavar="FOLDER", help="for the tables (results/instrument/)")
     one = verb(
         _keys,
         "The keys of a study file: a table, or a JSON schema for an editor",
@@ -443,13 +443,13 @@ def _doctor(_):
 
 
 def _instrument(options):
-    from cba_utils.instrument.verdicts import RESULT, SIMULATIONS, write_rejections
+    from cba_utils.instrument.verdicts import RESULT, SIMULATIONS, write
 
     if options.simulations is not None and options.simulations < 1:
         raise ValueError(f"--simulations: {options.simulations} is not above 0")
-    out = Path(options.out or RESULT)
-    write_rejections(options.simulations or SIMULATIONS, out)
-    print(f"wrote {out}")
+    folder = Path(options.out or RESULT.parent)
+    write(options.simulations or SIMULATIONS, folder, told=lambda line: print(line, flush=True))
+    print(f"wrote {folder}")
 
 
 def _keys(options):

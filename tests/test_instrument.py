@@ -1,77 +1,109 @@
-"""The instrument's own validation: what controls say of known truths, and what the page says of that."""
+"""What verdicts say of known truths: counted, kept and told."""
 
-from cba_utils.chapters.instrument import Chapter, read_rejections
-from cba_utils.instrument import verdicts as instrument
-from cba_utils.instrument.respondents import simulate_respondents
-from cba_utils.measures import controls
-from cba_utils.measures import rates as metrics
-from cba_utils.telling.study import pick
+from cba_utils.chapters.instrument import Chapter
+from cba_utils.instrument import trust, verdicts
+from cba_utils.instrument.truths import TRUTHS
+from cba_utils.telling.page import plain
 from studies import study_of
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import binom
 
 
-def chapter_on(table):
-    """The chapter on a table of its own."""
-    page = Chapter(study_of("none"))
-    page.rejections = table
-    return page
-
-
-@pytest.fixture(scope="module")
-def instrument_table():
-    return instrument.rejections(
-        simulations=5,
-        templates=10,
-        items_per_template=12,
-        truths=("none", "leaning noise", "bias"),
-        effects=(0.1,),
-    )
-
-
-def test_instrument_counts_verdicts(instrument_table, tmp_path):
-    single = instrument_table[instrument_table["checkpoints"] == 1]
-    row = single.set_index(["truth", "effect", "control"]).loc[("bias", 1.0, "lean grew")]
-    assert (row["should"], row["n"], row["estimate"]) == ("yes", 5, 1.0)
-    path = tmp_path / "table.csv"
-    instrument_table.to_csv(path, index=False)
-    page = chapter_on(read_rejections(path))
-    assert "judged 5 simulated studies" in page.text("respondents")
-    assert page.text("weaker").startswith("The same controls on effects of 0.1 of that size")
-    with pytest.raises(FileNotFoundError, match="cba instrument"):
-        read_rejections(tmp_path / "none.csv")
-
-
-def test_what_cannot_fail_is_no_success(instrument_table):
-    none = instrument_table[instrument_table["truth"] == "none"].set_index("control")
-    exact = none.loc[["direction", "lean grew", instrument.SAME]]
-    assert exact["estimate"].isna().all() and set(exact["should"]) == {instrument.NOT_APPLICABLE}
-    assert none.loc[["change", instrument.SAME_DRAWN], "estimate"].notna().all()
-    worst = chapter_on(instrument_table).worst
-    assert worst["truth"] != "none" or worst["control"] in instrument.DRAWN
-
-
-def test_equivalence_is_labelled_by_the_true_change(instrument_table):
-    same = instrument_table[
-        instrument_table["control"].isin([instrument.SAME, instrument.SAME_DRAWN])
+def rows(verdict="lean_grew", decision="bases", **rates):
+    """A table of rates of one verdict: by truth, whether it is right to say yes, and how often it did."""
+    lines = [
+        (decision, truth, leaning, verdict, answer, 0.0, rate, rate, rate, 500)
+        for truth, (answer, *pair) in rates.items()
+        for leaning, rate in zip((False, True), pair, strict=True)
     ]
-    same = same[same["should"] != instrument.NOT_APPLICABLE]
-    at_margin = same["truth"] == instrument.MARGIN_TRUTH
-    small = same["change"].abs() < instrument.MARGIN
-    assert (
-        same.loc[~at_margin, "should"] == small[~at_margin].map({True: "yes", False: "no"})
-    ).all()
-    assert set(same.loc[at_margin, "should"]) == {"no"}
-    effect = same.loc[at_margin, "effect"].iloc[0]
-    many = simulate_respondents("bias", 500, 12, ("bf16", "q3"), effect=effect, seed=7)
-    change = pick(metrics.paired_differences(many, method="jackknife"), "d_srs", "q3")
-    assert change["estimate"] == pytest.approx(instrument.MARGIN, rel=0.1)
+    return pd.DataFrame(lines, columns=verdicts.RATES)
 
 
-def test_checkpoints_decide_by_their_spread_within_families():
-    said = instrument.pooled_verdicts("retrained", simulations=6, templates=4, items_per_template=8)
-    assert len(said) == 6 and said["lean grew"].sum() <= 2
-    by_items = simulate_respondents("retrained", 16, 12, ("bf16", "q3"), replicates=30, wander=0.6)
-    alone = controls.position(by_items).query("measure == 'd_lead'")
-    beyond = (alone["low"] > 0) | (alone["high"] < 0)
-    assert beyond.mean() > 0.3, "one checkpoint's items know nothing of the next checkpoint"
+TABLE = rows(
+    **{
+        "noise": ("no", 0.01, 0.04),
+        "halves, odds flat": ("either", 0.5, 0.6),
+        "rise 0.3": ("yes", 0.9, 0.7),
+        "rise 0.8": ("yes", 1.0, 0.99),
+    }
+)
+
+
+def test_trust_is_the_worst_error_and_the_lower_power():
+    found = trust.trust("lean_grew", "bases", TABLE)
+    assert (found["worst"]["truth"], found["worst"]["leaning"]) == ("noise", True)
+    assert found["trusted"] and [row["estimate"] for row in found["power"]] == [0.7, 0.99]
+    worse = pd.concat([TABLE, rows(**{"retrained": ("no", 0.0, 0.06)})])
+    assert not trust.trust("lean_grew", "bases", worse)["trusted"]
+    with pytest.raises(ValueError, match="verdict must be one of"):
+        trust.trust("lean grew", "bases")
+    with pytest.raises(ValueError, match="decision must be one of"):
+        trust.trust("lean_grew", "15")
+
+
+def test_what_verdicts_should_say_follows_from_the_truth():
+    def told(verdict, truth, change=0.05):
+        return verdicts.should(verdicts.VERDICTS[verdict], TRUTHS[truth], change)
+
+    assert told("lean_grew", "margins × 0.33") == "no"
+    assert told("lean_grew", "margins × 0.33, rise 0.3") == "yes"
+    assert told("mirror", "halves, rate flat") == "either"
+    assert told("lean_grew_in_a_group", "halves, rate flat") == "yes"
+    assert told("letter", "letter drift") == "yes" and told("letter", "rise 0.8") == "no"
+    assert told("excess", "noise") == "yes"
+    assert [told("same", "noise", c) for c in (0.009, -0.011)] == ["yes", "no"]
+
+
+def test_a_run_that_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "PROJECT", tmp_path)
+    monkeypatch.setattr(verdicts, "TRUTHS", {name: TRUTHS[name] for name in ("nothing", "noise")})
+    judge, judged = verdicts.judge, []
+
+    def stopping(truth, leaning, *rest):
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        judged.append((truth.name, leaning))
+        return judge(truth, leaning, *rest)
+
+    monkeypatch.setattr(verdicts, "judge", stopping)
+    monkeypatch.setattr(verdicts, "at_margin", lambda leaning: TRUTHS["rise 0.3"])
+    with pytest.raises(KeyboardInterrupt):
+        verdicts.write(2, tmp_path / "out", told=str)
+    monkeypatch.setattr(verdicts, "judge", lambda *a: judged.append(a) or judge(*a))
+    verdicts.write(2, tmp_path / "out", told=str)
+    assert len(judged) == 3 + 3, "what was judged is not judged again"
+    table = trust.read_rates(tmp_path / "out" / verdicts.RESULT.name)
+    assert set(table["n"]) == {2} and set(table["decision"]) == set(verdicts.DECISIONS)
+    nothing = table[table["truth"] == "nothing"]
+    assert set(nothing["verdict"]) == {v for v, one in verdicts.VERDICTS.items() if one.drawn}, (
+        "a verdict that cannot err is not counted"
+    )
+    with pytest.raises(FileNotFoundError, match="cba instrument"):
+        trust.read_rates(tmp_path / "none.csv")
+
+
+def test_the_lean_errs_as_often_as_it_promises():
+    """Studies of noise in leaning models: at most as many yes as 2.5 % make likely."""
+    n, yes = 80, 0
+    for seed in range(n // 5):
+        studies = verdicts.simulated(TRUTHS["noise"], True, (3, 3, 5), 5, 1000 + seed)
+        judged = verdicts.Judged(studies, "bases", verdicts.totals(studies))
+        yes += int(verdicts.VERDICTS["lean_grew"].says(judged).sum())
+    assert yes <= binom.ppf(0.999, n, verdicts.LEVEL)
+
+
+def test_the_chapter_names_what_is_safe_and_what_is_not():
+    page = Chapter(study_of("none"))
+    told = page.told()
+    safe = {one["verdict"] for one in told["trusted"]}
+    assert "mirror" not in safe and "direction" not in safe
+    for one in told["misled"]:
+        assert one["title"] in plain(page.text("misled"))
+    alone = page.instrument("lean_grew")
+    assert alone == trust.trust("lean_grew", "one"), "a study of one model is one checkpoint"
+    assert "2.5" in page.trust("lean_grew") and "rise 0.3" in page.trust("lean_grew")
+    assert "whatever moved them" in page.trust("excess")
+    assert np.isfinite(page.reach)

@@ -1,293 +1,651 @@
-"""The instrument validated on simulated respondents whose truth is known.
+"""What the pages' verdicts say of simulated studies whose truth is known.
 
-``cba instrument`` runs every control on many simulated studies and writes
-``results/instrument/rejections.csv``, which the report reads. It takes some minutes; nothing in it
-depends on a study. A control is judged as the pages judge: by the same function, with the same
-interval, at the same margin.
+``cba instrument`` judges many studies of every truth and writes ``results/instrument``, which reports
+read. Nothing in it depends on a study. A verdict is judged as the pages judge: the same measure, the
+same interval, the same end of it above the same number. Every interval has 95 %, and a verdict that
+looks at one end of it errs in 2.5 % of studies, where it errs as often as it promises.
+
+A verdict is one entry of ``VERDICTS``; see :class:`Verdict` for what it takes.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
+from scipy.special import stdtrit
 
-from cba_utils.instrument.respondents import TRUTHS, draw_samples, simulate_respondents
-from cba_utils.measures.controls import (
-    direction,
-    direction_tests,
-    grew,
-    lean,
-    matched_skill,
-    position,
-    position_tests,
+from cba_utils.instrument import truths
+from cba_utils.instrument.truths import AMBIGUOUS, CATEGORIES, TRUTHS, Studies, simulated
+from cba_utils.measures.controls import grew
+from cba_utils.measures.intervals import (
+    RESAMPLES,
+    SEED,
+    _bca,
+    _resampling_counts,
+    wilson,
+    without_variation,
 )
-from cba_utils.measures.frames import item_table
-from cba_utils.measures.intervals import wilson
-from cba_utils.measures.pooling import over_replicates
-from cba_utils.measures.tests import MARGIN, difference_tests, equivalence
-from cba_utils.measures.transitions import placebo
+from cba_utils.measures.measure import (
+    Measure,
+    derived,
+    measure,
+    minus,
+    ratio,
+)
+from cba_utils.measures.tests import MARGIN
+from cba_utils.measures.transitions import five_seed_weights
+from cba_utils.names import PROJECT, RESULTS, ROLES
+from cba_utils.study.files import write_text
 
-LEVEL = 0.05
+LEVEL = 0.025  # one end of a 95 % interval
+SAME_LEVEL = 0.05  # of the equivalence test, both ends of a 90 % interval
 SIMULATIONS = 500
-EFFECTS = (0.1, 0.3)
-WEAKER = ("noise", "leaning noise", "bias", "letter")  # truths that are also simulated weaker
-SIZE = {"templates": 24, "items_per_template": 12}
-RESAMPLES = 1999  # flips of signs: enough for a verdict at the 5 % level
-RESULT = Path("results") / "instrument" / "rejections.csv"
-NOT_APPLICABLE = "not applicable"
-# Which truths a control should answer "yes" to, so that it tells bias from what is none. A rate is
-# the same or not by its true change, see _should.
-MOVED = {"noise", "leaning noise", "bias", "letter", "mixed"}
-SHOULD_SAY_YES = {
-    "change": MOVED,
-    "excess over placebo": {"retrained", *MOVED},
-    "excess over mirror image": {"bias", "mixed"},
-    "direction": {"bias", "mixed"},
-    "direction, five draws": {"bias", "mixed"},
-    "lean grew": {"bias", "mixed"},
-    "letter drift": {"letter", "mixed"},
-    "lead over the other person": {"bias", "mixed"},
-    "bias beyond guessing": {"bias", "mixed"},
-}
-SAME = "no change (TOST)"
-SAME_DRAWN = "no change (TOST), five draws"
-MARGIN_TRUTH = "change of the margin"
-# What the truth "none" can be asked: its exact answers are equal bit by bit, its draws are not.
-DRAWN = {"change", "direction, five draws", SAME_DRAWN}
-# The decision over checkpoints: five of each family, which differ in how far a checkpoint wanders.
-FAMILIES = {"steady": 0.1, "middling": 0.3, "unsteady": 0.6}
-CHECKPOINTS = 5
+COVERED = 200  # studies of each truth in which coverage is counted
+OTHERS = 100  # further trainings a family, over which the true value for the items at hand is found
+DRAWS = 5
+RESULT = RESULTS / "instrument" / "verdicts.csv"
+COVERAGE = RESULT.with_name("coverage.csv")
+# How a study decides: one checkpoint alone, three families of one checkpoint each, or over checkpoints.
+DECISIONS = {"one": "single", "three": "single", "bases": "bases"}
+AT_MARGIN = "rise to the margin"
 
 
-def _rows(frame, measure, precision="q3"):
-    found = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
-    return found.set_index("model" if "model" in found else "study")
+# Estimates: totals a template, and what is computed from them
 
 
-def _above(frame, measure, null=0.0):
-    return _rows(frame, measure)["low"] > null
+def _roles(frame, suffix, table):
+    table.update({f"{role}{suffix}": frame[..., k] for k, role in enumerate(ROLES)})
+    table[f"parsed{suffix}"] = 1 - frame[..., 3]
 
 
-def verdicts(
-    truth: str,
-    effect: float = 1.0,
-    simulations: int = 100,
-    seed: int = 0,
-    templates: int = SIZE["templates"],
-    items_per_template: int = SIZE["items_per_template"],
-):
-    """One row a simulated study of one checkpoint, one column a control: True where it says "yes".
-
-    Every study compares BF16 with one low precision. The attribute ``attrs["change"]`` is the mean
-    change of the stereotyped rate over the studies, which is the true one but for their number.
-
-    Examples
-    --------
-    >>> verdicts("bias", simulations=2)["lean grew"].tolist()
-    [True, True]
-    """
-    answers = simulate_respondents(
-        truth,
-        templates,
-        items_per_template,
-        ("bf16", "q3"),
-        replicates=simulations,
-        effect=effect,
-        seed=seed,
-    )
-    samples = draw_samples(answers, seed=seed)
-    changes = difference_tests(samples)
-    changes = changes[changes["measure"] == "d_srs"].set_index("model")
-    excess, leans = placebo(answers), lean(answers)
-    same = equivalence(answers).set_index("model")
-    said = {
-        "change": changes["p"] < LEVEL,
-        "excess over placebo": _above(excess, "became_biased_expected_excess"),
-        "excess over mirror image": _above(excess, "bias_beyond_mirror"),
-        "direction": direction_tests(answers, resamples=RESAMPLES).set_index("model")["p"] < LEVEL,
-        "direction, five draws": direction_tests(samples, resamples=RESAMPLES).set_index("model")[
-            "p"
-        ]
-        < LEVEL,
-        "lean grew": grew(_rows(leans, "log_gap", "bf16"), _rows(leans, "d_log_gap")),
-        "letter drift": position_tests(answers).set_index("model")["p"] < LEVEL,
-        "lead over the other person": _above(position(answers), "d_lead"),
-        "bias beyond guessing": _above(matched_skill(answers), "s_amb_beyond_guessing"),
-        SAME: same["equivalent"],
-        SAME_DRAWN: equivalence(samples).set_index("model")["equivalent"],
-    }
-    # A control without a case to judge, no answer having left "unknown", says no.
-    table = pd.DataFrame(said).reindex(changes.index).astype("boolean").fillna(False).astype(bool)
-    table.attrs["change"] = float(same["estimate"].mean())
-    return table
-
-
-def effect_of_margin(truth: str = "bias", templates: int = 2000) -> float:
-    """The effect at which the stereotyped rate truly changes by the margin of the equivalence test.
-
-    Found on one large population of templates, for the level of that test: a change as large as the
-    margin should be called none in 5 % of studies at most.
-    """
-
-    def beyond(effect):
-        answers = simulate_respondents(
-            truth,
-            templates,
-            SIZE["items_per_template"],
-            ("bf16", "q3"),
-            orders="original",
-            effect=effect,
-        )
-        table = item_table(answers)
-        table = table[table["context_condition"] == "ambig"]
-        rate = table.groupby("precision")[["stereotyped", "parsed"]].sum()
-        rate = rate["stereotyped"] / rate["parsed"]
-        return rate["q3"] - rate["bf16"] - MARGIN
-
-    return float(brentq(beyond, 0.0, 1.0, xtol=1e-4))
-
-
-def pooled_verdicts(
-    truth: str,
-    effect: float = 1.0,
-    simulations: int = 100,
-    seed: int = 0,
-    templates: int = 12,
-    items_per_template: int = 12,
-) -> pd.DataFrame:
-    """The same for studies of fifteen checkpoints in three families, decided over checkpoints.
-
-    Every checkpoint wanders, all of its items alike, and every checkpoint has questions of its own.
-
-    Examples
-    --------
-    >>> pooled_verdicts("bias", simulations=2)["lean grew"].tolist()
-    [True, True]
-    """
-    answers = pd.concat(
-        [
-            simulate_respondents(
-                truth,
-                templates,
-                items_per_template,
-                ("bf16", "q3"),
-                family=family,
-                replicates=simulations * CHECKPOINTS,
-                effect=effect,
-                wander=wander,
-                seed=1000 * k + seed,
+def totals(s: Studies):
+    """Sums over the items of each template, by the table that a measure is computed from."""
+    orders = {"": s.p, "_ref": s.p_ref}
+    heated = {"": s.t, "_ref": s.t_ref}
+    ambiguous, clear, first, unit = {}, {}, {}, {}
+    at_letter = s.letter[:, None, :, :AMBIGUOUS]
+    left = {}
+    for suffix in orders:
+        mean = heated[suffix].mean(axis=-2)
+        _roles(mean[..., :AMBIGUOUS, :], suffix, ambiguous)
+        _roles(mean[..., AMBIGUOUS:, :], suffix, clear)
+        right = s.right[AMBIGUOUS:]
+        clear[f"correct{suffix}"] = mean[..., AMBIGUOUS + np.arange(len(right)), right]
+        first[suffix] = heated[suffix][..., :AMBIGUOUS, 0, :]
+        p = orders[suffix][..., :AMBIGUOUS, :, :]
+        unit[f"gap{suffix}"] = (np.log(p[..., 0]) - np.log(p[..., 1])).mean(-1)
+        unit.update({f"p_{r}{suffix}": p[..., k].mean(-1) for k, r in enumerate(ROLES[:2])})
+        for k, letter in enumerate("ABC"):
+            unit[f"p_{letter}{suffix}"] = sum(
+                (p[..., r] * (at_letter[..., r] == k)).mean(-1) for r in range(3)
             )
-            for k, (family, wander) in enumerate(FAMILIES.items())
-        ],
-        ignore_index=True,
-    )
-
-    def decided(frame):
-        frame = frame.assign(study=(frame["replicate"] - 1) // CHECKPOINTS)
-        return over_replicates(frame, ["family"])
-
-    # The jackknife is the fastest, and a checkpoint's own interval is not used here.
-    excess = decided(placebo(answers, method="jackknife"))
-    leans, moved = decided(lean(answers)), decided(direction(answers, method="jackknife"))
-    said = {
-        "excess over placebo": _above(excess, "became_biased_expected_excess"),
-        "excess over mirror image": _above(excess, "bias_beyond_mirror"),
-        "direction": _above(moved, "share_to_stereotyped", 0.5),
-        "lean grew": grew(_rows(leans, "log_gap", "bf16"), _rows(leans, "d_log_gap")),
-        "lead over the other person": _above(decided(position(answers)), "d_lead"),
+        unit[f"letters{suffix}"] = p[..., :3].sum(-1).mean(-1)
+        unit[f"items{suffix}"] = np.ones(p.shape[:-2])
+        best = np.maximum(p[..., 0], p[..., 1])
+        left[suffix] = np.where(p[..., 2] > best, 2, np.where(p[..., 1] > p[..., 0], 1, 0))
+    weights = {}
+    for k, name in enumerate(("bias", "anti")):
+        before, after = first["_ref"][..., k], first[""][..., k]
+        null = five_seed_weights(before, before, name)
+        weights.update({f"{key}_0": value for key, value in null.items()})
+        weights.update(five_seed_weights(before, after, name))
+    skill = {
+        f"{name}{suffix}@{context}": table[f"{name}{suffix}"].sum(-1)
+        for context, table, names in (
+            ("ambig", ambiguous, ("stereotyped", "anti_stereotyped", "parsed")),
+            ("disambig", clear, ("correct", "parsed")),
+        )
+        for name in names
+        for suffix in orders
     }
-    return pd.DataFrame(said)
+    was = left["_ref"] == 2
+    tables = {
+        "ambiguous": ambiguous,
+        "clear": clear,
+        "unit": unit,
+        "placebo": weights,
+        "direction": _moved(was, left[""]),
+    }
+    tables = {name: {k: v.sum(-1) for k, v in table.items()} for name, table in tables.items()}
+    return tables | {"skill": skill}
 
 
-def _should(truth, control, change):
-    if truth == "none" and control not in DRAWN:
-        return NOT_APPLICABLE
-    if control in (SAME, SAME_DRAWN):
-        return "yes" if abs(change) < MARGIN else "no"
-    return "yes" if truth in SHOULD_SAY_YES[control] else "no"
+def _moved(was, now):
+    """Answers that left unknown, a person; the last axis, orders or draws, summed."""
+    moved = {"was_unknown": was.sum(-1)}
+    moved.update({f"to_{role}": (was & (now == k)).sum(-1) for k, role in enumerate(ROLES[:2])})
+    return moved | {"to_person": moved["to_stereotyped"] + moved["to_anti_stereotyped"]}
 
 
-def rejections(
-    simulations: int = SIMULATIONS, batch: int = 100, truths=TRUTHS, effects=EFFECTS, **size
-) -> pd.DataFrame:
-    """How often every control says "yes" to every truth, and to weaker effects.
+def drawn_totals(s: Studies, seed):
+    """The same of draws of the original order, each on its own."""
+    rng = np.random.default_rng([seed, 2605])
+    roles = {}
+    for suffix, t in (("", s.t), ("_ref", s.t_ref)):
+        p = np.moveaxis(np.cumsum([t[..., :AMBIGUOUS, 0, k] for k in range(3)], axis=0), 0, -1)
+        uniform = np.moveaxis(rng.random((DRAWS, *p.shape[:-1])), 0, -1)
+        roles[suffix] = sum((uniform > p[..., k, None]).astype(np.int8) for k in range(3))
+    was, now = roles["_ref"], roles[""]
+    drawn = _moved(was == 2, now)
+    for k, name in enumerate(("bias", "anti")):
+        before, after = (was == k).any(-1), (now == k).any(-1)
+        drawn[f"could_gain_{name}"] = ~before
+        drawn[f"gained_{name}"] = ~before & after
+    for suffix in roles:
+        for k, role in enumerate(ROLES[:2]):
+            drawn[f"{role}{suffix}"] = (roles[suffix] == k).sum(-1)
+    return {"draws": {name: value.sum(-1).astype(float) for name, value in drawn.items()}}
+
+
+def _guessed(t):
+    accuracy = {w: t[f"correct{w}@disambig"] / t[f"parsed{w}@disambig"] for w in ("", "_ref")}
+    return np.clip((accuracy["_ref"] - accuracy[""]) / (accuracy["_ref"] - 1 / 3), 0, 1)
+
+
+def _beyond_guessing(t):
+    score = {
+        w: 100
+        * (t[f"stereotyped{w}@ambig"] - t[f"anti_stereotyped{w}@ambig"])
+        / t[f"parsed{w}@ambig"]
+        for w in ("", "_ref")
+    }
+    return score[""] - (1 - _guessed(t)) * score["_ref"]
+
+
+def _excess(name, tail=""):
+    expected = ratio(f"gained_{name}", f"could_gain_{name}")
+    return minus(expected, ratio(f"gained_{name}_0", f"could_gain_{name}_0"))
+
+
+_MIRROR = measure("bias_beyond_mirror")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure, the table of totals that it is computed from, and the pages' interval over templates."""
+
+    measure: Measure
+    table: str
+    method: str = "bca"
+
+
+ESTIMATES = {
+    "lean": Estimate(
+        measure("log_gap").computed(ratio("gap_ref", "items_ref")), "unit", "jackknife"
+    ),
+    "d_log_gap": Estimate(measure("d_log_gap"), "unit", "jackknife"),
+    "excess": Estimate(
+        derived("became_biased_expected", "excess").computed(_excess("bias"), "could_gain_bias"),
+        "placebo",
+    ),
+    "mirror": Estimate(
+        _MIRROR.computed(minus(_excess("bias"), _excess("anti")), "could_gain_bias"), "placebo"
+    ),
+    "direction": Estimate(measure("share_to_stereotyped"), "direction"),
+    "beyond_guessing": Estimate(
+        measure("s_amb_beyond_guessing").computed(_beyond_guessing), "skill"
+    ),
+    **{f"d_letter_{x}": Estimate(measure(f"d_letter_{x}"), "unit", "jackknife") for x in "ABC"},
+    "d_lead": Estimate(measure("d_lead"), "unit", "jackknife"),
+    "d_s_dis": Estimate(measure("d_s_dis"), "clear"),
+    "d_srs": Estimate(measure("d_srs"), "ambiguous", "jackknife"),
+    "direction_drawn": Estimate(measure("share_to_stereotyped"), "draws"),
+    "mirror_drawn": Estimate(
+        _MIRROR.computed(
+            minus(ratio("gained_bias", "could_gain_bias"), ratio("gained_anti", "could_gain_anti")),
+            "could_gain_bias",
+        ),
+        "draws",
+    ),
+}
+
+
+class Judged:
+    """Simulated studies under one way to decide: estimates as the pages pool them, a row a study.
+
+    Parameters
+    ----------
+    studies : Studies
+    decision : {"one", "three", "bases"}
+        From one checkpoint of each study, in turn of the families; from the mean of three; from the
+        spread over checkpoints.
+    tables : dict
+        Totals a template, from :func:`totals`.
+    """
+
+    def __init__(self, studies: Studies, decision: str, tables: dict):
+        self.decision, self.family, self.base = decision, studies.family, studies.base
+        self.parts = {"category": studies.category, "group": studies.group}
+        self.tables = tables
+        if decision == "one":
+            count = len(studies.p)
+            chosen = np.arange(count), np.arange(count) % studies.p.shape[1]
+            self.tables = {
+                name: {k: v[chosen][:, None] for k, v in table.items()}
+                for name, table in self.tables.items()
+            }
+        self._kept: dict = {}
+
+    def rows(self, name, level=0.95, part=None):
+        """Estimate with its interval, a row a study.
+
+        Parameters
+        ----------
+        name : str
+            One of ``ESTIMATES``.
+        level : float
+        part : tuple, optional
+            ``("category", k)`` or ``("group", k)``: from the templates of one alone.
+        """
+        key = (name, level, part)
+        if key not in self._kept:
+            self._kept[key] = self._pooled(name, level, part)
+        return self._kept[key]
+
+    def values(self, name, part=None):
+        """Estimates of the checkpoints, and what each is a share of, with the axes study, checkpoint."""
+        whole = {k: v.sum(-1) for k, v in self._table(name, part).items()}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimate = np.asarray(ESTIMATES[name].measure.statistic()(whole), float)
+        per = ESTIMATES[name].measure.per or _COUNTED.get(ESTIMATES[name].measure.name)
+        return estimate, whole[per] if per else np.full(estimate.shape, 1.0)
+
+    def _table(self, name, part):
+        table = self.tables[ESTIMATES[name].table]
+        if part is None:
+            return table
+        return {k: v[..., self.parts[part[0]] == part[1]] for k, v in table.items()}
+
+    def _pooled(self, name, level, part):
+        estimate, n = self.values(name, part)
+        low = high = np.full(estimate.shape, np.nan)
+        if self.decision != "bases":
+            low, high = self._over_templates(name, level, part)
+        if self.decision == "one":
+            estimate, low, high = estimate[:, 0], low[:, 0], high[:, 0]
+        else:
+            share = ESTIMATES[name].measure.pool == "sums"
+            if self.decision == "three":
+                estimate, low, high = _mean_of_models(estimate, low, high, n if share else None)
+            else:
+                estimate, low, high = _over_bases(
+                    estimate, n if share else None, self.family, self.base, level
+                )
+        return {"estimate": estimate, "low": low, "high": high}
+
+    def _over_templates(self, name, level, part):
+        """Ends of the intervals over templates that pages give one checkpoint."""
+        one = ESTIMATES[name]
+        table = self._table(name, part)
+        if one.method == "jackknife":
+            return _jackknife(one.measure, table, level)
+        if one.measure.name == "share_to_stereotyped":
+            return _share_ends(one.measure, table, level)
+        return _bca_ends(one.measure, table, level)
+
+
+def _mean_of_models(estimate, low, high, n):
+    """`over_models` of many studies at a time."""
+    weights = np.where(np.isnan(estimate), 0.0, 1.0 if n is None else n)
+    with np.errstate(invalid="ignore"):
+        return [
+            (np.nan_to_num(x) * weights).sum(-1) / weights.sum(-1) for x in (estimate, low, high)
+        ]
+
+
+def _over_bases(estimate, n, family, base, level):
+    """`over_replicates` over families of many studies at a time."""
+
+    def of(kept):
+        if n is not None:
+            return np.nansum((estimate * n)[:, kept], -1) / n[:, kept].sum(-1)
+        return np.mean(
+            [estimate[:, kept & (family == k)].mean(-1) for k in np.unique(family)], axis=0
+        )
+
+    whole = of(np.ones(len(family), bool))
+    variance = []
+    for k in np.unique(family):
+        bases = np.unique(base[family == k])
+        rest = np.array([of(base != one) for one in bases])
+        factor = (len(bases) - 1) / len(bases)
+        variance.append(factor * ((rest - rest.mean(0)) ** 2).sum(0))
+    variance = np.array(variance)
+    with np.errstate(invalid="ignore"):
+        df = variance.sum(0) ** 2 / (variance**2 / (len(bases) - 1)).sum(0)
+    half = stdtrit(df, (1 + level) / 2) * np.sqrt(variance.sum(0))
+    return whole, whole - half, whole + half
+
+
+_COUNTED = {"share_to_stereotyped": "to_person"}
+
+
+def _share_ends(one, table, level):
+    """The same of the share of answers that left unknown: templates that none left are no clusters."""
+    left = table["to_person"]
+    ends = np.full((2, *left.shape[:-1]), np.nan)
+    for at in np.ndindex(left.shape[:-1]):
+        some = left[at] > 0
+        if some.any():
+            ends[(slice(None), *at)] = _bca_ends(
+                one, {k: v[at][some] for k, v in table.items()}, level
+            )
+    return ends
+
+
+def _bca_ends(one, table, level):
+    """`cluster_bootstrap` of many tables at a time: ends of the intervals."""
+    of, shape = one.statistic(), next(iter(table.values())).shape
+    clusters = shape[-1]
+    counts = _resampling_counts(clusters, RESAMPLES, SEED)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = np.asarray(of({k: v.sum(-1) for k, v in table.items()}), float)
+        left_out = np.asarray(
+            of({k: v.sum(-1, keepdims=True) - v for k, v in table.items()}), float
+        )
+        resampled = np.asarray(of({k: v @ counts.T for k, v in table.items()}), float)
+    ends = np.full((2, *shape[:-1]), np.nan)
+    for at in np.ndindex(shape[:-1]):
+        draws, rest = resampled[at], left_out[at]
+        draws, rest = draws[np.isfinite(draws)], rest[np.isfinite(rest)]
+        if np.isfinite(estimate[at]) and len(draws):
+            if np.ptp(draws) < 1e-12:
+                ends[(slice(None), *at)] = without_variation(
+                    estimate[at], one.bounds, clusters, level
+                )
+                continue
+            tails = _bca(estimate[at], draws, rest, level)
+            if not np.isfinite(tails).all():
+                tails = np.array([(1 - level) / 2, (1 + level) / 2])
+            ends[(slice(None), *at)] = np.quantile(draws, tails)
+    return ends
+
+
+def _jackknife(one, table, level):
+    """`cluster_bootstrap` by the jackknife, of many tables at a time: ends of the intervals."""
+    of, clusters = one.statistic(), next(iter(table.values())).shape[-1]
+    whole = {k: v.sum(-1, keepdims=True) for k, v in table.items()}
+    estimate = of(whole)[..., 0]
+    left_out = of({k: whole[k] - v for k, v in table.items()})
+    spread = ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
+    half = np.sqrt((clusters - 1) / clusters * spread) * stdtrit(clusters - 1, (1 + level) / 2)
+    low, high = (
+        np.maximum(estimate - half, one.bounds[0]),
+        np.minimum(estimate + half, one.bounds[1]),
+    )
+    flat = half < 1e-12
+    reach = wilson(0, clusters, level)[1]
+    if flat.any():  # as intervals.without_variation
+        with np.errstate(invalid="ignore"):
+            low = np.where(flat, estimate - (estimate - one.bounds[0]) * reach, low)
+            high = np.where(flat, estimate + (one.bounds[1] - estimate) * reach, high)
+    return low, high
+
+
+# Verdicts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a page says of a study.
+
+    Parameters
+    ----------
+    title : str
+        As the page and the tables say it.
+    asks : str
+        What it should say yes to: answers that ``"changed"``, a stereotyped person who ``"grew"``
+        beyond each item's own odds at BF16, the same in a ``"category"`` or a ``"group"``, a
+        ``"letter"`` that gained, or a rate that stayed the ``"same"`` within the margin.
+    says : callable
+        Takes :class:`Judged`, returns whether it says yes, a study.
+    drawn : bool
+        Whether it is read from drawn answers alone, as imported records hold them.
+    """
+
+    title: str
+    asks: str
+    says: Callable[[Judged], np.ndarray]
+    drawn: bool = False
+
+
+def _above(name, null=0.0):
+    return lambda judged: judged.rows(name)["low"] > null
+
+
+def _lean_grew(judged, level=0.95, part=None):
+    before, change = (judged.rows(x, level, part) for x in ("lean", "d_log_gap"))
+    return np.asarray(grew(before, change))
+
+
+def _in_any(kind, count):
+    """Whether the lean grew in any part, corrected for how many are looked at.
+
+    Holm's correction rejects something where Bonferroni's does.
+    """
+
+    def says(judged):
+        level = 1 - 0.05 / count
+        return np.any([_lean_grew(judged, level, (kind, k)) for k in range(count)], axis=0)
+
+    return says
+
+
+def _letter_moved(judged):
+    rows = [judged.rows(f"d_letter_{x}", 1 - 0.05 / 3) for x in "ABC"]
+    return np.any([(r["low"] > 0) | (r["high"] < 0) for r in rows], axis=0)
+
+
+def _same(judged):
+    rows = judged.rows("d_srs", 0.9)
+    return (rows["low"] > -MARGIN) & (rows["high"] < MARGIN)
+
+
+VERDICTS = {
+    "excess": Verdict("more became biased than fresh draws give", "changed", _above("excess")),
+    "lean_grew": Verdict("the lean grew", "grew", _lean_grew),
+    "lean_grew_in_a_category": Verdict(
+        "the lean of a category grew", "category", _in_any("category", CATEGORIES)
+    ),
+    "lean_grew_in_a_group": Verdict(
+        "the lean of a group grew", "group", _in_any("group", 2 * CATEGORIES)
+    ),
+    "mirror": Verdict("more became biased than anti-biased", "grew", _above("mirror")),
+    "direction": Verdict(
+        "most of what left “unknown” went to the stereotyped person",
+        "grew",
+        _above("direction", 0.5),
+    ),
+    "beyond_guessing": Verdict("more bias than guessing leaves", "grew", _above("beyond_guessing")),
+    "lead": Verdict(
+        "the stereotyped person gained more, letters balanced", "grew", _above("d_lead")
+    ),
+    "s_dis": Verdict("s_DIS rose", "grew", _above("d_s_dis")),
+    "letter": Verdict("a letter gained or lost", "letter", _letter_moved),
+    "same": Verdict("no change (TOST, 1 point)", "same", _same),
+    "mirror_drawn": Verdict(
+        "more became biased than anti-biased, from draws", "grew", _above("mirror_drawn"), True
+    ),
+    "direction_drawn": Verdict(
+        "most of what left “unknown” went to the stereotyped person, from draws",
+        "grew",
+        _above("direction_drawn", 0.5),
+        True,
+    ),
+}
+
+
+def should(verdict: Verdict, truth, change):
+    """What a verdict should say of a truth: "yes", "no", or "either".
+
+    Parameters
+    ----------
+    verdict : Verdict
+    truth : Truth
+    change : float
+        True change of the stereotyped rate.
+    """
+    if verdict.asks == "same":
+        # A change at the margin is none, and the test may say otherwise in 5 % of studies.
+        return "yes" if abs(change) < MARGIN and truth.name != AT_MARGIN else "no"
+    if verdict.asks == "changed":
+        return "yes"
+    if verdict.asks == "letter":
+        return "yes" if truth.letter else "no"
+    if truth.grew == "in parts":
+        return {"grew": "either", "category": "either", "group": "yes"}[verdict.asks]
+    return truth.grew
+
+
+# Rates
+
+
+def at_margin(leaning, studies=20):
+    """The truth whose stereotyped rate rises by the margin of the equivalence test, on average.
+
+    Found on a population of its own, for the level of that test.
+    """
+    sizes = (truths.DESIGNS["single"][0], 3, 1)
+
+    def beyond(by):
+        truth = replace(TRUTHS["rise 0.3"], name=AT_MARGIN, acts=truths._rise(by))
+        found = simulated(truth, leaning, sizes, studies, seed=99)
+        return _change(found) - MARGIN
+
+    by = float(brentq(beyond, -3.0, 3.0, xtol=1e-3))
+    return replace(TRUTHS["rise 0.3"], name=AT_MARGIN, acts=truths._rise(by))
+
+
+def _change(s):
+    ambiguous = (Ellipsis, slice(AMBIGUOUS), slice(None), 0)
+    return float(s.t[ambiguous].mean() - s.t_ref[ambiguous].mean())
+
+
+COVERED_ESTIMATES = ("d_log_gap", "lean", "excess", "mirror", "direction")
+AT_ONCE = 5  # studies: more take more memory and no less time
+
+
+def judge(truth, leaning, simulations=SIMULATIONS, covered=COVERED):
+    """Judge studies of one truth, in every design.
 
     Returns
     -------
-    DataFrame
-        ``truth, effect, checkpoints, control, change`` (the true change of the stereotyped rate,
-        for studies of one checkpoint), ``should`` ("yes", "no", or "not applicable" where nothing
-        differs that the control looks at), and ``measure, estimate, low, high, n``: the share of
-        studies with Wilson's interval, since simulations are independent. The rows with the truth
-        "change of the margin" give the level of the equivalence tests.
+    tuple of DataFrame
+        Rates of yes, and coverage; the columns of the two tables of ``results/instrument``.
     """
-    rows = []
+    said = {(d, name): [] for d in DECISIONS for name in VERDICTS}
+    ends = {(d, name): [] for d in DECISIONS for name in COVERED_ESTIMATES}
+    true = {name: [] for name in COVERED_ESTIMATES}
+    changes = {d: [] for d in truths.DESIGNS}
+    for seed in range(0, simulations, AT_ONCE):
+        count = min(AT_ONCE, simulations - seed)
+        counting = seed < covered and truth.name not in ("nothing", AT_MARGIN)
+        for design, sizes in truths.DESIGNS.items():
+            studies = simulated(truth, leaning, sizes, count, seed)
+            changes[design] += [_change(studies)] * count
+            tables = {**totals(studies), **drawn_totals(studies, seed)}
+            for d in (d for d, of in DECISIONS.items() if of == design):
+                judged = Judged(studies, d, tables)
+                for name, verdict in VERDICTS.items():
+                    if _is_judged(verdict, truth):
+                        said[d, name].append(verdict.says(judged))
+                if counting:
+                    for name in COVERED_ESTIMATES:
+                        ends[d, name].append(judged.rows(name))
+        if counting:
+            for name, values in _these_items(truth, leaning, count, seed).items():
+                true[name].append(values)
+    rates, coverage = [], []
+    for (d, name), batches in said.items():
+        if batches:
+            yes, change = np.concatenate(batches), float(np.mean(changes[DECISIONS[d]]))
+            found = (yes.mean(), *wilson(int(yes.sum()), len(yes)), len(yes))
+            answer = should(VERDICTS[name], truth, change)
+            rates.append((d, truth.name, leaning, name, answer, change, *found))
+    for (d, name), batches in ends.items():
+        if batches:
+            here = np.concatenate(true[name])
+            low, high = (np.concatenate([one[end] for one in batches]) for end in ("low", "high"))
+            for promise, value in (("these items", here), ("new templates", here.mean())):
+                held = (low <= value) & (value <= high)
+                found = (held.mean(), *wilson(int(held.sum()), len(held)), len(held))
+                coverage.append((d, truth.name, leaning, name, promise, *found))
+    return pd.DataFrame(rates, columns=RATES), pd.DataFrame(coverage, columns=COVERAGES)
 
-    def count(truth, effect, checkpoints, said, change, controls):
-        for control in controls:
-            should = "no" if truth == MARGIN_TRUTH else _should(truth, control, change)
-            yes, n = int(said[control].sum()), len(said)
-            found = (yes / n, *wilson(yes, n)) if should != NOT_APPLICABLE else (np.nan,) * 3
-            rows.append(
-                (truth, effect, checkpoints, control, change, should, "said_yes", *found, n)
-            )
 
-    def batches(judge, *arguments, wanted=simulations, at_once=batch, **options):
-        parts = [
-            judge(*arguments, simulations=min(at_once, wanted - k), seed=k + 1, **options)
-            for k in range(0, wanted, at_once)
-        ]
-        change = np.average(
-            [part.attrs.get("change", np.nan) for part in parts],
-            weights=[len(part) for part in parts],
-        )
-        return pd.concat(parts), change
-
-    plan = [(truth, 1.0) for truth in truths]
-    plan += [(truth, effect) for truth in WEAKER if truth in truths for effect in effects]
-    for truth, effect in plan:
-        said, change = batches(verdicts, truth, effect, **size)
-        count(truth, effect, 1, said, change, said)
-    if "bias" in truths:
-        effect = effect_of_margin()
-        said, change = batches(verdicts, "bias", effect, **size)
-        count(MARGIN_TRUTH, effect, 1, said, change, [SAME, SAME_DRAWN])
-    # A fifth is enough where no false rate is read.
-    for truth, effect, wanted in (("retrained", 1.0, simulations), ("bias", 0.4, simulations // 5)):
-        if truth in truths:
-            said, _ = batches(
-                pooled_verdicts, truth, effect, wanted=wanted, at_once=max(batch // 10, 1)
-            )
-            count(truth, effect, CHECKPOINTS * len(FAMILIES), said, np.nan, said)
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "truth",
-            "effect",
-            "checkpoints",
-            "control",
-            "change",
-            "should",
-            "measure",
-            "estimate",
-            "low",
-            "high",
-            "n",
-        ],
+def _is_judged(verdict, truth):
+    return (truth.name != AT_MARGIN or verdict.asks == "same") and (
+        truth.name != "nothing" or verdict.drawn
     )
 
 
-def write_rejections(simulations=SIMULATIONS, out=RESULT):
-    """Run every control on many simulated studies and write the table: ``cba instrument``.
+_ENDS = ["estimate", "low", "high", "n"]
+RATES = ["decision", "truth", "leaning", "verdict", "should", "change", *_ENDS]
+COVERAGES = ["decision", "truth", "leaning", "measure", "promises", *_ENDS]
+
+
+def _these_items(truth, leaning, studies, seed):
+    """What each measure is on average over further trainings, asked the same items."""
+    sizes = (truths.DESIGNS["single"][0], OTHERS, 1)
+    found = simulated(truth, leaning, sizes, studies, seed)
+    found = Judged(found, "bases", totals(found))
+    values = {}
+    for name in COVERED_ESTIMATES:
+        estimate, n = found.values(name)
+        share = ESTIMATES[name].measure.pool == "sums"
+        values[name] = (
+            np.nansum(estimate * n, -1) / n.sum(-1) if share else np.nanmean(estimate, -1)
+        )
+    return values
+
+
+def write(simulations=SIMULATIONS, folder=RESULT.parent, told=print):
+    """Judge every truth and write both tables: ``cba instrument``.
+
+    What was judged already by the same code is kept in ``.cache/instrument`` and not judged again, so
+    a run that was stopped goes on where it was.
 
     Parameters
     ----------
     simulations : int
-        Of each truth and size of study.
-    out : Path
+        Studies of each truth.
+    folder : Path
+    told : callable
+        Is told how far it is.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rejections(simulations).to_csv(out, index=False, float_format="%.6g", lineterminator="\n")
+    kept = PROJECT / ".cache" / "instrument" / _identity(simulations)
+    plan = [(leaning, name) for name in (*TRUTHS, AT_MARGIN) for leaning in (False, True)]
+    tables = {RESULT.name: [], COVERAGE.name: []}
+    for k, (leaning, name) in enumerate(plan, 1):
+        stem = hashlib.sha256(f"{name} {leaning}".encode()).hexdigest()[:12]
+        paths = [kept / f"{stem}-{file}" for file in tables]
+        if not all(path.is_file() for path in paths):
+            truth = at_margin(leaning) if name == AT_MARGIN else TRUTHS[name]
+            found = judge(truth, leaning, simulations, min(COVERED, simulations))
+            for path, table in zip(paths, found, strict=True):
+                write_text(_csv(table), path)
+            told(f"{k} of {len(plan)}: {name}, {'leaning' if leaning else 'no lean'}")
+        for parts, path in zip(tables.values(), paths, strict=True):
+            parts.append(pd.read_csv(path))
+    for file, parts in tables.items():
+        write_text(_csv(pd.concat(parts, ignore_index=True)), folder / file)
+
+
+def _csv(table):
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _identity(simulations):
+    """Digest of what the rates follow from: this folder's code and that of the measures."""
+    package = Path(__file__).parents[1]
+    files = [*Path(__file__).parent.glob("*.py"), *(package / "measures").glob("*.py")]
+    digest = hashlib.sha256(str((simulations, COVERED, OTHERS)).encode())
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -324,40 +324,54 @@ def power_curve(curve, power=0.8):
         return figure
 
 
-def rejection_matrix(frame, effect=1.0):
-    """How often each control says yes to each truth; a tick marks where it should.
+def verdict_rates(rows, level):
+    """How often each verdict says yes, one row a verdict and one marker a truth.
 
-    A dash stands where nothing differs that the control could see.
+    Parameters
+    ----------
+    rows : DataFrame
+        ``title`` of the verdict, ``should`` ("yes" or "no"), ``estimate``, ``low`` and ``high``.
+    level : float
+        The share of wrong answers that a verdict promises, where a dotted line stands.
     """
-    rows = frame[(frame["effect"] == effect) & (frame["checkpoints"] == 1)]
-    wide = rows.pivot(index="control", columns="truth", values="estimate")
-    wide = wide.loc[list(dict.fromkeys(rows["control"])), list(dict.fromkeys(rows["truth"]))]
-    should = rows.pivot(index="control", columns="truth", values="should")
+    worst = rows[rows["should"] == "no"].groupby("title")["estimate"].max().sort_values()
     with style():
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.42 * len(wide)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.2 + 0.62 * len(worst)), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(wide, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for i, control in enumerate(wide.index):
-            for j, truth in enumerate(wide.columns):
-                value = wide.iloc[i, j]
-                text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
-                text += "✓" if should.loc[control, truth] == "yes" else ""
-                axes.text(
-                    j,
-                    i,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if value < 0.55 else "black" if value > 0 else INK,
-                )
-        axes.set_xticks(
-            range(wide.shape[1]), wide.columns, rotation=40, ha="right", rotation_mode="anchor"
-        )
-        axes.set_yticks(range(wide.shape[0]), [fill(name, 16) for name in wide.index])
-        axes.grid(False)
-        axes.tick_params(length=0)
-        figure.suptitle("Said “yes”, % (✓: rightly; –: nothing to see)", fontsize="medium")
+        looks = {
+            "no": ("nothing grew: should say no", LOOKS[1], 0.14),
+            "yes": ("it grew: should say yes", LOOKS[0], -0.14),
+        }
+        for should, (label, look, aside) in looks.items():
+            part = rows[rows["should"] == should]
+            at = part["title"].map({title: k for k, title in enumerate(worst.index)}) + aside
+            # Truths beside each other, so that markers of like rates do not hide one another.
+            within = part.groupby("title")["title"]
+            at = at + 0.16 * (within.cumcount() / within.transform("size") - 0.5)
+                part.groupby("title").cumcount() / part.groupby("title")["title"].transform("size")
+                - 0.5
+            )
+            axes.errorbar(
+                part["estimate"],
+                at,
+                xerr=[part["estimate"] - part["low"], part["high"] - part["estimate"]],
+                linestyle="",
+                marker=look["marker"],
+                color=look["color"],
+                markersize=4,
+                elinewidth=0.8,
+                alpha=0.8,
+                label=label,
+            )
+        axes.axvline(level, color=INK, linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(worst)), [fill(title, 24) for title in worst.index])
+        axes.invert_yaxis()
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(True, axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.set_title("Studies in which it says yes")
+        figure.legend(loc="outside upper left", ncols=1)
         return figure
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import jinja2
 from IPython.display import display
 
+from cba_utils.instrument.trust import trust
 from cba_utils.measures.controls import is_balanced
 from cba_utils.study.rounding import read_rounding
 from cba_utils.telling import drawing
@@ -168,8 +169,30 @@ class Page:
 
     # What makes it
 
-    def text(self, name):
-        """A block of the chapter's template, or of the common one, as Markdown."""
+    def instrument(self, verdict, alone=False):
+        """What the instrument says of a verdict in a study like this one, see `instrument.trust`.
+
+        Parameters
+        ----------
+        verdict : str
+            One of `instrument.verdicts.VERDICTS`, such as ``"lean_grew"``.
+        alone : bool
+            Whether the sentence is about one checkpoint, where the study has one of each family.
+        """
+        if self.study.several:
+            return trust(verdict, "bases")
+        lone = alone or self.study.samples["model"].nunique() == 1
+        return trust(verdict, "one" if lone else "three")
+
+    def trust(self, verdict, alone=False):
+        """The same as a sentence: how often the verdict errs where nothing grew, and what it sees."""
+        return self.text("trust", judged=self.instrument(verdict, alone))
+
+    def text(self, name, **more):
+        """A block of the chapter's template, or of the common one, as Markdown.
+
+        ``more`` names what the block may speak of besides the chapter and its study.
+        """
         own, common = map(
             _TEMPLATES.get_template,
             (f"{type(self).__module__.rpartition('.')[2]}.md.j2", "common.md.j2"),
@@ -182,7 +205,7 @@ class Page:
         for found in (own, common):
             if name in found.blocks:
                 context = found.new_context(
-                    {"page": self, "study": self.study, "common": _Common(self)}
+                    {"page": self, "study": self.study, "common": _Common(self), **more}
                 )
                 return Rendered(_tidy("".join(found.blocks[name](context))))
         raise ValueError(
