@@ -348,9 +348,6 @@ def verdict_rates(rows, level):
             # Truths beside each other, so that markers of like rates do not hide one another.
             within = part.groupby("title")["title"]
             at = at + 0.16 * (within.cumcount() / within.transform("size") - 0.5)
-                part.groupby("title").cumcount() / part.groupby("title")["title"].transform("size")
-                - 0.5
-            )
             axes.errorbar(
                 part["estimate"],
                 at,
