@@ -310,13 +310,13 @@ def _over_bases(estimate, n, family, base, level):
         )
 
     whole = of(np.ones(len(family), bool))
-    variance = []
+    parts = []
     for k in np.unique(family):
         bases = np.unique(base[family == k])
         rest = np.array([of(base != one) for one in bases])
         factor = (len(bases) - 1) / len(bases)
-        variance.append(factor * ((rest - rest.mean(0)) ** 2).sum(0))
-    variance = np.array(variance)
+        parts.append(factor * ((rest - rest.mean(0)) ** 2).sum(0))
+    variance = np.array(parts)
     with np.errstate(invalid="ignore"):
         df = variance.sum(0) ** 2 / (variance**2 / (len(bases) - 1)).sum(0)
     half = stdtrit(df, (1 + level) / 2) * np.sqrt(variance.sum(0))
