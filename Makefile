@@ -19,8 +19,9 @@ BIN := .venv/bin
 # What a user gives reaches commands through the environment alone, as CBA_<name>, and is neither
 # expanded by make nor read as a command by the shell: a quote or a dollar in a path is a letter.
 # MODELS, PRECISIONS, ITEMS, PROMPT and COMPUTE make another study of STUDY, with its results and book
-# in results/NAME; RAW is a folder of records to import under the name STUDY.
-GIVEN := STUDY MODELS PRECISIONS ITEMS PROMPT COMPUTE NAME RAW MODEL PRECISION A B
+# in results/NAME; RAW is a folder of records to import under the name STUDY. PROFILE says where the
+# steps run: here, or with PROFILE=slurm as jobs of a cluster (workflow/profiles/slurm/README.md).
+GIVEN := STUDY MODELS PRECISIONS ITEMS PROMPT COMPUTE NAME RAW MODEL PRECISION A B PROFILE
 $(foreach v,$(GIVEN),$(eval export CBA_$v := $$(value $v)))
 unexport $(GIVEN)
 # NAME is a word that some machines have in their environment.
@@ -49,7 +50,7 @@ export PYTHONWARNINGS := ignore::DeprecationWarning
 ASKED := --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" \
 	--prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" --name="$$CBA_NAME" -- "$$CBA_STUDY"
 
-.PHONY: help setup variables book test lint pages pdf bench organisms estimate rehearse cell compare doctor clean
+.PHONY: help setup variables book test lint pages pdf bench organisms estimate rehearse cell compare doctor lock clean
 
 help: variables ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -59,22 +60,28 @@ variables:
 
 setup: variables .venv/ready-$(ACCEL) ## A virtual environment with everything, pinned
 
-.venv/ready-$(ACCEL): pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; say which with make PYTHON=<python>")'
+LOCK := requirements$(if $(filter cuda,$(ACCEL)),-cuda).lock
+
+.venv/ready-$(ACCEL): pyproject.toml $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(0 if (3, 11, 5) <= v < (3, 15) else "error: Python 3.11.5 to 3.14 is needed (for what is pinned), and $(PYTHON) is %d.%d.%d; say which with make PYTHON=<python>" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing pinned packages into .venv (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev]'
+	@echo "Installing pinned packages into .venv, each checked by its hash (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@rm -f .venv/ready-* && touch $@
 
+lock: setup ## Write the locks and environment.yml anew from the pins of pyproject.toml
+	@$(BIN)/python workflow/lock.py
+
 book: setup ## Run STUDY (default: organisms) or MODELS, PRECISIONS, ITEMS of it, or import RAW=<folder>
-	@$(BIN)/cba run --raw="$$CBA_RAW" $(ASKED)
+	@$(BIN)/cba run --raw="$$CBA_RAW" --profile="$$CBA_PROFILE" $(ASKED)
 
 pages: setup ## Build the book from the committed results alone: no model is run
 	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
 	@echo "The book: open _build/html/index.html"
 
 pdf: setup ## The book of STUDY as one file to read on paper; needs a Chromium or Chrome
-	@$(BIN)/cba pdf --raw="$$CBA_RAW" $(ASKED)
+	@$(BIN)/cba pdf --raw="$$CBA_RAW" --profile="$$CBA_PROFILE" $(ASKED)
 
 test: pages ## Tests, and nbval over every report notebook
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
@@ -102,7 +109,7 @@ doctor: setup ## What this machine is, and which studies it can run
 	@$(BIN)/cba doctor
 
 bench: setup ## Time scoring against the published loop and PyTorch (installs PyTorch; ~15 minutes)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(ACCEL),dev,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@$(BIN)/python -m benchmarks
 
 # A run that was stopped goes on where it was; what this recipe made already is kept.

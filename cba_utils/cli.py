@@ -49,7 +49,7 @@ def _from_here(options, project):
     """Work in the project's folder, as study files mean their paths; paths given here stay valid."""
     if Path.cwd() == project:
         return
-    for name in ("study", "items", "raw", "folder", "notebook", "model", "out"):
+    for name in ("study", "items", "raw", "profile", "folder", "notebook", "model", "out"):
         value = getattr(options, name, None)
         if value and Path(value).exists():
             setattr(options, name, os.path.abspath(value))
@@ -138,6 +138,12 @@ def _parser():
                 help="import records instead of running models: "
                 "the folder of their *.jsonl; STUDY is then a new name",
             )
+            one.add_argument(
+                "--profile",
+                metavar="NAME|FOLDER",
+                help="where the steps run: local (the default), slurm, or a folder with a "
+                "profile for Snakemake",
+            )
     one = verb(
         _cell,
         "Run one model at one precision, outside of any study",
@@ -194,6 +200,9 @@ def _parser():
     one = verb(_model, "Step: all cells of one model of a study", "cba model smoke mistral-s1")
     one.add_argument("study")
     one.add_argument("name", help="the model's name in the study")
+    one.add_argument(
+        "--part", metavar="PRECISION", help="this cell alone, or 'rounding' for what is taken apart"
+    )
     one = verb(
         _collect,
         "Step: join the cells of a study into the tables that reports read",
@@ -340,10 +349,10 @@ def _run(options):
                 f"ITEMS: {source} is a number; with RAW it is where the items that were "
                 f"asked come from: a folder of BBQ's JSONL files, a hub data set, or bundled"
             )
-        run_workflow(options.study, options.raw, source)
+        run_workflow(options.study, options.raw, source, options.profile or "local")
     else:
         study, path = _asked(options, keep=True)
-        run_workflow(path)
+        run_workflow(path, profile=options.profile or "local")
     book = book_folder(study["name"]).relative_to(PROJECT) / "_build" / "html" / "index.html"
     print(f"The book of study {study['name']!r}: open {book}")
 
@@ -478,14 +487,18 @@ def _step_study(text):
 def _model(options):
     from cba_utils.study.notebooks import run_model
 
-    run_model(_step_study(options.study), options.name)
+    run_model(_step_study(options.study), options.name, options.part)
 
 
 def _collect(options):
+    from cba_utils.study.notebooks import remove_states
+    from cba_utils.study.protocol import cells
     from cba_utils.study.rounding import collect_rounding
     from cba_utils.study.tables import collect, shrink
 
     study = _step_study(options.study)
+    # Jobs of single cells leave to this step what others of their model may still need.
+    remove_states(study["name"], cells(study))
     collect_rounding(study)
     collect(study)
     if options.small:

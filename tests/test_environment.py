@@ -1,29 +1,30 @@
-import tomllib
+"""One source of the environment: what the locks and environment.yml say follows from pyproject.toml."""
+
+import importlib.util
+import re
 
 from conftest import ROOT
 
-import yaml
-from packaging.requirements import Requirement
+import pytest
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def test_conda_environment_holds_the_same_pins():
-    groups = PROJECT["optional-dependencies"]
-    ours = {*PROJECT["dependencies"], *groups["cpu"], *groups["dev"]}
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert set(conda[-1]["pip"]) == ours | {"-e ."}
+_spec = importlib.util.spec_from_file_location("lock", ROOT / "workflow" / "lock.py")
+lock = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lock)
 
 
-def test_every_dependency_is_pinned_and_locked():
-    locked = dict(
-        line.split("==")
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    )
-    groups = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *groups["cpu"], *groups["dev"]]:
-        requirement = Requirement(text)
-        (pin,) = requirement.specifier
-        assert pin.operator == "=="
-        assert locked[requirement.name.lower().replace("_", "-")] == pin.version
+def test_conda_environment_is_what_the_pins_make():
+    assert (ROOT / "environment.yml").read_text() == lock.conda()
+
+
+@pytest.mark.parametrize("name", lock.LOCKS)
+def test_a_lock_holds_every_pin_and_a_hash_of_every_package(name):
+    text = (ROOT / name).read_text()
+    locked = lock.pins(ROOT / name)
+    for pin in lock.direct(*lock.LOCKS[name]):
+        package, version = re.match(
+            r"([\w.-]+)(?:\[\w+\])?==([^\s;]+)$", pin.split(";")[0]
+        ).groups()
+        assert f"{package.lower().replace('_', '-')}=={version}" in locked
+    packages = re.split(r"\n(?=[a-z0-9])", text)[1:]
+    assert len(packages) == len(locked)
+    assert all("--hash=sha256:" in package for package in packages)

@@ -1,5 +1,6 @@
 """The workflow runs again what an edit touches, and nothing else; a run that is stopped leaves nothing."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 from cba_utils.names import PROJECT, RESULTS
-from cba_utils.study.files import remove_scratch
+from cba_utils.study.files import remove_scratch, scratch_for
 from cba_utils.study.protocol import cells, narrow, read_study
 from cba_utils.study.workflow import sources_of
 
@@ -122,14 +123,16 @@ def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(made):
 def test_what_a_killed_process_left_half_written_goes_and_a_living_ones_stays(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    writers = str(os.getpid()), str(dead.pid)
     kept = [
-        tmp_path / f".10_evaluate.{os.getpid()}.ipynb",
+        scratch_for(tmp_path / "10_evaluate.ipynb"),
+        tmp_path / f".10_evaluate.other-host.{dead.pid}.ipynb",
         tmp_path / "10_evaluate.ipynb",
         tmp_path / ".lock",
     ]
     gone = [
-        tmp_path / "q4" / f".10_evaluate.{dead.pid}.ipynb",
-        tmp_path / f".answers.parquet.{dead.pid}",
+        tmp_path / "q4" / scratch_for(Path("10_evaluate.ipynb")).name.replace(*writers),
+        tmp_path / scratch_for(Path("answers.parquet")).name.replace(*writers),
     ]
     for path in (*kept, *gone):
         path.parent.mkdir(exist_ok=True)
@@ -143,6 +146,9 @@ def at_work(name):
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = " ".join(process.info["cmdline"] or [])
+        with contextlib.suppress(psutil.Error):
+            if Path(process.cwd()) != PROJECT:  # another copy of the project is nobody's here
+                continue
         if name in words and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(words)
     return found

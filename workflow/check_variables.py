@@ -10,8 +10,8 @@ from difflib import get_close_matches
 
 CHANGES = ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "PROMPT", "COMPUTE", "NAME", "BBQ_DIR"]
 USED = {
-    "book": CHANGES + ["RAW"],
-    "pdf": CHANGES + ["RAW"],
+    "book": CHANGES + ["RAW", "PROFILE"],
+    "pdf": CHANGES + ["RAW", "PROFILE"],
     "estimate": CHANGES,
     "cell": ["MODEL", "PRECISION", "ITEMS", "PROMPT", "COMPUTE"],
     "rehearse": ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "BBQ_DIR"],

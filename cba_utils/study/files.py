@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import socket
+import time
 
 import numpy as np
 import pandas as pd
 import psutil
 
-_SCRATCH = re.compile(r"\..+\.(\d+)(?:\.ipynb)?")
+# Its name says who writes it: on a file system that machines share, a process id is known to one of them.
+_SCRATCH = re.compile(r"\..+\.([\w-]+)\.(\d+)(?:\.ipynb)?")
+_HOST = re.sub(r"\W+", "-", socket.gethostname(), flags=re.ASCII)
+_DAY = 86_400
 
 
 def read_json(path):
@@ -79,7 +84,7 @@ def _atomically(path, write):
 
 
 def scratch_for(path):
-    """Where a file is written before it takes its place: hidden, and named by the process.
+    """Where a file is written before it takes its place: hidden, and named by machine and process.
 
     Parameters
     ----------
@@ -90,12 +95,15 @@ def scratch_for(path):
     Path
     """
     if path.suffix == ".ipynb":  # papermill wants the ending
-        return path.with_name(f".{path.stem}.{os.getpid()}.ipynb")
-    return path.with_name(f".{path.name}.{os.getpid()}")
+        return path.with_name(f".{path.stem}.{_HOST}.{os.getpid()}.ipynb")
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}")
 
 
 def remove_scratch(folder, mine=False):
     """Remove what processes that were killed left half written below a folder.
+
+    Whether a process of another machine lives is not known here: what it wrote goes when nobody has
+    written to it for a day.
 
     Parameters
     ----------
@@ -106,8 +114,12 @@ def remove_scratch(folder, mine=False):
     for path in folder.rglob(".*"):
         match = _SCRATCH.fullmatch(path.name)
         if match and path.is_file():
-            writer = int(match[1])
-            if (mine and writer == os.getpid()) or not psutil.pid_exists(writer):
+            host, writer = match[1], int(match[2])
+            if host != _HOST:
+                over = time.time() - path.stat().st_mtime > _DAY
+            else:
+                over = (mine and writer == os.getpid()) or not psutil.pid_exists(writer)
+            if over:
                 path.unlink(missing_ok=True)
 
 

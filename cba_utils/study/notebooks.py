@@ -148,7 +148,7 @@ def _without_run_traces(notebook):
     return notebook
 
 
-def run_model(study, name):
+def run_model(study, name, part=None):
     """Execute the run notebook for every cell of one model, and take its rounding apart.
 
     Parameters
@@ -156,11 +156,20 @@ def run_model(study, name):
     study : dict
     name : str
         The model's name in the study.
+    part : str, optional
+        One of its precisions, or ``"rounding"``: this cell alone, or the taking apart alone.
     """
     mine = [cell for cell in cells(study) if cell.name == name]
     if not mine:
         names = ", ".join(dict.fromkeys(cell.name for cell in cells(study)))
         raise ValueError(f"study {study['name']!r} has no model {name!r}; it has {names}")
+    parameters = rounding_parameters(mine)
+    parts = [cell.precision for cell in mine] + (["rounding"] if parameters else [])
+    if part and part not in parts:
+        raise ValueError(
+            f"study {study['name']!r} has no {part!r} of {name!r}; it has {', '.join(parts)}"
+        )
+    mine = [cell for cell in mine if part in (None, cell.precision)]
     started = time.monotonic()
     for done, cell in enumerate(mine):
         each = (time.monotonic() - started) / max(done, 1)
@@ -175,13 +184,10 @@ def run_model(study, name):
             {**cell.parameters(), "output": str(folder.relative_to(PROJECT))},
             engine="in-process",
         )
-    for cell in mine:
-        known = read_json(RESULTS / study["name"] / cell.folder / "provenance.json")
-        if known["identity"]["reference"]:
-            States(known["identity"]).remove()
-    parameters = rounding_parameters(mine)
-    if parameters:
-        print(f"{name}: all cells done, taking the rounding apart", file=sys.stderr)
+    if part is None:
+        remove_states(study["name"], mine)
+    if parameters and part in (None, "rounding"):
+        print(f"{name}: taking the rounding apart", file=sys.stderr)
         folder = RESULTS / study["name"] / name
         execute(
             ROUNDING_NOTEBOOK,
@@ -189,6 +195,22 @@ def run_model(study, name):
             {**parameters, "output": str(folder.relative_to(PROJECT))},
             engine="in-process",
         )
+
+
+def remove_states(name, mine):
+    """Make room where reference states of cells wait for the cells that are compared with them.
+
+    Parameters
+    ----------
+    name : str
+        Of the study.
+    mine : list of Cell
+        All of them done.
+    """
+    for cell in mine:
+        known = read_json(RESULTS / name / cell.folder / "provenance.json")
+        if known and known["identity"]["reference"]:
+            States(known["identity"]).remove()
 
 
 def run_cell(model, precision, items=None, prompt=None, compute=None):

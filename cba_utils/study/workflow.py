@@ -8,14 +8,13 @@ which modules a notebook's outputs come from, so that editing one runs those aga
 
 import ast
 import contextlib
-import fcntl
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import nbformat
@@ -24,16 +23,19 @@ import yaml
 
 from cba_utils.answering.items import load_items
 from cba_utils.names import PROJECT, RESULTS
+from cba_utils.study import slurm
 from cba_utils.study.files import remove_scratch, write_text
 from cba_utils.study.imported import imported_study
+from cba_utils.study.lock import lock_study
 from cba_utils.study.protocol import SHIPPED, read_study, study_name
 
 PACKAGE = PROJECT / "cba_utils"
+PROFILES = PROJECT / "workflow" / "profiles"
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 3  # seconds between the request to end and the end
 
 
-def run_workflow(path, raw=None, items=None):
+def run_workflow(path, raw=None, items=None, profile="local"):
     """Run whatever of a study is not done yet.
 
     Parameters
@@ -44,17 +46,21 @@ def run_workflow(path, raw=None, items=None):
         Folder of records to import instead of running models.
     items : str, optional
         The items that imported records answer.
+    profile : str
+        Where the steps run: a folder of ``workflow/profiles``, or of the user's own.
 
     Raises
     ------
     ValueError
-        If the study or its items cannot be used, or another run is at work on it.
+        If the study, its items or the profile cannot be used, or another run is at work on it.
     RuntimeError
         If a step failed, with the errors that the steps gave.
     KeyboardInterrupt
         If it was stopped; nothing that it started is left then.
     """
     name = study_name(path)
+    folder, on_slurm = find_profile(profile)
+    more = slurm.options(name) if on_slurm else []
     if raw:
         imported_study(name)
         if (RESULTS / name / "study.yml").exists():
@@ -79,12 +85,15 @@ def run_workflow(path, raw=None, items=None):
         "--snakefile",
         "workflow/Snakefile",
         "--profile",
-        "workflow/profiles/local",
+        folder,
         "--configfile",
         settings.relative_to(PROJECT),
+        *more,
     ]
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with _lock(name) as lock:
+    jobs = slurm.job_prefix(name) if on_slurm else None
+    end_jobs = functools.partial(slurm.end_jobs, jobs) if on_slurm else None
+    with lock_study(name, end_all, jobs, slurm.end_jobs) as lock:
         _remove_scratch(name)
         process = subprocess.Popen(
             command,
@@ -94,7 +103,7 @@ def run_workflow(path, raw=None, items=None):
             env={**os.environ, "PATH": search},
         )
         told = b""
-        with _ends_with_us(process):
+        with _ends_with_us(process, end_jobs):
             while piece := process.stderr.read1():
                 sys.stderr.buffer.write(piece)
                 sys.stderr.flush()
@@ -103,11 +112,43 @@ def run_workflow(path, raw=None, items=None):
         if process.returncode:
             _remove_scratch(name)
     if process.returncode:
-        errors = re.findall(r"(?:^|[\r\n])error: ([^\r\n]+)", told.decode(errors="replace"))
+        text = told.decode(errors="replace")
+        text += slurm.failed_logs(text) if on_slurm else ""
+        errors = re.findall(r"(?:^|[\r\n])error: ([^\r\n]+)", text)
         raise RuntimeError(
             "\nerror: ".join(dict.fromkeys(errors))
             or "a step of the workflow failed; it is named above"
         )
+
+
+def find_profile(text):
+    """The folder of a profile, and whether its steps are Slurm's jobs.
+
+    Parameters
+    ----------
+    text : str
+        The name of a folder of ``workflow/profiles``, or a folder.
+
+    Returns
+    -------
+    str, bool
+
+    Examples
+    --------
+    >>> find_profile("slurm")[1], find_profile("local")[1]
+    (True, False)
+    """
+    folder = PROFILES / text if re.fullmatch(r"[\w-]+", text) else Path(text)
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        have = ", ".join(sorted(path.name for path in PROFILES.iterdir()))
+        why = "is no YAML" if isinstance(error, yaml.YAMLError) else "cannot be read"
+        raise ValueError(
+            f"PROFILE: {text!r} is neither one of {have} nor a folder with a profile for Snakemake: "
+            f"{folder / 'config.yaml'} {why}"
+        ) from None
+    return str(folder), isinstance(settings, dict) and settings.get("executor") == "slurm"
 
 
 def build_pages():
@@ -126,8 +167,8 @@ def build_pages():
 
 
 @contextlib.contextmanager
-def _ends_with_us(process):
-    """End a process and all below it if this one is stopped or its `make` is gone or stopped."""
+def _ends_with_us(process, end_jobs=None):
+    """End a process, all below it and its jobs if this one is stopped or its `make` is gone or stopped."""
     stopped = []
 
     def stop(*_):
@@ -143,9 +184,12 @@ def _ends_with_us(process):
         yield
     except BaseException:
         end_all(process.pid)
+        stopped.append(True)
         raise
     finally:
         done.set()
+        if stopped and end_jobs:
+            end_jobs()
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
@@ -204,34 +248,6 @@ def _remove_scratch(name):
     remove_scratch(RESULTS / name)
     if name == SHIPPED:
         remove_scratch(PROJECT / "notebooks")
-
-
-def _lock(name):
-    """A file that this process and those it starts hold while one of them is alive."""
-    path = RESULTS / name / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
-    for _ in range(10):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            return file
-        # Its writer was killed and could not end what it had started.
-        holder = path.read_text()
-        if holder.isdecimal() and not psutil.pid_exists(int(holder)):
-            for process in psutil.process_iter():
-                with contextlib.suppress(psutil.Error):
-                    if str(path) in {opened.path for opened in process.open_files()} and (
-                        process.pid != os.getpid()
-                    ):
-                        end_all(process.pid)
-        elif holder:
-            break
-        time.sleep(0.2)
-    file.close()
-    raise ValueError(f"study {name!r}: another run is at work on it; wait for it or end it")
 
 
 def sources_of(*files):
