@@ -209,7 +209,7 @@ def remove_states(name, mine):
     """
     for cell in mine:
         known = read_json(RESULTS / name / cell.folder / "provenance.json")
-        if known and known["identity"]["reference"]:
+        if known and known["identity"].get("reference"):
             States(known["identity"]).remove()
 
 
