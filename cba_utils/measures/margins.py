@@ -394,13 +394,13 @@ def _fitted(account, x, y, letters, fit):
     if account == "noise":
         centre, used = x, 0
     else:
-        design = [x[:, :, None]]
+        parts = [x[:, :, None]]
         if account == "shifts":
             roles = np.broadcast_to(np.eye(3)[:, :2], (len(x), 3, 2))
-            design += [
+            parts += [
                 each - each.mean(axis=1, keepdims=True) for each in (roles, letters[:, :, :2])
             ]
-        design = np.concatenate(design, axis=2)
+        design = np.concatenate(parts, axis=2)
         used = design.shape[2]
         solution = np.linalg.lstsq(design[fit].reshape(-1, used), y[fit].reshape(-1), rcond=None)[0]
         centre = design @ solution
