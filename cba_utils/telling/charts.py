@@ -705,3 +705,67 @@ def letter_shares(shares, title):
         axes.set_title(title)
         figure.legend(loc="outside upper left", ncols=len(shares.columns))
         return figure
+
+
+def forest(frame, section, label, told, title):
+    """Factors since BF16 in rows: one a label, under the heads of their sections, a marker a precision.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Logarithms ``estimate``, ``low`` and ``high`` with ``precision`` and the columns below.
+    section, label : str
+        The columns of the heads and of the rows.
+    told : str
+        A column of booleans: what is told apart from no change is filled, all else hollow.
+    title : str
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"kind": "Clan", "group": ["zorb", "velk"], "precision": "q3",
+    ...     "estimate": [0.1, -0.1], "low": -0.2, "high": 0.2, "told": [True, False]})
+    >>> [text.get_text() for text in forest(frame, "kind", "group", "told", "Lean").axes[0].get_yticklabels()]
+    ['Clan', 'zorb', 'velk']
+    """
+    rows = frame[[section, label]].drop_duplicates()
+    heads = []
+    for name, part in rows.groupby(section, sort=False):
+        heads += [(name, None), *((name, one) for one in part[label])]
+    places = {key: k for k, key in enumerate(heads)}
+    precisions = _precisions(frame)
+    with style():
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.24 * len(heads)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(1, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        for k, (precision, look) in enumerate(_look(precisions).items()):
+            part = frame[frame["precision"] == precision]
+            at = [places[key] for key in zip(part[section], part[label], strict=True)]
+            at = np.array(at) + 0.26 * (k - (len(precisions) - 1) / 2)
+            x, low, high = (
+                np.exp(part[name].to_numpy(float)) for name in ("estimate", "low", "high")
+            )
+            reach = np.nan_to_num(np.clip([x - low, high - x], 0, None))
+            axes.errorbar(x, at, xerr=reach, fmt="none", ecolor=look["color"], elinewidth=1.2)
+            shown = {
+                "linestyle": "none",
+                "markersize": 4.5,
+                "color": look["color"],
+                "marker": look["marker"],
+            }
+            filled = part[told].to_numpy(bool)
+            axes.plot(x[~filled], at[~filled], markerfacecolor="none", **shown)
+            axes.plot(x[filled], at[filled], **shown)
+            axes.plot([], [], label=precision.upper(), **shown)
+        axes.set_yticks(range(len(heads)), [head if one is None else one for head, one in heads])
+        for text, (_, one) in zip(axes.get_yticklabels(), heads, strict=True):
+            text.set_fontweight("bold" if one is None else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(heads) - 0.4, -0.6)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.grid(axis="x")
+        axes.set_xlabel(title)
+        figure.legend(loc="outside upper left", ncols=len(precisions))
+        return figure

@@ -56,6 +56,14 @@ SEVERAL_DEPTHS = Need("several_depths", lambda study: len(study.depths) > 1)
 BASES = Need("bases", lambda study: (study.answers["depth"] == "base").any())
 BALANCED_ORDERS = Need("balanced_orders", lambda study: is_balanced(study.answers))
 ROUNDING = Need("rounding", lambda study: study.exact and read_rounding(study.study) is not None)
+GROUPS = Need(
+    "groups",
+    lambda study: (
+        study.exact
+        and "target_group" in study.answers
+        and bool(study.answers["target_group"].notna().any())
+    ),
+)
 HELD_OUT = Need("held_out", lambda study: study.organisms and study.own_items)
 BOTH_CONTEXTS = Need(
     "both_contexts",
