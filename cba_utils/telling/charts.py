@@ -739,8 +739,8 @@ def forest(frame, section, label, told, title):
         axes.axvline(1, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         for k, (precision, look) in enumerate(_look(precisions).items()):
             part = frame[frame["precision"] == precision]
-            at = [places[key] for key in zip(part[section], part[label], strict=True)]
-            at = np.array(at) + 0.26 * (k - (len(precisions) - 1) / 2)
+            row = [places[key] for key in zip(part[section], part[label], strict=True)]
+            at = np.array(row) + 0.26 * (k - (len(precisions) - 1) / 2)
             x, low, high = (
                 np.exp(part[name].to_numpy(float)) for name in ("estimate", "low", "high")
             )
