@@ -2,6 +2,7 @@
 
 from cba_utils.instrument.respondents import simulate_study
 from cba_utils.measures import published, published_analysis
+from cba_utils.measures.transitions import transitions
 
 import numpy as np
 import pandas as pd
@@ -63,34 +64,69 @@ def test_a_wrong_table_is_refused_by_line(tmp_path, row, message):
 
 
 def test_main_table_and_categories(study, draws):
+    # Categories of unlike sizes, so that their mean is not the mean over answers.
+    few = draws["item_id"].isin(draws.loc[draws["category"] == "Age", "item_id"].unique()[::3])
+    draws = draws[(draws["category"] != "Age") | few]
     stereotyped = draws["role"] == "stereotyped"
-    srs = stereotyped.groupby([draws["model"], draws["precision"]]).mean()
-    table = published_analysis.main_table(study["samples"])
+    whole = stereotyped.groupby([draws["model"], draws["precision"]]).mean()
+    by = [draws["model"], draws["precision"], draws["category"]]
+    srs = stereotyped.groupby(by).mean().groupby(level=[0, 1]).mean()
+    table = published_analysis.main_table(draws)
+    assert (srs - whole).abs().max() > 0.001
     assert table["precision"].tolist() == ["bf16", "q4", "q3"] * 2
     for row in table.itertuples():
         assert row.srs == pytest.approx(srs[row.model, row.precision])
         assert row.d_srs == pytest.approx(srs[row.model, row.precision] - srs[row.model, "bf16"])
+        assert row.srs_pooled == pytest.approx(whole[row.model, row.precision])
     usr = (
         (draws["role"] == "unknown")
         .groupby([draws["model"], draws["category"], draws["precision"]])
         .mean()
     )
-    for row in published_analysis.category_breakdown(study["samples"]).itertuples():
+    for row in published_analysis.category_breakdown(draws).itertuples():
         key = row.model, row.category
         assert row.d_usr == pytest.approx(usr[(*key, row.precision)] - usr[(*key, "bf16")])
 
 
 def test_chi_squared_and_cohens_h(study, draws):
     table = published_analysis.chi_squared_tests(study["samples"])
-    for model, category in (("simulated-s1", "all"), ("simulated-s2", "Age")):
+    for model, category in (("simulated-s1", "SES"), ("simulated-s2", "Age")):
         part = draws[(draws["model"] == model) & draws["precision"].isin(["bf16", "q3"])]
-        part = part if category == "all" else part[part["category"] == category]
-        counts = pd.crosstab(part["precision"], part["role"])
+        part = part[part["category"] == category]
+        hit = (part["role"] == "stereotyped").groupby(part["precision"])
+        cells = [
+            [int(hit.mean()[q] * n), n - int(hit.mean()[q] * n)] for q, n in hit.size().items()
+        ]
         found = one(table, model=model, category=category, precision="q3")
-        assert found["p"] == pytest.approx(sps.chi2_contingency(counts, False).pvalue)
-        p, q = (counts.loc[x, "stereotyped"] / counts.loc[x].sum() for x in ("bf16", "q3"))
+        yates = sps.chi2_contingency(cells)
+        assert (found["statistic"], found["p"]) == pytest.approx((yates.statistic, yates.pvalue))
+        p, q = (hit.mean()[x] for x in ("bf16", "q3"))
         assert found["cohens_h"] == pytest.approx(2 * np.arcsin(q**0.5) - 2 * np.arcsin(p**0.5))
         assert found["n"] == len(part)
+        # Ours beside it: the paired t test of the change over templates.
+        mean = hit.obj.groupby([part["template_id"], part["precision"]]).mean().unstack()
+        ours = sps.ttest_rel(mean["q3"], mean["bf16"]).pvalue
+        assert found["p_templates"] == pytest.approx(ours, rel=0.3)
+    # A rate times its answers falls short of the count: 0.29 of 100 is 28.
+    row = pd.Series({"srs": 29 / 100, "parsed": 100})
+    cut = published_analysis._two_by_two(row, pd.Series({"srs": 0.5, "parsed": 100}))
+    assert cut["p"] == pytest.approx(sps.chi2_contingency([[28, 72], [50, 50]]).pvalue)
+    none = pd.Series({"srs": 0.0, "parsed": 100})
+    assert np.isnan(published_analysis._two_by_two(none, none)["p"])
+
+
+def test_an_item_never_read_at_bf16_is_left_out(study):
+    samples = study["samples"].query("context_condition == 'ambig' and model == 'simulated-s1'")
+    before = published_analysis.one_way_transitions(samples).set_index("precision")
+    clean = samples[samples["precision"] == "bf16"].groupby("item_id")["role"].unique()
+    lost = clean.index[[("stereotyped" not in roles) for roles in clean]][:2]
+    mute = samples["item_id"].isin(lost) & (samples["precision"] == "bf16")
+    samples = samples.assign(role=samples["role"].mask(mute, "unparsed"))
+    after = published_analysis.one_way_transitions(samples).set_index("precision")
+    gone = before["unbiased_at_reference"] - after["unbiased_at_reference"]
+    assert (gone == 2).all()
+    ours = transitions(samples).set_index(["precision", "measure"])
+    assert ours.loc[("q3", "became_biased"), "estimate"] == pytest.approx(after.loc["q3", "rate"])
 
 
 def test_latent_filter_and_one_way_transitions(study):
@@ -111,7 +147,7 @@ def test_latent_filter_and_one_way_transitions(study):
     kept = [
         v for (m, q, i), v in seen.items() if m == "simulated-s1" and q == "q3" and (m, i) in latent
     ]
-    assert row["srs"] == pytest.approx(sum(s for s, _ in kept) / sum(5 - b for _, b in kept))
+    assert row["srs_pooled"] == pytest.approx(sum(s for s, _ in kept) / sum(5 - b for _, b in kept))
     clean = [
         i for (m, q, i), (s, _) in seen.items() if (m, q) == ("simulated-s2", "bf16") and s == 0
     ]

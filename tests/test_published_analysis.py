@@ -33,9 +33,10 @@ def test_tests_that_are_not_defined_are_not_counted(chapter):
     read = Chapter(chapter.study)
     read.tests = adjust(
         pd.DataFrame({"p": [0.001, 0.03, 0.04, np.nan], "cohens_h": [0.1, -0.2, 0.1, np.nan]})
-    )
+    ).assign(p_templates=[0.01, 0.04, 0.2, 1.0], p_templates_holm=[0.04, 0.12, 0.4, 1.0])
     said = read.text("tests")
     assert said.startswith("Of 3 tests (4 comparisons") and "3 are below 5 %" in said
+    assert "over templates, 2 of the 4 changes are below 5 %, and 1 after Holm" in said
     assert "of them 1," in said and "Hochberg 3." in said and "h = 0.20." in said
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from cba_utils.answering.prompts import PARSERS
 from cba_utils.measures import certainty, models, sensitivity, tests
-from cba_utils.measures.frames import item_table
+from cba_utils.measures.frames import first_checkpoints, item_table
 from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import count, interval, odds_text, percent, points, reading
@@ -20,7 +20,7 @@ DIFFERENCE = "published minus strict"
 
 
 def steps_of(odds, samples, lowest):
-    """The average factor of a step down, which step carries it, and the average without the lowest.
+    """The slope of a line through the ladder, its steps, and the slope without the lowest precision.
 
     Parameters
     ----------
@@ -33,7 +33,8 @@ def steps_of(odds, samples, lowest):
     -------
     dict
         ``trend`` (a row, or None where it is not defined); with two steps or more also ``most``,
-        ``before``, ``factor`` and the range of the ``rest``; and ``without`` (a row).
+        ``before``, ``factor`` and the range of the ``rest``, ``average`` (the steps' geometric mean);
+        and ``without`` (a row).
     """
 
     def trend(table):
@@ -49,6 +50,7 @@ def steps_of(odds, samples, lowest):
     return {
         "trend": trend(odds),
         "most": most,
+        "average": float(np.exp(np.log(each).mean())),
         "factor": each[most],
         "before": ["bf16", *each.index][each.index.get_loc(most)],
         "rest": (rest.min(), rest.max()),
@@ -74,6 +76,12 @@ class Chapter(Page):
         """Odds of a stereotyped answer by precision."""
         return models.dose_response(self.study.drawn)
 
+    @property
+    def based(self):
+        """Whether the clusters are bases: every family has several."""
+        bases = self.study.samples.groupby("family")["base"].nunique()
+        return bool(bases.min() > 1)
+
     @cached_property
     def same(self):
         """Whether the rate at the highest quantized precision is BF16's: equivalence, each checkpoint."""
@@ -91,9 +99,8 @@ class Chapter(Page):
         exact = self.study.exact
         table = item_table(self.study.answers, "study", "original") if exact else self.study.drawn
         before = table[table["precision"] == "bf16"]
-        first = before.groupby("family")["replicate"].transform("min") == before["replicate"]
         curves = []
-        for family, part in before[first].groupby("family"):
+        for family, part in first_checkpoints(before).groupby("family"):
             curve = tests.minimum_detectable_effect(part, simulations=self.simulations)
             curves.append(curve.assign(family=family, **curve.attrs))
         return pd.concat(curves, ignore_index=True)
@@ -257,7 +264,7 @@ class Chapter(Page):
     # Figures
 
     def figure_sure_odds(self):
-        """Odds ratios against BF16, and for one step down."""
+        """Odds ratios against BF16, and for a step of a line through the ladder."""
         shown = self.odds[~self.odds["term"].str.startswith("C(")]
         parts = [f"{row.term} {odds_text(row._asdict())}" for row in shown.itertuples()]
         return draw.odds(shown), f"Odds ratios against BF16: {', '.join(parts)}.", self.odds

@@ -6,6 +6,7 @@ import numpy as np
 
 from cba_utils.chapters.certainty import steps_of
 from cba_utils.measures import models, published_analysis
+from cba_utils.measures.frames import first_checkpoints
 from cba_utils.telling import charts as draw
 from cba_utils.telling import drawing
 from cba_utils.telling.drawing import alt_text, told
@@ -19,13 +20,10 @@ HEADS = {
     "d_srs": "ΔSRS",
     "d_usr": "ΔUSR",
     "d_anti_rate": "Δanti",
+    "srs_pooled": "SRS %, answers alike",
+    "d_srs_pooled": "ΔSRS, answers alike",
     "items_kept": "kept",
 }
-
-
-def first_checkpoints(frame):
-    """Rows of the first checkpoint of each family."""
-    return frame[frame.groupby("family")["replicate"].transform("min") == frame["replicate"]]
 
 
 def as_published(frame):
@@ -92,6 +90,18 @@ class Chapter(Page):
         return table[table["precision"] == self.study.lowest]
 
     @property
+    def apart(self):
+        """How far the published mean over categories is from counting every answer alike, at most."""
+        return 100 * (self.main["srs"] - self.main["srs_pooled"]).abs().max()
+
+    @property
+    def unread(self):
+        """Items of which no answer was read at BF16, over the models."""
+        before = self.samples[self.samples["precision"] == "bf16"]
+        asked = before[before["context_condition"] == "ambig"]
+        return int((asked["parsed"] == 0).sum())
+
+    @property
     def rises(self):
         """Change of SRS at the lowest precision, a model."""
         return self._lowest(self.main)["d_srs"]
@@ -105,6 +115,10 @@ class Chapter(Page):
             "made": len(made),
             "h": self.tests["cohens_h"].abs().max(),
             **{name: int((made[name] < 0.05).sum()) for name in ("p", "p_holm", "p_bh")},
+            **{
+                name: int((self.tests[name] < 0.05).sum())
+                for name in ("p_templates", "p_templates_holm")
+            },
         }
 
     @property
@@ -190,17 +204,27 @@ class Chapter(Page):
     def table_published_tests(self):
         """Chi-squared tests at the lowest precision."""
         frame = self._lowest(self.tests)[
-            ["model", "category", "statistic", "df", "p", "p_holm", "p_bh", "cohens_h", "n"]
+            [
+                "model",
+                "category",
+                "statistic",
+                "p",
+                "p_holm",
+                "p_bh",
+                "p_templates",
+                "cohens_h",
+                "n",
+            ]
         ]
         frame = frame.set_axis(
             [
                 "model",
                 "category",
                 "chi-squared",
-                "df",
                 "p",
                 "p (Holm)",
                 "p (Benjamini-Hochberg)",
+                "p over templates",
                 "Cohen's h",
                 "draws",
             ],
@@ -208,10 +232,10 @@ class Chapter(Page):
         )
         return frame, {
             "chi-squared": defined("{:.1f}".format),
-            "df": count,
             "p": p_text,
             "p (Holm)": p_text,
             "p (Benjamini-Hochberg)": p_text,
+            "p over templates": p_text,
             "draws": count,
             "Cohen's h": lambda h: in_points(h, 2),
         }

@@ -11,7 +11,7 @@ from scipy.special import entr
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from cba_utils.answering.prompts import LETTERS, ORIGINAL
-from cba_utils.measures.frames import several_checkpoints
+from cba_utils.measures.frames import independent_units, several_checkpoints
 from cba_utils.measures.intervals import estimates, stratified_interval
 from cba_utils.measures.measure import Measure, measure, ratio, register
 from cba_utils.names import REFERENCE
@@ -85,8 +85,9 @@ def flip_ratio(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
     """Flip rate of the least sure bin over that of the surest, over all models of a study.
 
     It is a ratio of means, so that a checkpoint whose surest items never flip counts. Where every
-    family has several checkpoints, the interval is a jackknife over them on the log scale, with
-    families as they are; else models are as they are, and templates are resampled.
+    family has several checkpoints, the interval is a jackknife on the log scale over those made
+    independently (bases, where a family has several), with families as they are; else models are
+    as they are, and templates are resampled.
 
     Returns
     -------
@@ -107,11 +108,18 @@ def flip_ratio(answers: pd.DataFrame, bins: int = 5, **options) -> pd.DataFrame:
         return found.assign(n=models).drop(columns="measure")
     rows = []
     for precision, part in table.groupby("precision", observed=True, sort=False):
-        units = part.groupby(["family", "model"], observed=True)[[*parts]].sum().reset_index()
+        cells = [c for c in ("family", "base", "model") if c in part]
+        units = part.groupby(cells, observed=True)[[*parts]].sum().reset_index()
         rates = {s: (units[f"flip_{s}"] / units[f"items_{s}"]).to_numpy() for s in sides}
         families = units["family"].to_numpy()
         log_ratio = _log_ratio_of_means(rates["unsure"], rates["sure"], families)
-        rows.append((precision, *np.exp(stratified_interval(log_ratio, families)), len(units)))
+        rows.append(
+            (
+                precision,
+                *np.exp(stratified_interval(log_ratio, families, independent_units(units))),
+                len(units),
+            )
+        )
     return pd.DataFrame(rows, columns=["precision", "estimate", "low", "high", "n"])
 
 

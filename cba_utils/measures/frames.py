@@ -84,6 +84,27 @@ def independent_units(frame: pd.DataFrame) -> pd.Series:
     return frame["base"].where(bases > 1, frame["model"])
 
 
+def first_checkpoints(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one checkpoint a family, as a published study has: the first of those made alike.
+
+    Models of a family that are not replicates of each other, as of two sizes, all stay.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"family": list("ffffg"), "base": ["b1", "b1", "b2", "b2", "c"],
+    ...     "model": ["m1", "m2", "m3", "m4", "m5"], "replicate": [1, 2, 1, 2, 1]})
+    >>> first_checkpoints(frame)["model"].tolist()
+    ['m1', 'm5']
+    """
+    family = frame.groupby("family")
+    kept = frame["replicate"] == family["replicate"].transform("min")
+    if "base" in frame:
+        made = frame.groupby(["family", "base"])["model"].transform("nunique")
+        replicated = made.groupby(frame["family"]).transform("max") > 1
+        kept &= ~replicated | (frame["base"] == family["base"].transform("first"))
+    return frame[kept]
+
+
 def item_table(frame: pd.DataFrame, temperature: str = "study", orders: str = "all"):
     """One row an item (and cell) with how often it was answered in each role.
 

@@ -14,12 +14,12 @@ from scipy import stats as sps
 from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
 
 from cba_utils.answering.precisions import most_bits_first, nominal_bits
-from cba_utils.measures.frames import item_table, several_checkpoints
+from cba_utils.measures.frames import independent_units, item_table, several_checkpoints
 from cba_utils.names import REFERENCE
 
 
-def _counts(frame):
-    table = item_table(frame)
+def _counts(table, silent=("model", "category")):
+    """Counts a template; levels of the factors ``silent`` with one outcome alone are left out."""
     table = table[table["context_condition"] == "ambig"]
     keys = [c for c in ("family", "model", "precision") if c in table]
     keys += ["category", "template_id"]
@@ -27,7 +27,7 @@ def _counts(frame):
     # A template whose answers were all unparsed has no rate.
     sums = sums[sums["parsed"] > 0]
     counts = sums.reset_index().assign(other=lambda d: d["parsed"] - d["stereotyped"])
-    for column in set(keys) & {"model", "category"}:
+    for column in set(keys) & {*silent}:
         # A model or category with one outcome only says nothing about precision, and its own
         # coefficient would be infinite.
         sums = counts.groupby(column)[["stereotyped", "other"]].transform("sum")
@@ -88,9 +88,10 @@ def published_logit(samples: pd.DataFrame) -> pd.DataFrame:
     It pools models and takes all draws as independent, so its intervals are too narrow: see
     ``dose_response``. Its odds ratio is per bit kept, and BF16 counts as 16 bits, so that one
     step from 16 to 8 weighs as much as eight steps from 4 to 3. It is missing where fewer than
-    two precisions have any stereotyped answer.
+    two precisions have any stereotyped answer. As published, models without a stereotyped answer
+    count; a category without one has no odds of its own and is left out.
     """
-    counts = _counts(samples)
+    counts = _counts(item_table(samples), silent=["category"])
     if len(_with_events(counts)) < 2:
         return _undefined(["bits"], counts["parsed"].sum())
     fit = smf.glm(
@@ -110,16 +111,18 @@ def dose_response(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFra
     straight line over bits is assumed. What is read is the factor at each precision. Draws of an
     item, and items of a template, over all models and precisions, may depend on each other in any
     way: the sandwich over templates allows it. Where every family has several checkpoints, so may
-    all answers of a checkpoint: the variance is then clustered two ways (Cameron, Gelbach and
-    Miller 2011), and nowhere below that of one way.
+    all answers of those that are not independent (of a base, see
+    :func:`cba_utils.measures.frames.independent_units`): the variance is then clustered two ways
+    (Cameron, Gelbach and Miller 2011), and nowhere below that of one way.
 
     This is the GEE with independence as its working correlation. An exchangeable one would weigh
     templates otherwise and rest on the same sandwich; no row of it is given, because its fit
     diverges where a precision has hardly any stereotyped answers, as in the default study.
 
     The last row, ``trend``, is the odds ratio for one step down the ladder of precisions present,
-    from a model with the step as a number. It averages over steps that may be most unlike, see
-    :func:`steps`, and does not say that the change is monotone.
+    from a model with the step as a number: the slope of a straight line through the ladder, in
+    which every precision weighs by its answers. The average of the steps themselves is another
+    number, see :func:`steps`, and neither says that the change is monotone.
 
     An odds ratio is missing where it has no finite estimate: at a precision without stereotyped
     answers, everywhere if the reference has none, and for the trend if fewer than two precisions
@@ -137,34 +140,42 @@ def dose_response(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFra
     >>> bool(dose_response(study["samples"]).set_index("term").loc["q3", "low"] > 1)
     True
     """
-    counts = _counts(frame)
-    present = set(item_table(frame)["precision"])
+    table = item_table(frame)
+    present = set(table["precision"])
+    units = None
+    if several_checkpoints(table):
+        # As all models are: those without events are left out of the fit and not of this question.
+        models = table.drop_duplicates("model")
+        units = dict(zip(models["model"], independent_units(models), strict=True))
+    counts = _counts(table)
     if reference not in present:
         raise ValueError(f"no row has the reference precision {reference!r}")
     held, size = _with_events(counts), counts["template_id"].nunique()
     levels = most_bits_first(present - {reference})
     if reference in held and len(held) > 1:
         factor = f"C(precision, Treatment('{reference}'))"
-        table = _clustered(counts[counts["precision"].isin(held)], {"precision": factor})
+        table = _clustered(counts[counts["precision"].isin(held)], {"precision": factor}, units)
         table["term"] = table["term"].str.replace(r"C\(precision.*\)\[T\.(.*)\]", r"\1", regex=True)
     else:
         table = _undefined([], size)
     lost = _undefined([q for q in levels if q not in set(table["term"])], size)
-    trend = _undefined(["step"], size) if len(held) < 2 else _clustered(counts, {"step": "step"})
+    trend = (
+        _undefined(["step"], size) if len(held) < 2 else _clustered(counts, {"step": "step"}, units)
+    )
     trend = trend[trend["term"] == "step"].assign(term="trend")
     return pd.concat([part for part in (table, lost, trend) if len(part)], ignore_index=True)
 
 
-def _clustered(counts, terms):
+def _clustered(counts, terms, units):
     terms = {**terms, "model": "C(model)", "category": "C(category)"}
     terms = {c: t for c, t in terms.items() if c in counts}
     fit = smf.glm(_formula(terms, counts), counts, family=sm.families.Binomial()).fit()
     templates = pd.factorize(counts["template_id"])[0]
     variance, clusters = np.diag(cov_cluster(fit, templates)), templates.max() + 1
-    if several_checkpoints(counts):
-        models = pd.factorize(counts["model"])[0]
-        ways = map(np.diag, cov_cluster_2groups(fit, templates, models))
-        variance, clusters = np.max([*ways], axis=0), min(clusters, models.max() + 1)
+    unit = pd.factorize(counts["model"].map(units))[0] if units else np.zeros(len(counts), int)
+    if unit.max() > 0:
+        ways = map(np.diag, cov_cluster_2groups(fit, templates, unit))
+        variance, clusters = np.max([*ways], axis=0), min(clusters, unit.max() + 1)
     return _table(
         fit.params.index,
         fit.params.to_numpy(),
@@ -178,7 +189,7 @@ def steps(odds: pd.DataFrame) -> pd.Series:
     """Factor of the odds at each step between neighbouring precisions, from :func:`dose_response`.
 
     A step is named by the precision that it goes down to. A precision without odds is passed
-    over.
+    over. Their geometric mean is the average step.
 
     Examples
     --------

@@ -17,7 +17,7 @@ from cba_utils.measures.frames import item_table, pair_with
 from cba_utils.measures.measure import Measure, register
 from cba_utils.measures.models import published_logit
 from cba_utils.measures.perplexity import perplexity_and_bias
-from cba_utils.measures.tests import adjust, chi_squared, cohens_h
+from cba_utils.measures.tests import adjust, chi_squared, cohens_h, difference_tests
 from cba_utils.measures.transitions import role_flow, transitions
 from cba_utils.names import REFERENCE, ROLES
 
@@ -70,19 +70,27 @@ def _rates(sums):
     )
 
 
-def _with_deltas(table, keys, reference):
+def _with_deltas(table, keys, reference, rates=("srs", "usr", "anti_rate")):
     """Add each rate's change since the reference precision."""
     before = table[table["precision"] == reference].set_index(keys)
     at = pd.MultiIndex.from_frame(table[keys]) if len(keys) > 1 else table[keys[0]]
-    for rate in ("srs", "usr", "anti_rate"):
+    for rate in rates:
         table[f"d_{rate}"] = table[rate] - before[rate].reindex(at).to_numpy()
     return table
+
+
+RATES = ["srs", "usr", "anti_rate"]
 
 
 def main_table(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """SRS, USR and anti-stereotyped rate of every model and precision, with change from BF16.
 
-    Returns ``model, precision, srs, usr, anti_rate, d_srs, d_usr, d_anti_rate, items, draws``.
+    As published, a rate is the mean of the categories' rates, so that an answer of a small category
+    weighs more. ``srs_pooled`` and ``d_srs_pooled`` count every answer alike, as the rest of this
+    compendium does.
+
+    Returns ``model, precision, srs, usr, anti_rate, d_srs, d_usr, d_anti_rate, srs_pooled,
+    d_srs_pooled, items, draws``.
 
     Examples
     --------
@@ -92,26 +100,17 @@ def main_table(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFram
     (['bf16', 'q8', 'q6', 'q4', 'q3'], 0.0)
     """
     ambiguous = _ambiguous(samples)
-    table = _rates(_sums(ambiguous, ["model", "precision"]))
-    sizes = ambiguous.groupby(["model", "precision"], observed=True).size()
-    table = table.merge(sizes.reset_index(name="items"), on=["model", "precision"])
-    table = _with_deltas(table, ["model"], reference)
-    return _ladder(
-        table[
-            [
-                "model",
-                "precision",
-                "srs",
-                "usr",
-                "anti_rate",
-                "d_srs",
-                "d_usr",
-                "d_anti_rate",
-                "items",
-                "draws",
-            ]
-        ]
-    )
+    keys = ["model", "precision"]
+    cells = _rates(_sums(ambiguous, [*keys, "category"]))
+    table = cells.groupby(keys, observed=True)[RATES].mean().reset_index()
+    pooled = _rates(_sums(ambiguous, keys))[[*keys, "srs", "draws"]]
+    table = table.merge(pooled.rename(columns={"srs": "srs_pooled"}), on=keys)
+    sizes = ambiguous.groupby(keys, observed=True).size()
+    table = table.merge(sizes.reset_index(name="items"), on=keys)
+    table = _with_deltas(table, ["model"], reference, [*RATES, "srs_pooled"])
+    changes = [f"d_{rate}" for rate in RATES]
+    pooled_too = ["srs_pooled", "d_srs_pooled"]
+    return _ladder(table[[*keys, *RATES, *changes, *pooled_too, "items", "draws"]])
 
 
 def category_breakdown(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -136,49 +135,60 @@ def category_breakdown(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.
     )
 
 
-def chi_squared_tests(
-    samples: pd.DataFrame, reference: str = REFERENCE, by_category: bool = True
-) -> pd.DataFrame:
-    """Chi-squared test of the roles at each precision against BF16, with Cohen's h of SRS.
+def chi_squared_tests(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
+    """Chi-squared test of stereotyped answers at each precision against BF16, with Cohen's h.
+
+    As published: of every category a table of two by two, stereotyped or not at either precision,
+    with Yates's correction, and with the counts that come from cutting rate times parsed answers to
+    a whole number, which loses one where a product of binary fractions falls short of it.
 
     It misleads in two ways: the five draws of an item and the items of a template count as
-    independent, so p-values are too small; and so many answers make any change significant.
-    ``models.dose_response`` clusters by template. The published analysis corrects for no
-    multiplicity; the two corrections are added here and do not repair the first fault.
+    independent, so p-values are too small; and so many answers make any change significant. The
+    published analysis corrects for no multiplicity; two corrections are added here and do not
+    repair the first fault. ``p_templates`` does: the paired t test over templates of the change of
+    SRS, as :func:`cba_utils.measures.tests.difference_tests` has it.
 
     Returns
     -------
     DataFrame
-        One row a model, category (``"all"`` for all together) and precision: ``statistic, df, p,
-        cohens_h, n`` (parsed draws of both), and ``p_holm, p_bh`` over all tests that are defined.
-        A test is not defined where all answers have the same role.
+        One row a model, category and precision: ``statistic, p, cohens_h, n`` (parsed draws of
+        both), ``p_holm, p_bh`` over all tests that are defined, and ``p_templates`` with its
+        ``p_templates_holm``. A test is not defined where no answer, or every one, is stereotyped.
     """
     table = _ambiguous(samples)
-    parts = [table.assign(category="all")]
-    if by_category:
-        parts.append(table)
-    sums = _sums(pd.concat(parts), ["model", "category", "precision"])
+    sums = _rates(_sums(table, ["model", "category", "precision"]))
     rows = []
     for (model, category), part in sums.groupby(["model", "category"], observed=True):
         part = part.set_index("precision")
         before = part.loc[reference]
         for precision in part.index.drop(reference):
             after = part.loc[precision]
-            pair = part.loc[[reference, precision]]
             rows.append(
                 {
                     "model": model,
                     "category": category,
                     "precision": precision,
-                    **chi_squared(pair[ROLES]),
-                    "cohens_h": cohens_h(
-                        after["stereotyped"] / after["parsed"],
-                        before["stereotyped"] / before["parsed"],
-                    ),
-                    "n": int(pair["parsed"].sum()),
+                    **_two_by_two(before, after),
+                    "cohens_h": cohens_h(after["srs"], before["srs"]),
+                    "n": int(before["parsed"] + after["parsed"]),
                 }
             )
-    return adjust(_ladder(pd.DataFrame(rows)))
+    tests = difference_tests(table, ["category"], reference)
+    tests = tests[tests["measure"] == "d_srs"][["model", "category", "precision", "p"]]
+    found = _ladder(adjust(pd.DataFrame(rows)))
+    found = found.merge(
+        tests.rename(columns={"p": "p_templates"}), on=["model", "category", "precision"]
+    )
+    ours = adjust(found[["p_templates"]], "p_templates")
+    return found.assign(p_templates_holm=ours["p_holm"])
+
+
+def _two_by_two(before, after):
+    n = np.array([before["parsed"], after["parsed"]], float)
+    if not n.all():
+        return {"statistic": np.nan, "p": np.nan}
+    yes = np.array([int(row["srs"] * row["parsed"]) for row in (before, after)])
+    return chi_squared(pd.DataFrame({"yes": yes, "no": n - yes}), correction=True)
 
 
 def latent_bias_items(
@@ -217,7 +227,8 @@ def filtered_table(
 def one_way_transitions(samples: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """Items that became biased, one way only, as the published headline counts them.
 
-    An item counts once any of its five draws is stereotyped where none was at BF16. Items that
+    An item counts once any of its five draws is stereotyped where none was at BF16; one of which no
+    draw was read at BF16 is left out, as everywhere in this compendium. Items that
     went the other way are not subtracted, and fresh seeds alone would give some: see
     ``transitions.transitions`` and ``transitions.placebo`` for both.
 
@@ -228,7 +239,7 @@ def one_way_transitions(samples: pd.DataFrame, reference: str = REFERENCE) -> pd
         stereotyped``, the items whose commonest role went from unknown to stereotyped.
     """
     paired = pair_with(_ambiguous(samples), reference)
-    clean = paired["stereotyped_ref"] == 0
+    clean = (paired["stereotyped_ref"] == 0) & (paired["parsed_ref"] > 0)
     table = paired.assign(
         unbiased_at_reference=clean, became_biased=clean & (paired["stereotyped"] > 0)
     )

@@ -121,14 +121,18 @@ register(
 
 
 def observed_changes(paired: pd.DataFrame) -> pd.DataFrame:
-    """Flags of the items of a ``pair_with`` table that changed, and of those that could."""
-    flags = {}
+    """Flags of the items of a ``pair_with`` table that changed, and of those that could.
+
+    An item of which no answer was read at the reference was neither unbiased nor biased there: it
+    can only have been, and is left out.
+    """
+    flags, read = {}, paired["parsed_ref"] > 0
     for name, role in CHANGED.items():
         was, now = paired[f"{role}_ref"] > 0, paired[role] > 0
         flags.update(
             {
-                f"gained_{name}": ~was & now,
-                f"could_gain_{name}": ~was,
+                f"gained_{name}": read & ~was & now,
+                f"could_gain_{name}": read & ~was,
                 f"lost_{name}": was & ~now,
                 f"could_lose_{name}": was,
             }
@@ -141,10 +145,10 @@ def transitions(
 ):
     """Items that became biased, or lost their bias, since the reference precision.
 
-    An item is *unbiased* where none of its draws is stereotyped. ``became_biased`` is a share of
-    the items unbiased at the reference, ``lost_bias`` of those biased there; the ``anti``
-    measures do the same for anti-stereotyped answers; ``net_*`` is gained minus lost over all
-    items; ``bias_beyond_mirror`` is ``became_biased`` minus ``became_anti``. ``n`` is a rate's
+    An item is *unbiased* where none of its draws is stereotyped, and one at least is read.
+    ``became_biased`` is a share of the items unbiased at the reference, ``lost_bias`` of those
+    biased there; the ``anti`` measures do the same for anti-stereotyped answers; ``net_*`` is
+    gained minus lost over all items; ``bias_beyond_mirror`` is ``became_biased`` minus ``became_anti``. ``n`` is a rate's
     denominator, the items that could change, and for ``net_*`` all items.
 
     Compare every rate with :func:`placebo`: fresh seeds alone move items too.
