@@ -148,8 +148,9 @@ def transitions(
     An item is *unbiased* where none of its draws is stereotyped, and one at least is read.
     ``became_biased`` is a share of the items unbiased at the reference, ``lost_bias`` of those
     biased there; the ``anti`` measures do the same for anti-stereotyped answers; ``net_*`` is
-    gained minus lost over all items; ``bias_beyond_mirror`` is ``became_biased`` minus ``became_anti``. ``n`` is a rate's
-    denominator, the items that could change, and for ``net_*`` all items.
+    gained minus lost over all items; ``bias_beyond_mirror`` is ``became_biased`` minus
+    ``became_anti``. ``n`` is a rate's denominator, the items that could change, and for ``net_*``
+    all items.
 
     Compare every rate with :func:`placebo`: fresh seeds alone move items too.
     """
