@@ -25,14 +25,15 @@ def main(arguments=None):
     Returns
     -------
     int
-        The exit code: 0, 1 for an error that is told, 130 for a run that was stopped.
+        The exit code: 0, 1 for an error that is told, 130 for a run that was stopped; of ``gate`` also 1
+        for a model that fails and 3 for too little data.
     """
     from cba_utils.names import PROJECT
 
     options = _parser().parse_args(arguments)
     try:
         _from_here(options, PROJECT)
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, OSError, RuntimeError) as error:
         print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
         return 1
@@ -42,16 +43,17 @@ def main(arguments=None):
             file=sys.stderr,
         )
         return 130
-    return 0
 
 
 def _from_here(options, project):
     """Work in the project's folder, as study files mean their paths; paths given here stay valid."""
     if Path.cwd() == project:
         return
-    for name in ("study", "items", "raw", "profile", "folder", "notebook", "model", "out"):
+    names = ("study", "items", "raw", "profile", "folder", "notebook", "model", "out")
+    for name in (*names, "thresholds", "quantized", "result", "card"):
         value = getattr(options, name, None)
-        if value and Path(value).exists():
+        # What is written may not be there yet.
+        if value and (Path(value).exists() or name in ("out", "card")):
             setattr(options, name, os.path.abspath(value))
     if getattr(options, "models", None):
         options.models = [os.path.abspath(m) if Path(m).exists() else m for m in options.models]
@@ -154,6 +156,29 @@ def _parser():
     one.add_argument("--items", metavar="N|SOURCE", help="at most so many, or where they come from")
     one.add_argument("--prompt", help="the words in which a question is asked")
     one.add_argument("--compute", help="dense or native, by default what is fast here")
+    one = verb(
+        _gate,
+        "A compressed model against its own reference: exit code 0 pass, 1 fail, 3 not enough data",
+        "cba gate mistral/aligned-s1 q4 --thresholds config/gate.yml",
+    )
+    one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
+    one.add_argument("precision", help="what is tested: q4, q4-gptq-scenes, q4-kv8 ...")
+    one.add_argument(
+        "--quantized",
+        metavar="SOURCE",
+        help="a checkpoint that others made and is what PRECISION says (by default it is made here)",
+    )
+    one.add_argument("--reference", default="bf16", metavar="PRECISION", help="of MODEL (bf16)")
+    one.add_argument("--thresholds", metavar="FILE", help="margins and items (config/gate.yml)")
+    one.add_argument("--items", metavar="SOURCE", help="instead of the file's: a folder of BBQ's")
+    one.add_argument("--out", metavar="FOLDER", help="for gate.json and the records")
+    one = verb(
+        _card,
+        "Write a gate's result into a Hugging Face model card: metadata and a table",
+        "cba card results/gates/mistral-aligned-s1-q4 path/to/README.md",
+    )
+    one.add_argument("result", help="the folder of a gate, or its gate.json")
+    one.add_argument("card", help="README.md of the model; it is made if there is none")
     one = verb(_compare, "Two studies that were run, side by side", "cba compare organisms smoke")
     one.add_argument("a", help="name of a study")
     one.add_argument("b", help="name of another")
@@ -407,6 +432,34 @@ def _cell(options):
         raise
     print("\n".join(told(output)))
     print(f"The executed notebook and its records: {output.parent.relative_to(PROJECT)}")
+
+
+def _gate(options):
+    from cba_utils.names import CONFIG
+    from cba_utils.telling.gate import EXIT, gate, in_words, read_thresholds
+
+    thresholds = read_thresholds(options.thresholds or CONFIG / "gate.yml")
+    if options.items:
+        items = thresholds.items.model_copy(update={"source": options.items})
+        thresholds = thresholds.model_copy(update={"items": items})
+    told = gate(
+        options.model,
+        options.precision,
+        thresholds,
+        options.quantized,
+        options.reference,
+        options.out,
+    )
+    print(in_words(told))
+    print(f"written: {told['folder']}/gate.json")
+    return EXIT[told["verdict"]]
+
+
+def _card(options):
+    from cba_utils.telling.card import write_card
+    from cba_utils.telling.gate import read_gate
+
+    print(f"written: {write_card(read_gate(options.result), options.card)}")
 
 
 def _compare(options):

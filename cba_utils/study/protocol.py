@@ -51,7 +51,7 @@ _OF_CHECKPOINT = (
 )
 # What lies in results/ and is no study's, and what lies in a study's results and is no model's. File
 # systems that ignore case would take one for the other, so names are compared without it.
-_NO_STUDIES = ("cells", "hazards", "instrument")
+_NO_STUDIES = ("cells", "gates", "hazards", "instrument")
 _NO_MODELS = ("tables", "book", "reports", "figures", "cells")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 # Seeds, ids and counts are kept as 64-bit integers in the records.
