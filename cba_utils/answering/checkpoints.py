@@ -24,6 +24,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
+from cba_utils.answering.adapters import adapter_hash, find_adapter, fused_checkpoint
 from cba_utils.answering.calibration import ELSEWHERE, calibration_ids, held, ids_hash
 from cba_utils.answering.checkpoint_files import (
     FLOATS,
@@ -87,6 +88,8 @@ class LoadedModel:
         Bits to which keys and values of a prompt are rounded before its last token is run.
     calibration_sha256 : str or None
         Hash of the tokens that the rounding was fitted to here.
+    adapter_path : Path, optional
+        Folder of the adapter that was fused into the checkpoint of `source_path`.
     """
 
     name: str
@@ -100,6 +103,7 @@ class LoadedModel:
     notes: tuple = ()
     cache_bits: int | None = None
     calibration_sha256: str | None = None
+    adapter_path: Path | None = None
 
     @property
     def in_fp32(self):
@@ -147,7 +151,7 @@ class LoadedModel:
         return head
 
 
-def load_model(model, precision="bf16", compute=None):
+def load_model(model, precision="bf16", compute=None, adapter=None):
     """Load a model at a precision, quantizing it here if it is not quantized yet.
 
     Parameters
@@ -162,6 +166,9 @@ def load_model(model, precision="bf16", compute=None):
         By default dense on a CPU, where MLX's bf16 and quantized kernels are slow, and on CUDA, where
         wide quantized products run at a quarter of the dense rate; native on Metal. Dense weights
         take the memory of the unquantized model.
+    adapter : str or Path, optional
+        A folder with an adapter as ``mlx_lm.lora`` writes it. It is fused into the model in the model's
+        own floating type, to the weights that ``mlx_lm.fuse`` gives, and what comes out is quantized.
 
     Returns
     -------
@@ -194,7 +201,12 @@ def load_model(model, precision="bf16", compute=None):
         raise ValueError(f"compute: {compute!r} is not 'dense' or 'native'")
     if compute is None:
         compute = "dense" if _on_cpu() or mx.cuda.is_available() else "native"
-    source = find_checkpoint(at_precision(model, precision))
+    base = source = find_checkpoint(at_precision(model, precision))
+    added = None
+    if adapter is not None:
+        added = find_adapter(adapter)
+        check_weights(base)
+        source = fused_checkpoint(at_precision(model, precision), base, added)
     config, types = read_config(source), tensor_types(source)
     foreign = foreign_format(source, config, types)
     if foreign:
@@ -211,7 +223,13 @@ def load_model(model, precision="bf16", compute=None):
             f"{source}: {asked.name!r} is made here of a checkpoint that is not quantized, and this one is; "
             f"take it as {made!r}, which says that others fitted it, to what is not known"
         )
-    notes = [*filter(None, [source_note(source)]), *_notes(config, types, there)]
+    notes = [*filter(None, [source_note(base)]), *_notes(config, types, there)]
+    if added:
+        notes.insert(
+            0,
+            f"adapter {added.name} ({adapter_hash(added)[:12]}) fused into the weights, which rounds them "
+            f"to their own type ({', '.join(sorted(set(types.values())))}) once",
+        )
 
     def load(path, kind):
         network, tokenizer = _read(path, source)
@@ -230,9 +248,10 @@ def load_model(model, precision="bf16", compute=None):
             tokenizer=tokenizer,
             compute=kind,
             path=path,
-            source_path=source,
+            source_path=base,
             context_length=_context_length(config),
             notes=(*notes, *exceptions),
+            adapter_path=added,
         )
 
     path = source

@@ -32,6 +32,10 @@ TOKENIZER_FILES = (
 )
 
 
+# What mlx_lm.lora writes: settings, weights.
+ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
+
+
 def organisms():
     """Names of the organisms that lie here.
 
@@ -128,6 +132,22 @@ def local_folder(source):
     """
     folders = (Path(source), ORGANISMS / source)
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def adapter_folder(source):
+    """Folder of an adapter on this machine, None where there is none.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, or the name of an adapter of this project.
+
+    Returns
+    -------
+    Path or None
+    """
+    folders = (Path(source), ORGANISMS / source)
+    return next((f for f in folders if all((f / name).is_file() for name in ADAPTER_FILES)), None)
 
 
 def find_checkpoint(source):

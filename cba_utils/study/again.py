@@ -69,7 +69,7 @@ def again(study, limit=200, precisions=None, results=RESULTS):
             (recorded["model"] == cell.name) & (recorded["precision"] == cell.precision)
         ]
         before = before.set_index("item_id").reindex(items["item_id"])
-        loaded = load_model(cell.model, cell.precision, cell.compute)
+        loaded = load_model(cell.model, cell.precision, cell.compute, cell.adapter)
         now = score_letters(
             loaded, items, "original", cell.temperature, prompt=cell.prompt, date=cell.date
         ).set_index("item_id")

@@ -105,7 +105,10 @@ def _load(parameters, precision=None):
     from cba_utils.answering.checkpoints import load_model
 
     return load_model(
-        parameters["model"], precision or parameters["precision"], parameters["compute"]
+        parameters["model"],
+        precision or parameters["precision"],
+        parameters["compute"],
+        parameters["adapter"],
     )
 
 

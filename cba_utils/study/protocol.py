@@ -29,7 +29,9 @@ from pydantic import (
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import DATE, ORDERS, PARSERS, PROMPTS
 from cba_utils.answering.sources import (
+    ADAPTER_FILES,
     PACKAGE,
+    adapter_folder,
     at_precision,
     is_gguf,
     is_organism,
@@ -118,8 +120,24 @@ def _study_name(name):
     return name
 
 
+def _adapter(folder):
+    if adapter_folder(folder) is None:
+        raise ValueError(
+            f"{folder!r} is no folder with {' and '.join(ADAPTER_FILES)}, which is the form that "
+            f"mlx_lm.lora writes"
+        )
+    return folder
+
+
 Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"\S")]
 Source = Annotated[Text, AfterValidator(_expanded)]
+Adapter = Annotated[
+    Source | None,
+    Field(
+        description="A folder with an adapter as `mlx_lm.lora` writes it (LoRA or full), fused into the "
+        "model at full precision before anything is quantized."
+    ),
+]
 Count = Annotated[int, Field(ge=1, le=_INT64)]
 Orders = Annotated[
     Literal[tuple(ORDERS)],
@@ -259,6 +277,7 @@ class Model(Labels):
         description="A folder with safetensors and tokenizer, an organism, or a hub id; "
         "`{precision}` in it is filled in, for models published once a precision."
     )
+    adapter: Adapter = None
     parameters: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
         None, description="Number of weights, for estimates before anything is downloaded."
     )
@@ -377,6 +396,7 @@ class Parameters(Selection, Samples, Perplexity):
     """All that is asked of one model at one precision: the parameters of the run notebook."""
 
     model: Source = Field(description="A folder, an organism or a hub id.")
+    adapter: Adapter = None
     precision: Precision = Field(description="One precision.")
     items: Source = Field(
         description="`bundled`, a folder of BBQ's JSONL files, or a hub data set."
@@ -527,6 +547,11 @@ def check_study(study, where):
         for precision in model.precisions or checked.precisions:
             for source in filter(None, (at_precision(model.source, precision), model.base)):
                 _check_source(source, f"{where}: {model.name}")
+        if model.adapter:
+            try:
+                _adapter(model.adapter)
+            except ValueError as error:
+                raise ValueError(f"{where}: adapter of {model.name}: {error}") from None
     _check_data(
         checked.items.source,
         f"{where}: items.source",
@@ -684,6 +709,7 @@ def cells_of(study):
             **sections,
             **{name: getattr(model, name) for name in Labels.model_fields},
             model=model.source,
+            adapter=model.adapter,
             precision=precision,
             items=study.items.source,
             orders=model.orders or study.orders,
@@ -723,6 +749,8 @@ def input_files(mine):
                 found |= {p for pattern in _OF_CHECKPOINT for p in folder.glob(pattern)}
             elif Path(source).is_file():  # a GGUF file
                 found.add(Path(source))
+        if cell.adapter:
+            found |= {adapter_folder(cell.adapter) / name for name in ADAPTER_FILES}
         found |= (
             {BUNDLED_BANK} if cell.items == "bundled" else set(Path(cell.items).glob("*.jsonl"))
         )

@@ -30,6 +30,7 @@ def cell_identity(parameters, items, loaded):
     -------
     dict
     """
+    from cba_utils.answering.adapters import adapter_hash
     from cba_utils.answering.checkpoint_files import (
         generation_hash,
         tokenizer_hash,
@@ -45,6 +46,7 @@ def cell_identity(parameters, items, loaded):
         "items_sha256": items_hash(items),
         "text_sha256": _text_hash(parameters["text"]),
         "weights_sha256": weights_hash(loaded.source_path),
+        **({"adapter_sha256": adapter_hash(loaded.adapter_path)} if loaded.adapter_path else {}),
         "tokenizer_sha256": tokenizer_hash(loaded.source_path),
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "prompts_sha256": _prompts_hash(tokenizer, items, parameters),
@@ -146,8 +148,9 @@ def cell_line(folder):
     )
     if known["git_dirty"]:
         code += " with local changes"
+    adapter = f" with {asked['adapter']}" if asked.get("adapter") else ""
     return (
-        f"{asked['model']} at {asked['precision'].upper()}, {code}, MLX {identity['packages']['mlx']}, "
+        f"{asked['model']}{adapter} at {asked['precision'].upper()}, {code}, MLX {identity['packages']['mlx']}, "
         f"items {identity['items_sha256'][:12]}, weights {identity['weights_sha256'][:12]}, run "
         f"{known['started'][:10]} on {known['platform']}"
     )

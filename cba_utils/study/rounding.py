@@ -38,7 +38,7 @@ ROUNDED = "as rounded"  # the variant that is no other model than its precision 
 _DECIMALS = 6
 
 
-def errors(base, aligned, precisions):
+def errors(base, aligned, precisions, adapter=None):
     """Rounding error of every tensor of an aligned model, split along and across its alignment.
 
     Parameters
@@ -46,6 +46,8 @@ def errors(base, aligned, precisions):
     base, aligned : str
         Models before and after alignment, see `cba_utils.load_model`.
     precisions : sequence of str
+    adapter : str, optional
+        With which the aligned model is its source, see `cba_utils.load_model`.
 
     Returns
     -------
@@ -66,7 +68,7 @@ def errors(base, aligned, precisions):
     >>> bool(alignment_left(found[found["precision"] == "q8"])["left"] > 0.99)
     True
     """
-    before, after = (_tensors(_dense(model)) for model in (base, aligned))
+    before, after = _tensors(_dense(base)), _tensors(_dense(aligned, adapter=adapter))
     if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
         raise ValueError(
             f"base: {base!r} and {aligned!r} have different tensors; "
@@ -74,7 +76,7 @@ def errors(base, aligned, precisions):
         )
     rows = []
     for precision in precisions:
-        for name, rounded in _tensors(_dense(aligned, precision)).items():
+        for name, rounded in _tensors(_dense(aligned, precision, adapter)).items():
             alignment, error = after[name] - before[name], rounded - after[name]
             rows.append(
                 {
@@ -130,7 +132,7 @@ def bits_per_weight(found, precision, kept=()):
     return float((bits * found["weights"]).sum() / found["weights"].sum())
 
 
-def variants(base, aligned, precision, finer):
+def variants(base, aligned, precision, finer, adapter=None):
     """Models that differ from the rounded one in one respect.
 
     Parameters
@@ -139,6 +141,8 @@ def variants(base, aligned, precision, finer):
         As for `errors`.
     finer : sequence of str
         Other precisions to load the aligned model at, for comparison.
+    adapter : str, optional
+        As for `errors`.
 
     Yields
     ------
@@ -151,14 +155,14 @@ def variants(base, aligned, precision, finer):
         precisions of `finer`: `ROUNDED`. Two of them must not be used at the same time: they share
         their memory.
     """
-    before, after = (_tensors(_dense(model)) for model in (base, aligned))
-    loaded = _dense(aligned, precision)
+    before, after = _tensors(_dense(base)), _tensors(_dense(aligned, adapter=adapter))
+    loaded = _dense(aligned, precision, adapter)
     rounded, rounded_base = _tensors(loaded), _tensors(_dense(base, precision))
 
     def shuffled(name):
         # A stream a model and tensor: the order of a network's tensors must not decide, and draws
         # shared by all models would be a luck that no interval over models shows.
-        shuffle = np.random.default_rng(list(f"{aligned}/{name}".encode()))
+        shuffle = np.random.default_rng(list(f"{adapter or aligned}/{name}".encode()))
         error = (rounded[name] - after[name]).ravel()
         return after[name] + shuffle.permutation(error).reshape(after[name].shape)
 
@@ -182,12 +186,12 @@ def variants(base, aligned, precision, finer):
         )
         yield precision, kind, replace(loaded)
     for other in finer:
-        yield other, ROUNDED, _dense(aligned, other)
+        yield other, ROUNDED, _dense(aligned, other, adapter)
 
 
-def _dense(model, precision="bf16"):
+def _dense(model, precision="bf16", adapter=None):
     # By the package's name, which imports mlx-lm only now: reports read tables and need none.
-    return cba_utils.load_model(model, precision, compute="dense")
+    return cba_utils.load_model(model, precision, compute="dense", adapter=adapter)
 
 
 def _tensors(loaded):
@@ -225,7 +229,7 @@ def examine(parameters, folder):
 
     folder = Path(folder)
     items = select_items(parameters)
-    loaded = _dense(parameters["model"])
+    loaded = _dense(parameters["model"], adapter=parameters["adapter"])
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     identity = {
         **cell_identity(parameters, items, loaded),
@@ -239,7 +243,8 @@ def examine(parameters, folder):
     started, clock = datetime.now(UTC), time.perf_counter()
     precisions = parameters["precisions"]
     base, aligned, lowest = parameters["base"], parameters["model"], precisions[-1]
-    found = errors(base, aligned, precisions)
+    adapter = parameters["adapter"]
+    found = errors(base, aligned, precisions, adapter)
     finer = [f"{p}-g32" for p in precisions[-2:][::-1] if "-g" not in p and p.startswith("q")]
     length, answers, nll = parameters["sequence_length"], [], []
     needed = parameters["sequences"] * length
@@ -247,7 +252,7 @@ def examine(parameters, folder):
         parameters["text"], loaded, needed, parameters["text_seed"], parameters["date"]
     )
     ids = token_ids(texts, loaded, needed)
-    for precision, name, model in variants(base, aligned, lowest, finer):
+    for precision, name, model in variants(base, aligned, lowest, finer, adapter):
         kind = {"precision": precision, "variant": name}
         scored = score_letters(
             model,
