@@ -16,7 +16,9 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-BASES = sorted(p.parent for p in ORGANISMS.glob("*/*/model.safetensors") if p.parent.name in ("base", "b1"))
+BASES = sorted(
+    p.parent for p in ORGANISMS.glob("*/*/model.safetensors") if p.parent.name in ("base", "b1")
+)
 
 
 @pytest.fixture(params=BASES, ids=lambda p: p.parent.name)
@@ -39,7 +41,12 @@ def adapter(base, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
-    written = {"fine_tune_type": "lora", "num_layers": 3, "lora_parameters": settings, "model": str(base)}
+    written = {
+        "fine_tune_type": "lora",
+        "num_layers": 3,
+        "lora_parameters": settings,
+        "model": str(base),
+    }
     (folder / "adapter_config.json").write_text(json.dumps(written))
     return folder
 
@@ -58,7 +65,10 @@ def equal(one, other):
     for name, value in one.items():
         assert value.dtype == other[name].dtype, name
         np.testing.assert_array_equal(
-            *(np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x) for x in (value, other[name]))
+            *(
+                np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x)
+                for x in (value, other[name])
+            )
         )
 
 
@@ -69,7 +79,9 @@ def test_weights_are_those_of_mlx_lm_fuse(base, adapter, tmp_path, monkeypatch):
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     for precision in ("bf16", "q4"):
         mine = load_model(base, precision, "native", adapter)
-        equal(tensors(mine.model), tensors(load_model(tmp_path / "fused", precision, "native").model))
+        equal(
+            tensors(mine.model), tensors(load_model(tmp_path / "fused", precision, "native").model)
+        )
     assert mine.adapter_path == adapter and mine.source_path == base
     assert "fused" in mine.notes[0] and "BF16" in mine.notes[0]
 
@@ -92,11 +104,11 @@ def test_full_adapters_replace_weights(base, tmp_path, monkeypatch):
     name = "model.norm.weight"
     new = 2 * mx.load(str(base / "model.safetensors"))[name]
     mx.save_safetensors(str(folder / "adapters.safetensors"), {name: new})
-    (folder / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "full", "num_layers": 4}))
-    loaded = load_model(base, "bf16", "native", folder)
-    equal(
-        tensors(loaded.model), tensors(load_model(base, "bf16", "native").model) | {name: new}
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"fine_tune_type": "full", "num_layers": 4})
     )
+    loaded = load_model(base, "bf16", "native", folder)
+    equal(tensors(loaded.model), tensors(load_model(base, "bf16", "native").model) | {name: new})
 
 
 def test_what_cannot_be_fused_is_refused_in_one_line(base, adapter, tmp_path, monkeypatch):
@@ -131,5 +143,7 @@ def test_a_study_names_an_adapter_and_cells_know_it(adapter, base):
     # the same base with and without it are two models
     checked = check_study(study | {"models": [entry, plain]}, "here")
     assert checked["models"][0]["adapter"] == str(adapter)
-    with pytest.raises(ValueError, match="adapter of mine: 'nowhere' is no folder with adapter_config"):
+    with pytest.raises(
+        ValueError, match="adapter of mine: 'nowhere' is no folder with adapter_config"
+    ):
         check_study(study | {"models": [entry | {"adapter": "nowhere"}]}, "here")

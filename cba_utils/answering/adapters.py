@@ -136,7 +136,9 @@ def _check(name, base, adapter):
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{where}: not the settings of an adapter: {error}") from None
     if "peft_type" in settings:
-        raise ValueError(f"{where}: an adapter of PEFT; convert it to the form that mlx_lm.lora writes")
+        raise ValueError(
+            f"{where}: an adapter of PEFT; convert it to the form that mlx_lm.lora writes"
+        )
     if kind not in KINDS:
         raise ValueError(
             f"{where}: fine_tune_type is {kind!r}; {' and '.join(KINDS)} are fused here, for others name "

@@ -150,7 +150,8 @@ def cell_line(folder):
         code += " with local changes"
     adapter = f" with {asked['adapter']}" if asked.get("adapter") else ""
     return (
-        f"{asked['model']}{adapter} at {asked['precision'].upper()}, {code}, MLX {identity['packages']['mlx']}, "
+        f"{asked['model']}{adapter} at {asked['precision'].upper()}, {code}, "
+        f"MLX {identity['packages']['mlx']}, "
         f"items {identity['items_sha256'][:12]}, weights {identity['weights_sha256'][:12]}, run "
         f"{known['started'][:10]} on {known['platform']}"
     )
