@@ -169,10 +169,8 @@ for _name, _title in OUTCOMES.items():
 
 
 def _logs(answers):
-    """Ambiguous items in their original order: log-probability of each role at temperature 1."""
-    shown = answers[
-        (answers["order"] == ORIGINAL) & (answers["context_condition"] == "ambig")
-    ].reset_index(drop=True)
+    """Ambiguous items: log-probability of each role at temperature 1."""
+    shown = answers[answers["context_condition"] == "ambig"].reset_index(drop=True)
     each = role_of_letters(shown)
     with np.errstate(divide="ignore"):
         logs = np.log(each[[f"p_{role}" for role in ROLES]].to_numpy(float))
@@ -186,13 +184,15 @@ def margins(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     -------
     DataFrame
         One row a cell, item and kind of ``margin``: ``y`` at the precision and ``x`` at the reference.
-        Both are between the same two roles, those that the reference chose.
+        Both are between the same two roles, those that the reference chose. Log-probabilities are means
+        over the item's option orders: over balanced ones a preference for a letter cancels.
     """
     shown, logs = _logs(answers)
     keys, at = study_columns(shown), "precision"
-    cell = [c for c in keys if c != at]
-    table = shown[[*keys, *item_columns(shown)]].copy()
+    cell, unit = [c for c in keys if c != at], [*keys, *item_columns(shown)]
+    table = shown[unit].copy()
     table[ROLES] = logs
+    table = table.groupby(unit, observed=True, dropna=False, sort=False)[ROLES].mean().reset_index()
     before = table.loc[table[at] == reference, [*cell, "item_id", *ROLES]]
     pairs = table[table[at] != reference].merge(
         before, on=[*cell, "item_id"], suffixes=("", "_ref"), validate="many_to_one"
@@ -294,14 +294,15 @@ def predictions(
     <outcome>_shrinkage_over_noise
         The error of shrinkage alone less that of noise alone.
 
-    An answer that is no letter keeps BF16's probability.
+    Answers are those to the original order, which the five draws saw. How often one is no letter is
+    taken from the precision itself: the accounts say which letter it is otherwise.
 
     Raises
     ------
     ValueError
         If all items are of one template.
     """
-    shown, logs = _logs(answers)
+    shown, logs = _logs(answers[answers["order"] == ORIGINAL])
     if shown["template_id"].nunique() < 2:
         raise ValueError(
             "a prediction out of sample needs items of at least two question templates; all ambiguous "
@@ -321,7 +322,7 @@ def predictions(
                 continue
             was = place.loc[now["item_id"]].to_numpy()
             at = now.index.to_numpy()
-            said = 1 - warm["p_other"].to_numpy()[was]
+            said = 1 - warm["p_other"].to_numpy()[at]
             table = now[[*study_columns(now), *item_columns(now)]].copy()
             p, q = (warm["p_stereotyped"].to_numpy()[rows] for rows in (was, at))
             x, y = (_centred(logs[rows]) for rows in (was, at))

@@ -769,3 +769,77 @@ def forest(frame, section, label, told, title):
         axes.set_xlabel(title)
         figure.legend(loc="outside upper left", ncols=len(precisions))
         return figure
+
+
+# Margins and drift
+
+
+def plain_numbers(figure):
+    """The same figure with numbers on its vertical axes that are no percentages."""
+    for axes in figure.axes:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.3g}".replace("-", "−"))
+    return figure
+
+
+def dots(frame, rows, by, panels, label, series="family", line=0.0, percentages=True):
+    """Estimates with intervals along one axis: a panel a level of ``by``, a row a measure.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy estimates.
+    rows : mapping of measure to str
+        The rows from top to bottom.
+    by : str
+    panels : mapping of level to str
+        The panels' titles, from top to bottom.
+    label : str
+        Of the horizontal axis.
+    series : str
+        The column whose levels are drawn beside each other in a row.
+    line : float
+        Where a dashed line stands.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"family": ["a", "b"], "precision": "q3", "measure": "srs",
+    ...                       "estimate": [0.1, 0.2], "low": 0.0, "high": 0.3})
+    >>> len(dots(frame, {"srs": "SRS"}, "precision", {"q3": "At Q3"}, "rate").axes)
+    1
+    """
+    places = {measure: k for k, measure in enumerate(rows)}
+    looks = _look(list(dict.fromkeys(frame[series])))
+    with style():
+        figure, axes = _panels(len(panels), 0.5 + 0.36 * len(rows))
+        for panel, (level, title) in zip(axes, panels.items(), strict=True):
+            shown = frame[(frame[by] == level) & frame["measure"].isin(places)]
+            for k, (name, look) in enumerate(looks.items()):
+                part = shown[shown[series] == name]
+                reach = [part["estimate"] - part["low"], part["high"] - part["estimate"]]
+                panel.errorbar(
+                    part["estimate"],
+                    part["measure"].map(places) + 0.22 * (k - (len(looks) - 1) / 2),
+                    xerr=np.clip(np.nan_to_num(reach), 0, None),
+                    markersize=4.5,
+                    capsize=2.5,
+                    elinewidth=1.2,
+                    label=called(name) if panel is axes[0] else None,
+                    **{**look, "linestyle": "none"},
+                )
+            panel.axvline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+            panel.set_yticks(list(places.values()), [fill(text, 22) for text in rows.values()])
+            panel.set_ylim(len(rows) - 0.4, -0.6)
+            panel.grid(axis="x")
+            panel.grid(axis="y", visible=False)
+            panel.tick_params(axis="y", length=0)
+            panel.set_title(title)
+        axes[-1].xaxis.set_major_locator(MaxNLocator(5))
+        if percentages:
+            axes[-1].xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}%".replace("-", "−"))
+        else:
+            axes[-1].xaxis.set_major_formatter(lambda x, _: f"{x:.4g}".replace("-", "−"))
+        axes[-1].set_xlabel(label)
+        figure.legend(loc="outside upper left", ncols=2 if len(looks) > 3 else 1)
+        return figure

@@ -493,7 +493,7 @@ def cell_summary(shares, title=""):
         return figure
 
 
-def alt_text(what, estimates, measure, by="family"):
+def alt_text(what, estimates, measure, by="family", text=percent):
     r"""A sentence that says what a figure by precision shows, numbers included.
 
     Examples
@@ -508,15 +508,15 @@ def alt_text(what, estimates, measure, by="family"):
     parts = []
     for name, group in rows.groupby(by, sort=True):
         group = group.set_index("precision")["estimate"]
-        values = [f"{p.upper()} {percent(group[p])}" for p in _precisions(rows) if p in group]
+        values = [f"{p.upper()} {text(group[p])}" for p in _precisions(rows) if p in group]
         parts.append(f"{name} {', '.join(values)}")
     return f"{what}: {'; '.join(parts)}."
 
 
-def told(what, frame, measure, by="family"):
+def told(what, frame, measure, by="family", text=percent):
     """Alt text of one measure, without the cells in which it is not defined."""
     rows = frame[(frame["measure"] == measure) & frame["estimate"].notna()]
-    return alt_text(what, rows, measure, by) if len(rows) else f"{what}: nothing to show."
+    return alt_text(what, rows, measure, by, text) if len(rows) else f"{what}: nothing to show."
 
 
 def alt_shares(shares):
