@@ -40,7 +40,7 @@ def reference_identity(parameters, source_at):
     """
     from cba_utils.answering.checkpoint_files import read_config, tokenizer_hash, weights_hash
 
-    if not parameters["drift"]:
+    if not parameters.get("drift"):  # the rounding notebook has no such parameter
         return None
     try:
         mine, source = source_at(parameters["precision"]), source_at(REFERENCE)
