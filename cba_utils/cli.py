@@ -179,8 +179,12 @@ def _parser():
     )
     one.add_argument("result", help="the folder of a gate, or its gate.json")
     one.add_argument("card", help="README.md of the model; it is made if there is none")
-    one = verb(_compare, "Two studies that were run, side by side", "cba compare organisms smoke")
-    one.add_argument("a", help="name of a study")
+    one = verb(
+        _compare,
+        "Two studies or recipes, paired where they asked the same",
+        "cba compare recipes:q4 recipes:q4-gptq-scenes",
+    )
+    one.add_argument("a", help="name of a study, or study:precision")
     one.add_argument("b", help="name of another")
     one = verb(
         _rehearse,

@@ -30,6 +30,7 @@ from cba_utils.answering.items import load_items
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import DATE, ORDERS, named
 from cba_utils.measures.controls import lean, own_odds
+from cba_utils.measures.frames import of_version
 from cba_utils.measures.measure import measure
 from cba_utils.measures.rates import paired_differences
 from cba_utils.measures.transitions import placebo
@@ -189,7 +190,7 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier run said is not what this one says, if it ends early.
     (out / "gate.json").unlink(missing_ok=True)
-    items = load_items(asked.source, asked.categories, "both")
+    items = of_version({"items": load_items(asked.source, asked.categories, "both")})["items"]
     items = items.iloc[np.random.default_rng(0).permutation(len(items))].reset_index(drop=True)
     sides = {reference: (model, reference), precision: (quantized or model, precision)}
     at_most = min(asked.most, len(items))
