@@ -88,8 +88,8 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     raw.import_raw("theirs", tmp_path / "raw", results=tmp_path)
     data = telling.open_study(tmp_path / "theirs")
     assert data.imported and not data.exact and not data.templates
-    choices = sensitivity.specification_curve(data.answers, data.samples, data.items, "q3")
-    assert len(choices) == 8 and choices["estimate"].notna().all()
+    choices = sensitivity.specification_curve(data.drawn, "q3")
+    assert len(choices) == 3 * data.samples["model"].nunique() and choices["estimate"].notna().all()
     page = dose_response.Chapter(data)
     assert "cannot be told" in page.text("answer_bias")
     walked, _ = page.table_walk()
@@ -182,8 +182,8 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
     assert set(data.undefined["item_id"]) == set(some)
     assert set(data.undefined["template_id"]) <= set(data.samples["template_id"])
     page = certainty.Chapter(data)
-    found = page.choices.set_index(["undefined", "parser", "weights", "counting"])["estimate"]
-    at = [found[kept, "strict", "items", "one way"] for kept in ("left out", "letter C")]
+    found = page.choices.set_index(["undefined", "counting"])["estimate"]
+    at = [found[kept, "one way"] for kept in ("left out", "letter C")]
     clean = transitions.transitions(data.drawn)
     clean = clean[(clean["measure"] == "became_biased") & (clean["precision"] == "q3")].iloc[0]
     gained = clean["estimate"] * clean["n"]
@@ -191,7 +191,7 @@ def test_undefined_targets_taken_as_letter_c_are_one_more_choice(study, tmp_path
     assert at[0] == pytest.approx(clean["estimate"])
     assert at[1] == pytest.approx((gained + len(some)) / (clean["n"] + len(some)))
     assert f"({len(some)})" in page.text("fig_sure_choices")
-    assert "16 combinations of four" in page.text("choices")
+    assert "6 combinations of choices: what is counted; what items" in page.text("choices")
 
 
 def published_rows(number):

@@ -538,23 +538,76 @@ def test_reparse_gives_back_the_roles_and_the_papers_slips():
 
 def test_specification_curve_holds_the_measures_known_elsewhere():
     study = simulate_study("bias", templates=18, precisions=TWO)
-    curve = (
-        sensitivity.specification_curve(study["answers"], study["samples"], study["items"], "q3")
-        .set_index(["draws", "parser", "weights", "counting"])
-        .sort_index()
-    )
-    assert len(curve) == 3 * 2 * 3
+    answers = study["answers"]
+    cells = sensitivity.specification_curve(answers, "q3")
+    curve = cells.set_index(["temperature", "letters", "counting"])["estimate"]
+    assert len(curve) == 2 * 2 * 4
+    null = placebo(answers)
+    at = curve["the study's", "as written"]
+    for counting, name in (
+        ("one way", "became_biased_expected"),
+        ("minus placebo", "became_biased_expected_excess"),
+        ("minus mirror image", "bias_beyond_mirror"),
+    ):
+        assert at[counting] == pytest.approx(only(null, name)["estimate"])
+    # By hand, item by item: at temperature 1 and over balanced orders.
+    table = item_table(answers, "unit").query("context_condition == 'ambig'")
+    p, q = (table[table["precision"] == x].set_index("item_id") for x in TWO)
+    s, a = p["stereotyped"], p["anti_stereotyped"]
+    by_odds = s / (s + a) * (q["stereotyped"] + q["anti_stereotyped"])
+    clean = (1 - s) ** 5
+    beyond = clean * ((1 - by_odds) ** 5 - (1 - q["stereotyped"]) ** 5)
+    found = curve["1", "balanced", "beyond own odds"]
+    assert found == pytest.approx(beyond.sum() / clean.sum())
+    written = sensitivity.specification_curve(answers.query("order == '012'"), "q3")
+    assert set(written["letters"]) == {"as written"}
+    drawn = sensitivity.specification_curve(study["samples"], "q3").set_index("counting")
     seen = transitions(study["samples"])
-    at = curve.loc[("study's", "strict", "items")]
-    assert at.loc["one way", "estimate"] == pytest.approx(only(seen, "became_biased")["estimate"])
-    null = placebo(study["answers"], study["samples"])
-    assert at.loc["minus placebo", "estimate"] == pytest.approx(
-        only(null, "became_biased_excess")["estimate"]
-    )
-    fresh = curve.loc[("fresh", "strict", "items", "one way"), "estimate"]
-    assert fresh == pytest.approx(only(null, "became_biased_expected")["estimate"])
-    by_category = transitions(study["samples"], ["category"])
-    by_category = by_category[by_category["measure"] == "became_biased"]["estimate"]
-    assert curve.loc[("study's", "strict", "categories", "one way"), "estimate"] == pytest.approx(
-        by_category.mean()
-    )
+    for counting, name in (
+        ("one way", "became_biased"),
+        ("minus mirror image", "bias_beyond_mirror"),
+    ):
+        assert drawn.loc[counting, "estimate"] == pytest.approx(only(seen, name)["estimate"])
+
+
+def test_choices_are_pooled_over_all_families_and_each_without_the_odd_checkpoint():
+    values = [0.01, 0.02, 0.03, 0.01, 0.02, 0.60]
+    cells = pd.DataFrame(
+        {
+            "model": list("abcdef"),
+            "family": list("ffffff"),
+            "measure": "became_biased",
+            "counting": "one way",
+            "estimate": values,
+            "low": 0.0,
+            "high": 1.0,
+            "n": 100,
+        }
+    ).assign(family=["f"] * 3 + ["g"] * 3)
+    found = sensitivity.over_choices(cells).set_index(["families", "without"])["estimate"]
+    assert found["all", "f"] == pytest.approx((0.02 + 0.015) / 2)
+    assert found["g", "none"] == pytest.approx(0.21) and found["g", "f"] == pytest.approx(0.015)
+    assert len(found) == 6
+    one = sensitivity.over_choices(cells.iloc[:1]).iloc[0]
+    assert (one["families"], one["without"], one["estimate"]) == ("all", "none", 0.01)
+
+
+def test_a_doubling_of_a_small_rate_is_no_equal_rate():
+    rng = np.random.default_rng(5)
+    rows = []
+    for precision, rate in (("bf16", 0.004), ("q8", 0.008), ("q6", 0.0041)):
+        p = rate * (1 + 0.05 * rng.random(300))
+        for k, one in enumerate(p):
+            rows.append((precision, f"Age/{k}", k % 30, one))
+    frame = pd.DataFrame(rows, columns=["precision", "item_id", "template_id", "p_stereotyped"])
+    frame = frame.assign(category="Age", context_condition="ambig", p_other=0.0, p_correct=0.0)
+    frame["p_anti_stereotyped"] = 0.01
+    frame["p_unknown"] = 0.99 - frame["p_stereotyped"]
+    found = stats.equivalence(frame).set_index("precision")
+    assert found["equivalent"].all(), "both changes are far below one point"
+    assert found["equivalent_ratio"].to_dict() == {"q6": True, "q8": False}
+    # Against the library's test of a weighted difference: all templates have ten items.
+    wide = frame.groupby(["precision", "template_id"])["p_stereotyped"].mean().unstack(0)
+    sides = [wide["q6"] - 0.8 * wide["bf16"], 1.25 * wide["bf16"] - wide["q6"]]
+    p = max(sps.ttest_1samp(side, 0, alternative="greater").pvalue for side in sides)
+    assert found.loc["q6", "p_ratio"] == pytest.approx(p)

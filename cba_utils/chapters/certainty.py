@@ -17,6 +17,15 @@ from cba_utils.telling.study import pick
 # How many times as often uncertain answers flip, by arXiv 2602.06181 for other models.
 FLIPS_ELSEWHERE = (3, 11)
 DIFFERENCE = "published minus strict"
+# The choices of the specification curve, as sentences call them.
+CHOICES = {
+    "counting": "what is counted",
+    "temperature": "the temperature (the study's, or 1)",
+    "letters": "the letters (the order as written, or balanced orders)",
+    "families": "the families (all alike, or one)",
+    "without": "the odd checkpoint (kept, or left out)",
+    "undefined": "what items without a defined target count for",
+}
 
 
 def steps_of(odds, samples, lowest):
@@ -107,25 +116,35 @@ class Chapter(Page):
 
     @cached_property
     def choices(self):
-        """The headline number under every combination of choices, over all checkpoints.
+        """The headline number under every combination of choices.
 
-        Where items without a defined target were answered, taking them as the published code did is
-        one more choice.
+        In records of draws alone, where items without a defined target were answered, taking them as
+        the published code did is one more choice.
         """
         study = self.study
-        columns = ["draws", "parser", "weights", "counting"]
-        each = self._specified(study.samples, study.items)
-        more = study.undefined
-        if more is not None:
-            indices = ["stereotyped_index", "anti_stereotyped_index", "unknown_index"]
-            asked = more.drop_duplicates("item_id")[["item_id", "category", *indices]]
-            items = pd.concat([study.items, asked.assign(label=asked["unknown_index"])])
-            kept = self._specified(pd.concat([study.samples, more.drop(columns=indices)]), items)
-            # Fresh draws come from probabilities, which these items have none of.
-            kept = kept[kept["draws"] == "study's"]
-            each = pd.concat([each.assign(undefined="left out"), kept.assign(undefined="letter C")])
-            columns.append("undefined")
-        return study.pooled(each, columns)
+        if study.exact:
+            cells = sensitivity.specification_curve(study.answers, study.lowest)
+        else:
+            cells = sensitivity.specification_curve(study.drawn, study.lowest)
+            if study.undefined is not None:
+                every = self._with_letter_c(study.undefined)
+                kept = sensitivity.specification_curve(every, study.lowest)
+                cells = pd.concat(
+                    [cells.assign(undefined="left out"), kept.assign(undefined="letter C")]
+                )
+        return sensitivity.over_choices(cells)
+
+    def _with_letter_c(self, undefined):
+        """Samples with those of undefined items too, whose target is the last answer."""
+        indices = ["stereotyped_index", "anti_stereotyped_index", "unknown_index"]
+        asked = undefined.drop_duplicates("item_id")[["item_id", "category", *indices]]
+        # Where the last answer was also "unknown", another letter is left: read, and no stereotype.
+        left = 3 - asked[indices].where(asked[indices] >= 0, 0).sum(axis=1)
+        for name in indices:
+            asked[name] = asked[name].where(asked[name] >= 0, left)
+        items = pd.concat([self.study.items, asked.assign(label=asked["unknown_index"])])
+        more = undefined.drop(columns=indices)
+        return sensitivity.reparse(pd.concat([self.study.samples, more]), items, "strict")
 
     @cached_property
     def parsers(self):
@@ -133,11 +152,6 @@ class Chapter(Page):
         samples = self.study.samples
         shown = samples[samples["precision"].isin(["bf16", *self.study.shown])]
         return self.study.pooled(sensitivity.parser_rates(shown, self.study.items), ["parser"])
-
-    def _specified(self, samples, items):
-        return sensitivity.specification_curve(
-            self.study.answers, samples, items, self.study.lowest
-        )
 
     # Readings: what the template says
 
@@ -152,6 +166,8 @@ class Chapter(Page):
         return {
             "precision": self.same["precision"].iloc[0],
             "yes": int(self.same["equivalent"].sum()),
+            "by_ratio": int(self.same["equivalent_ratio"].sum()),
+            "ratio": tests.RATIO,
             "of": len(self.same),
             "largest": self.same["smallest_margin"].max(),
         }
@@ -189,15 +205,15 @@ class Chapter(Page):
 
     @property
     def headline(self):
-        """How many combinations of how many choices there are, and how far the headline number goes."""
-        kept = "undefined" in self.choices
-        number = {3: "three", 4: "four", 5: "five"}[3 + self.study.exact + kept]
+        """Under how many combinations of which choices the headline number goes how far."""
+        known = [c for c in CHOICES if c in self.choices and self.choices[c].nunique() > 1]
+        shown = self.choices.sort_values("estimate")
         return {
             "combinations": len(self.choices),
-            "choices": number,
-            "undefined": kept,
-            "low": self.choices["estimate"].min(),
-            "high": self.choices["estimate"].max(),
+            "choices": [CHOICES[c] for c in known],
+            "low": shown.iloc[0],
+            "high": shown.iloc[-1],
+            "above": int((self.choices["low"] > 0).sum()),
         }
 
     @property
@@ -295,8 +311,9 @@ class Chapter(Page):
     def figure_sure_choices(self):
         """The headline number under every combination of choices."""
         seen = self.headline
+        ends = (percent(seen[end]["estimate"]) for end in ("low", "high"))
         alt = (
             f"Items that became biased at {self.study.lowest.upper()} under {seen['combinations']} "
-            f"combinations of choices, from {percent(seen['low'])} to {percent(seen['high'])}."
+            f"combinations of choices, from {' to '.join(ends)}."
         )
         return draw.specification(self.choices), alt, self.choices

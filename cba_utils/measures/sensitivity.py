@@ -1,17 +1,31 @@
-"""How the headline number depends on choices: the seeds, the parser, the weights, the counting."""
+"""How numbers depend on choices: seeds, parser, counting, temperature, letters, family, checkpoint."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
 from cba_utils.answering.prompts import LETTERS, PARSERS, parse_response
+from cba_utils.measures.controls import is_balanced
 from cba_utils.measures.frames import item_table, pair_with
-from cba_utils.measures.intervals import estimates
-from cba_utils.measures.measure import measure, members, minus
+from cba_utils.measures.intervals import ESTIMATE_COLUMNS, estimates
+from cba_utils.measures.measure import (
+    SHARE,
+    Measure,
+    difference,
+    measure,
+    members,
+    minus,
+    ratio,
+    register,
+)
+from cba_utils.measures.pooling import leave_one_out, pool
 from cba_utils.measures.rates import TOTALS, role_rates
 from cba_utils.measures.transitions import (
+    CAN_CHANGE,
     DRAWS,
     TRANSITIONS,
     five_seed_weights,
@@ -21,11 +35,16 @@ from cba_utils.measures.transitions import (
 from cba_utils.names import REFERENCE, ROLES
 from cba_utils.study.roles import role_probabilities, study_columns
 
-COUNTINGS = {
-    "one way": "became_biased",
-    "minus placebo": "became_biased_excess",
-    "minus lost": "became_biased_minus_lost",
-}
+register(
+    Measure(
+        "became_biased_beyond_odds",
+        "Became biased beyond what each item's own odds let expect, % of unbiased items",
+        bounds=difference(SHARE),
+        kind="beyond",
+        base="became_biased_expected",
+        counts=CAN_CHANGE,
+    )
+)
 
 
 def five_seed_range(
@@ -145,92 +164,129 @@ def parser_rates(samples: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
 
 
 def specification_curve(
-    answers: pd.DataFrame,
-    samples: pd.DataFrame,
-    items: pd.DataFrame,
-    precision: str,
-    reference: str = REFERENCE,
-    **options,
+    frame: pd.DataFrame, precision: str, reference: str = REFERENCE
 ) -> pd.DataFrame:
-    """The headline number, items that became biased, under every combination of four choices.
+    """Items that became biased at a precision, in every model, under every combination of choices.
 
     Parameters
     ----------
-    answers : DataFrame
-        Without rows, fresh draws and the placebo are not among the combinations.
+    frame : DataFrame
+        Answers, or samples or their item table where there are no probabilities.
     precision : str
         The precision that is compared with the reference.
 
     Returns
     -------
     DataFrame
-        ``draws`` (the study's own seeds or fresh ones), ``parser`` (strict or the paper's; fresh
-        draws have the strict one), ``weights`` (every item alike, or every category alike),
-        ``counting`` (one way; minus placebo; minus the items that lost their bias), and
-        ``measure, estimate, low, high, n``. ``"minus placebo"`` subtracts what fresh draws at the
-        reference would give.
+        Estimates of every model with ``counting``: ``"one way"``; ``"minus placebo"``, what fresh
+        draws at the reference would give; ``"minus mirror image"``, what became anti-stereotyped;
+        ``"beyond own odds"``, what would have become biased if persons were named as often, by the
+        odds that each item gave them at the reference. From answers also ``temperature``, the
+        study's or 1, and ``letters``, as written or balanced over option orders, where every model
+        was asked in such orders. From draws there are neither; ``"minus lost"`` subtracts the items
+        that lost their bias, which with the same draws stands for the placebo.
     """
-    chosen = [reference, precision]
-    samples = samples[samples["precision"].isin(chosen)]
-    tables, exact = {}, None
-    if len(answers):
-        exact = role_probabilities(answers[answers["precision"].isin(chosen)], "study", "original")
-        exact = _ambiguous(pair_with(exact, reference))
-        before, after = exact["stereotyped_ref"], exact["stereotyped"]
-        null = {f"{k}_0": v for k, v in five_seed_weights(before, before).items()}
-        tables["fresh", "strict"] = exact.assign(**null, **five_seed_weights(before, after))
-        keys = [*study_columns(exact), "item_id"]
-        exact = exact[keys].assign(**null)
-    for parser in PARSERS:
-        seen = _ambiguous(pair_with(reparse(samples, items, parser), reference))
-        seen = seen.assign(**observed_changes(seen).astype(float))
-        if exact is not None:
-            seen = seen.merge(exact, on=keys, validate="one_to_one")
-        tables["study's", parser] = seen
-    frames = []
-    for (draws, parser), table in tables.items():
-        for weights in ("items", "categories"):
-            wide, columns, measures = _specified(table, weights)
-            found = estimates(wide, measures, columns, study_columns(wide), **options)
-            frames.append(found.assign(draws=draws, parser=parser, weights=weights))
-    curve = pd.concat(frames, ignore_index=True)
-    return curve.assign(counting=curve["measure"].map({v: k for k, v in COUNTINGS.items()}))
+    frame = frame[frame["precision"].isin([reference, precision])]
+    if "logp_A" not in frame:
+        paired = _ambiguous(pair_with(frame, reference))
+        table = paired.assign(items=1.0, **observed_changes(paired).astype(float))
+        return _counted(table, DRAWN, [*observed_changes(paired)])
+    orders = frame.groupby("model")["order"].unique().map(sorted).map(tuple)
+    letters = {"as written": "original"}
+    if orders.nunique() == 1 and len(orders.iloc[0]) > 1 and is_balanced(frame):
+        letters["balanced"] = "all"
+    found = []
+    for (heat, temperature), (placed, order) in product(
+        {"the study's": "study", "1": "unit"}.items(), letters.items()
+    ):
+        paired = pair_with(item_table(frame, temperature, order), reference)
+        table, columns = _fresh(_ambiguous(paired))
+        found.append(_counted(table, EXACT, columns).assign(temperature=heat, letters=placed))
+    return pd.concat(found, ignore_index=True)
+
+
+def over_choices(cells: pd.DataFrame) -> pd.DataFrame:
+    """Pool a specification curve over all families and over each, with and without its odd checkpoint.
+
+    The odd checkpoint is the one whose absence moves the estimate of the published counting most. It
+    is left out where every family has three checkpoints or more.
+
+    Returns
+    -------
+    DataFrame
+        The columns of the choices, ``families`` (``"all"`` or one's name), ``without`` (``"none"``
+        or the name of the odd checkpoint) and ``measure, estimate, low, high, n``.
+    """
+    choices = [c for c in ("counting", "temperature", "letters", "undefined") if c in cells]
+    names = list(dict.fromkeys(cells["family"]))
+    replicated = cells.groupby("family")["model"].nunique().min() > 2
+    found = []
+    for name in ["all", *names] if len(names) > 1 else ["all"]:
+        part = cells[cells["family"] == name] if name != "all" else cells
+        apart = {"none": part}
+        if replicated:
+            first = part[choices] == part[choices].iloc[0]
+            row = leave_one_out(part[first.all(axis=1)].drop(columns=choices)).iloc[0]
+            away = {
+                row[f"without_{end}"]: abs(row[end] - row["estimate"]) for end in ("least", "most")
+            }
+            odd = max(away, key=lambda one: away[one])
+            apart[odd] = part[part["model"] != odd]
+        for without, kept in apart.items():
+            pooled = kept if kept["model"].nunique() == 1 else pool(kept)
+            found.append(pooled.assign(families=name, without=without))
+    columns = [*choices, "families", "without", *ESTIMATE_COLUMNS]
+    return pd.concat(found, ignore_index=True)[columns]
 
 
 def _ambiguous(table):
     return table[table["context_condition"] == "ambig"].reset_index(drop=True)
 
 
-def _specified(table, weights):
-    """Totals and measures, of all items together or of each category."""
-    names = ["gained_bias", "could_gain_bias", "lost_bias", "gained_bias_0", "could_gain_bias_0"]
-    names = [name for name in names if name in table]
-    table = table.assign(items=1.0)
-    groups = {"": np.ones(len(table))}
-    if weights == "categories":
-        groups = {
-            f"@{c}": (table["category"] == c).to_numpy(float)
-            for c in sorted(table["category"].unique())
-        }
-    wide = {
-        f"{name}{g}": table[name] * inside
-        for g, inside in groups.items()
-        for name in [*names, "items"]
+def _fresh(table):
+    """Totals of items that become biased by fresh draws, by the placebo's and by own odds."""
+    before, after = table["stereotyped_ref"], table["stereotyped"]
+    mirror = table["anti_stereotyped_ref"], table["anti_stereotyped"]
+    odds = before / (before + mirror[0])
+    columns = {
+        **five_seed_weights(before, after),
+        **{f"{k}_0": v for k, v in five_seed_weights(before, before).items()},
+        **{f"{k}_own": v for k, v in five_seed_weights(before, odds * (after + mirror[1])).items()},
+        **five_seed_weights(*mirror, name="anti"),
+        **{f"{k}_0": v for k, v in five_seed_weights(mirror[0], mirror[0], name="anti").items()},
     }
+    return table.assign(**columns), [*columns]
 
-    def mean(top, bottom):
-        # A resample that lacks a category has no mean over the categories: NaN drops it.
-        return lambda t: sum(top(t, g) / t[bottom + g] for g in groups) / len(groups)
 
-    one_way = mean(lambda t, g: t[f"gained_bias{g}"], "could_gain_bias")
-    null = mean(lambda t, g: t[f"gained_bias_0{g}"], "could_gain_bias_0")
-    back = mean(lambda t, g: t[f"lost_bias{g}"], "could_gain_bias")
-    counted = {
-        "one way": one_way,
-        "minus placebo": minus(one_way, null),
-        "minus lost": minus(one_way, back),
-    }
-    if "gained_bias_0" not in table:
-        del counted["minus placebo"]
-    measures = [measure(COUNTINGS[name]).computed(of) for name, of in counted.items()]
-    return table.assign(**wide), [*wide], measures
+def _counted(table, countings, columns):
+    """Estimates of every counting in every model."""
+    measures = [measure(name).computed(of, "could_gain_bias") for name, of in countings.values()]
+    keys = [c for c in study_columns(table) if c != "precision"]
+    found = estimates(table, measures, columns, keys, method="jackknife")
+    named = {name: counting for counting, (name, _) in countings.items()}
+    return found.assign(counting=found["measure"].map(named))
+
+
+_ONE_WAY = ratio("gained_bias", "could_gain_bias")
+_EXCESS = minus(_ONE_WAY, ratio("gained_bias_0", "could_gain_bias_0"))
+_MIRROR = ratio("gained_anti", "could_gain_anti")
+EXACT = {
+    "one way": ("became_biased_expected", _ONE_WAY),
+    "minus placebo": ("became_biased_expected_excess", _EXCESS),
+    "minus mirror image": (
+        "bias_beyond_mirror",
+        minus(_EXCESS, minus(_MIRROR, ratio("gained_anti_0", "could_gain_anti_0"))),
+    ),
+    "beyond own odds": (
+        "became_biased_beyond_odds",
+        minus(_ONE_WAY, ratio("gained_bias_own", "could_gain_bias_own")),
+    ),
+}
+DRAWN = {
+    "one way": ("became_biased", _ONE_WAY),
+    "minus lost": (
+        "became_biased_minus_lost",
+        minus(_ONE_WAY, ratio("lost_bias", "could_gain_bias")),
+    ),
+    "minus mirror image": ("bias_beyond_mirror", minus(_ONE_WAY, _MIRROR)),
+}

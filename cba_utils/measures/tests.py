@@ -16,12 +16,15 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_effectsize
 
 from cba_utils.measures.intervals import cluster_totals, jackknife, without_variation
-from cba_utils.measures.measure import Measure
+from cba_utils.measures.measure import SHARE, Measure, suffixed
+from cba_utils.measures.measure import measure as known_as
 from cba_utils.measures.rates import change_measures
 from cba_utils.measures.transitions import DRAWS
 from cba_utils.names import REFERENCE
 
 LEAST_RESAMPLES = 9999
+# The least and the largest ratio of two rates that count as the same, as in bioequivalence.
+RATIO = (0.8, 1.25)
 MARGIN = 0.01  # the largest change of a rate that counts as none, wherever equivalence is tested
 
 
@@ -187,6 +190,9 @@ def equivalence(
         ``equivalent``, ``margin`` and ``smallest_margin``, the smallest for which the test would
         have said yes. Where no template differs from another there is no error to test with: ``p``
         is NaN, and the interval is the one that so many templates without an event leave open.
+        ``p_ratio`` and ``equivalent_ratio`` ask the same of the ratio of both rates, that it lies
+        within :data:`RATIO`: a margin of one point calls a doubling of a rate of 0.4 % no change,
+        and this does not. They are missing for what is no rate.
     """
     if not margin > 0:
         raise ValueError(f"margin must be a positive number, not {margin!r}")
@@ -212,7 +218,35 @@ def equivalence(
         rows, columns=[*keys, "measure", "estimate", "error", "df", "low", "high", "p", "n"]
     )
     reach = np.maximum(result["low"].abs(), result["high"].abs())
-    return result.assign(equivalent=reach < margin, margin=margin, smallest_margin=reach)
+    p_ratio = _ratio_tests(table, found[0], columns, keys)
+    return result.assign(
+        equivalent=reach < margin,
+        margin=margin,
+        smallest_margin=reach,
+        p_ratio=p_ratio,
+        equivalent_ratio=np.array(p_ratio) < level,
+    )
+
+
+def _ratio_tests(table, change, columns, keys):
+    """P-value of the two one-sided tests of the ratio: of the rate now less a multiple of that then."""
+    rate = known_as(str(change.base))
+    now = rate.statistic()
+    then = suffixed(now, "_ref")
+    sides = [
+        lambda t: now(t) - RATIO[0] * then(t),
+        lambda t: RATIO[1] * then(t) - now(t),
+    ]
+    p = []
+    for _, totals, _ in cluster_totals(table, columns, keys):
+        each = [jackknife(totals, Measure("side", of=side)) for side in sides]
+        known = rate.bounds == SHARE and all(df and error > 1e-12 for _, error, df in each)
+        p.append(
+            max(float(sps.t.sf(value / error, df)) for value, error, df in each)
+            if known
+            else np.nan
+        )
+    return p
 
 
 RISES = (0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.25, 0.4)

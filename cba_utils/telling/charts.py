@@ -246,7 +246,8 @@ def flip_curve(frame, precisions):
 
 def specification(frame):
     """The headline number under every combination of choices, sorted, with the choices below."""
-    choices = [c for c in ("draws", "parser", "weights", "counting", "undefined") if c in frame]
+    known = ("counting", "temperature", "letters", "families", "without", "undefined")
+    choices = [c for c in known if c in frame and frame[c].nunique() > 1]
     rows = frame.sort_values("estimate").reset_index(drop=True)
     levels = [(c, v) for c in choices for v in dict.fromkeys(frame[c])]
     with style():
