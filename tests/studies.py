@@ -17,6 +17,7 @@ PROVENANCE = pd.DataFrame(
             "identity.items_sha256": "0" * 64,
             "identity.packages.mlx": "0",
             "identity.parameters.items": "bundled",
+            "identity.parameters.temperature": 0.3,
             "started": "2026-01-01T00:00:00+00:00",
         }
     ]

@@ -843,4 +843,49 @@ def dots(frame, rows, by, panels, label, series="family", line=0.0, percentages=
             axes[-1].xaxis.set_major_formatter(lambda x, _: f"{x:.4g}".replace("-", "−"))
         axes[-1].set_xlabel(label)
         figure.legend(loc="outside upper left", ncols=2 if len(looks) > 3 else 1)
+
+
+def curves(panels, x, label, by="family"):
+    """Shares along a number, such as the temperature: panels above each other, a line a series.
+
+    Parameters
+    ----------
+    panels : list of (str, DataFrame)
+        Title, and tidy estimates with the columns ``x`` and ``by``. A column ``hollow`` of booleans sets
+        apart what is drawn hollow.
+    x, label : str
+        The column along which, and its name on the axis.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"family": "a", "t": [0.0, 1.0], "estimate": 0.1, "low": 0.0, "high": 0.2})
+    >>> len(curves([("One", frame), ("Two", frame)], "t", "temperature").axes)
+    2
+    """
+    with style():
+        figure, axes = _panels(len(panels), 2.1)
+        for one, (title, frame) in zip(axes, panels, strict=True):
+            hollow = frame["hollow"] if "hollow" in frame else pd.Series(False, frame.index)
+            for name, look in _look(list(dict.fromkeys(frame[by]))).items():
+                for empty in (False, True):
+                    part = frame[(frame[by] == name) & (hollow == empty)].sort_values(x)
+                    if part.empty:
+                        continue
+                    reach = np.clip(
+                        [part["estimate"] - part["low"], part["high"] - part["estimate"]], 0, None
+                    )
+                    drawn = {**look, "markerfacecolor": "none"} if empty else look
+                    one.errorbar(
+                        part[x], part["estimate"], yerr=np.nan_to_num(reach), markersize=5,
+                        linewidth=1.0 if empty else 1.4, elinewidth=1.0, capsize=2,
+                        label=None if empty else called(name), **drawn,
+                    )  # fmt: skip
+            _percent_axis(one.yaxis)
+            one.set_title(title)
+        axes[-1].set_xlabel(label)
+        entries = {}
+        for one in axes:
+            handles, labels = one.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+        figure.legend(entries.values(), entries, loc="outside upper left", ncols=2)
         return figure

@@ -212,6 +212,12 @@ class Study:
         return self.provenance[column].iloc[0] if column in self.provenance else "organisms"
 
     @property
+    def temperature(self):
+        """Temperature at which answers were drawn; None where records do not say."""
+        column = "identity.parameters.temperature"
+        return float(self.provenance[column].iloc[0]) if column in self.provenance else None
+
+    @property
     def organisms(self):
         """Whether all models are small ones that this project trained, see `sources.is_organism`."""
         sources = self.provenance["identity.parameters.model"].unique()
