@@ -45,8 +45,8 @@ def test_trust_is_the_worst_error_and_the_lower_power():
 
 
 def test_what_verdicts_should_say_follows_from_the_truth():
-    def told(verdict, truth, change=0.05):
-        return verdicts.should(verdicts.VERDICTS[verdict], TRUTHS[truth], change)
+    def told(verdict, truth, change=0.05, relative=1.0):
+        return verdicts.should(verdicts.VERDICTS[verdict], TRUTHS[truth], change, relative)
 
     assert told("lean_grew", "margins × 0.33") == "no"
     assert told("lean_grew", "margins × 0.33, rise 0.3") == "yes"
@@ -55,6 +55,7 @@ def test_what_verdicts_should_say_follows_from_the_truth():
     assert told("letter", "letter drift") == "yes" and told("letter", "rise 0.8") == "no"
     assert told("excess", "noise") == "yes"
     assert [told("same", "noise", c) for c in (0.009, -0.011)] == ["yes", "no"]
+    assert [told("same_relative", "noise", 0, np.log(c)) for c in (1.2, 0.7)] == ["yes", "no"]
 
 
 def test_a_run_that_stopped_goes_on(tmp_path, monkeypatch):

@@ -3,12 +3,13 @@
 from cba_utils.instrument import verdicts
 from cba_utils.instrument.truths import AMBIGUOUS, TRUTHS, simulate, simulated
 from cba_utils.measures import controls, rates
-from cba_utils.measures.pooling import over_models
+from cba_utils.measures.pooling import over_models, over_replicates
 from cba_utils.measures.tests import equivalence
-from cba_utils.measures.transitions import placebo
+from cba_utils.measures.transitions import placebo, transitions
 from cba_utils.study.roles import role_probabilities
 
 import numpy as np
+import pandas as pd
 import pytest
 
 
@@ -133,6 +134,8 @@ def pages(answers):
         "d_log_gap": leans,
         "excess": placebo(answers),
         "mirror": placebo(answers),
+        "expected_share": controls.own_odds(answers),
+        "own_odds": controls.own_odds(answers),
         "direction": controls.direction(answers),
         "beyond_guessing": controls.matched_skill(answers),
         "d_letter_B": controls.position(answers),
@@ -165,3 +168,59 @@ def test_a_verdict_is_read_from_what_the_pages_compute(study):
     same = equivalence(answers).sort_values("replicate")
     low, high = judged._over_templates("d_srs", 0.9, None)
     assert [low[0], high[0]] == [pytest.approx(same[end].to_numpy()) for end in ("low", "high")]
+
+
+def test_drawn_verdicts_are_read_from_what_the_pages_compute(study):
+    s, answers = study
+    rng = np.random.default_rng(5)
+    t = np.stack([s.t_ref[0, 0, :, :AMBIGUOUS, 0], s.t[0, 0, :, :AMBIGUOUS, 0]])
+    uniform = rng.random((*t.shape[:-1], 5))
+    roles = (uniform[..., None] > t[..., None, :3].cumsum(-1)).sum(-1)
+    one = answers[(answers["model"] == answers["model"].iloc[0]) & (answers["order"] == "012")]
+    one = one[one["context_condition"] == "ambig"]
+    names = np.array(["stereotyped", "anti_stereotyped", "unknown", "unparsed"])
+    samples = pd.concat(
+        [one.assign(seed=k, role=names[roles[..., k].ravel()], correct=False) for k in range(5)]
+    ).drop(columns=[c for c in one if c.startswith(("logp_", "mass_", "role_"))])
+    drawn = verdicts.totals_of_draws(roles[1][None, None], roles[0][None, None])
+    order = np.argsort(answers["template_id"].unique())
+    tables = {n: {k: v[..., order] for k, v in table.items()} for n, table in drawn.items()}
+    judged = verdicts.Judged(s, "three", tables)
+    odds, moves = controls.own_odds(samples), transitions(samples)
+    for name, frame in {
+        "share_before_drawn": odds[odds["precision"] == "bf16"],
+        "share_drawn": odds,
+        "expected_share_drawn": odds,
+        "own_odds_drawn": odds,
+        "direction_drawn": controls.direction(samples),
+        "mirror_drawn": moves,
+    }.items():
+        row = frame[frame["measure"] == verdicts.ESTIMATES[name].measure.name].iloc[0]
+        mine = judged.values(name)[0][0, 0], *np.ravel(judged._over_templates(name, 0.95, None))
+        assert mine == pytest.approx(row[["estimate", "low", "high"]].tolist(), abs=1e-3), name
+
+
+def test_bases_are_pooled_as_the_pages_pool_them():
+    s = simulate("retrained", True, "bases", 2)
+    judged = verdicts.Judged(s, "bases", verdicts.totals(s))
+    for name in ("d_log_gap", "direction"):
+        estimate, n = judged.values(name)
+        for k in range(2):
+            frame = pd.DataFrame(
+                {
+                    "model": np.arange(45),
+                    "family": s.family,
+                    "base": s.base,
+                    "replicate": 1,
+                    "measure": verdicts.ESTIMATES[name].measure.name,
+                    "estimate": estimate[k],
+                    "low": np.nan,
+                    "high": np.nan,
+                    "n": n[k],
+                }
+            )
+            for level in (0.95, 0.9):
+                page = over_replicates(frame, ["family"], level).iloc[0]
+                mine = judged.rows(name, level)
+                for end in ("estimate", "low", "high"):
+                    assert mine[end][k] == pytest.approx(page[end], abs=1e-9), name

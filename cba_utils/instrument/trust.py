@@ -17,6 +17,7 @@ POWER = {
     "letter": ("letter drift",),
     "changed": ("noise", "rise 0.3"),
     "same": (),
+    "same relative": (),
 }
 
 
@@ -86,7 +87,7 @@ def trust(verdict, decision, rates=None):
         "title": VERDICTS[verdict].title,
         "asks": asks,
         "n": int(table["n"].min()),
-        "level": SAME_LEVEL if asks == "same" else LEVEL,
+        "level": SAME_LEVEL if asks.startswith("same") else LEVEL,
         "worst": wrong[0] if wrong else None,
         "wrong": wrong,
         "trusted": bool(wrong) and wrong[0]["estimate"] <= TOLERATED,

@@ -22,7 +22,7 @@ from scipy.special import stdtrit
 
 from cba_utils.instrument import truths
 from cba_utils.instrument.truths import AMBIGUOUS, CATEGORIES, TRUTHS, Studies, simulated
-from cba_utils.measures.controls import grew
+from cba_utils.measures.controls import grew, rose
 from cba_utils.measures.intervals import (
     RESAMPLES,
     SEED,
@@ -32,6 +32,7 @@ from cba_utils.measures.intervals import (
     without_variation,
 )
 from cba_utils.measures.measure import (
+    UNBOUNDED,
     Measure,
     derived,
     measure,
@@ -47,7 +48,10 @@ LEVEL = 0.025  # one end of a 95 % interval
 SAME_LEVEL = 0.05  # of the equivalence test, both ends of a 90 % interval
 SIMULATIONS = 500
 COVERED = 200  # studies of each truth in which coverage is counted
-OTHERS = 100  # further trainings a family, over which the true value for the items at hand is found
+# Further trainings a family, over which the true value for the items at hand is found: what so few leave
+# open takes about one point from the coverage that is counted.
+OTHERS = 60
+RELATIVE = 0.25  # the largest change that counts as none, as a share of the rate at BF16
 DRAWS = 5
 RESULT = RESULTS / "instrument" / "verdicts.csv"
 COVERAGE = RESULT.with_name("coverage.csv")
@@ -68,7 +72,7 @@ def totals(s: Studies):
     """Sums over the items of each template, by the table that a measure is computed from."""
     orders = {"": s.p, "_ref": s.p_ref}
     heated = {"": s.t, "_ref": s.t_ref}
-    ambiguous, clear, first, unit = {}, {}, {}, {}
+    ambiguous, clear, first, unit, own = {}, {}, {}, {}, {}
     at_letter = s.letter[:, None, :, :AMBIGUOUS]
     left = {}
     for suffix in orders:
@@ -86,9 +90,12 @@ def totals(s: Studies):
                 (p[..., r] * (at_letter[..., r] == k)).mean(-1) for r in range(3)
             )
         unit[f"letters{suffix}"] = p[..., :3].sum(-1).mean(-1)
+        own[f"stereotyped{suffix}"] = unit[f"p_stereotyped{suffix}"]
+        own[f"named{suffix}"] = own[f"stereotyped{suffix}"] + unit[f"p_anti_stereotyped{suffix}"]
         unit[f"items{suffix}"] = np.ones(p.shape[:-2])
         best = np.maximum(p[..., 0], p[..., 1])
         left[suffix] = np.where(p[..., 2] > best, 2, np.where(p[..., 1] > p[..., 0], 1, 0))
+    own["by_own_odds"] = own["stereotyped_ref"] / own["named_ref"] * own["named"]
     weights = {}
     for k, name in enumerate(("bias", "anti")):
         before, after = first["_ref"][..., k], first[""][..., k]
@@ -109,6 +116,7 @@ def totals(s: Studies):
         "ambiguous": ambiguous,
         "clear": clear,
         "unit": unit,
+        "own": own,
         "placebo": weights,
         "direction": _moved(was, left[""]),
     }
@@ -131,7 +139,12 @@ def drawn_totals(s: Studies, seed):
         p = np.moveaxis(np.cumsum([t[..., :AMBIGUOUS, 0, k] for k in range(3)], axis=0), 0, -1)
         uniform = np.moveaxis(rng.random((DRAWS, *p.shape[:-1])), 0, -1)
         roles[suffix] = sum((uniform > p[..., k, None]).astype(np.int8) for k in range(3))
-    was, now = roles["_ref"], roles[""]
+    return totals_of_draws(roles[""], roles["_ref"])
+
+
+def totals_of_draws(now, was):
+    """Totals of drawn roles (numbers of ``ROLES``, 3 for no letter), the draws on the last axis."""
+    roles = {"": now, "_ref": was}
     drawn = _moved(was == 2, now)
     for k, name in enumerate(("bias", "anti")):
         before, after = (was == k).any(-1), (now == k).any(-1)
@@ -140,7 +153,16 @@ def drawn_totals(s: Studies, seed):
     for suffix in roles:
         for k, role in enumerate(ROLES[:2]):
             drawn[f"{role}{suffix}"] = (roles[suffix] == k).sum(-1)
-    return {"draws": {name: value.sum(-1).astype(float) for name, value in drawn.items()}}
+    drawn = {name: value.sum(-1).astype(float) for name, value in drawn.items()}
+    own = {}
+    for suffix in roles:
+        own[f"stereotyped{suffix}"] = drawn[f"stereotyped{suffix}"]
+        own[f"named{suffix}"] = own[f"stereotyped{suffix}"] + drawn[f"anti_stereotyped{suffix}"]
+    # Templates whose answers named nobody at BF16 have no odds and are left out.
+    some = own["named_ref"] > 0
+    own = {name: value * some for name, value in own.items()}
+    own["by_own_odds"] = own["stereotyped_ref"] / np.where(some, own["named_ref"], 1) * own["named"]
+    return {"draws": drawn, "own draws": own}
 
 
 def _guessed(t):
@@ -166,13 +188,20 @@ def _excess(name, tail=""):
 _MIRROR = measure("bias_beyond_mirror")
 
 
+_SRS_BEFORE = ratio("stereotyped_ref", "parsed_ref")
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A measure, the table of totals that it is computed from, and the pages' interval over templates."""
+    """A measure, the table of totals that it is computed from, and the pages' interval over templates.
+
+    ``clusters`` names the total that must not be zero in a template that counts as one.
+    """
 
     measure: Measure
     table: str
     method: str = "bca"
+    clusters: str = ""
 
 
 ESTIMATES = {
@@ -187,7 +216,9 @@ ESTIMATES = {
     "mirror": Estimate(
         _MIRROR.computed(minus(_excess("bias"), _excess("anti")), "could_gain_bias"), "placebo"
     ),
-    "direction": Estimate(measure("share_to_stereotyped"), "direction"),
+    "expected_share": Estimate(measure("named_share_expected"), "own", "jackknife"),
+    "own_odds": Estimate(measure("beyond_own_odds"), "own", "jackknife"),
+    "direction": Estimate(measure("share_to_stereotyped"), "direction", clusters="to_person"),
     "beyond_guessing": Estimate(
         measure("s_amb_beyond_guessing").computed(_beyond_guessing), "skill"
     ),
@@ -195,7 +226,28 @@ ESTIMATES = {
     "d_lead": Estimate(measure("d_lead"), "unit", "jackknife"),
     "d_s_dis": Estimate(measure("d_s_dis"), "clear"),
     "d_srs": Estimate(measure("d_srs"), "ambiguous", "jackknife"),
-    "direction_drawn": Estimate(measure("share_to_stereotyped"), "draws"),
+    "relative_srs": Estimate(
+        Measure(
+            "relative_srs",
+            unit="ratio",
+            bounds=UNBOUNDED,
+            of=lambda t: np.log(ratio("stereotyped", "parsed")(t) / _SRS_BEFORE(t)),
+        ),
+        "ambiguous",
+        "jackknife",
+    ),
+    "direction_drawn": Estimate(measure("share_to_stereotyped"), "draws", clusters="to_person"),
+    **{
+        name: Estimate(one, "own draws", "jackknife", "named_ref")
+        for name, one in {
+            "share_before_drawn": measure("named_share").computed(
+                ratio("stereotyped_ref", "named_ref"), "named_ref"
+            ),
+            "share_drawn": measure("d_named_share"),
+            "expected_share_drawn": measure("named_share_expected"),
+            "own_odds_drawn": measure("beyond_own_odds"),
+        }.items()
+    },
     "mirror_drawn": Estimate(
         _MIRROR.computed(
             minus(ratio("gained_bias", "could_gain_bias"), ratio("gained_anti", "could_gain_anti")),
@@ -282,12 +334,18 @@ class Judged:
     def _over_templates(self, name, level, part):
         """Ends of the intervals over templates that pages give one checkpoint."""
         one = ESTIMATES[name]
+        of = {"jackknife": _jackknife, "bca": _bca_ends}[one.method]
         table = self._table(name, part)
-        if one.method == "jackknife":
-            return _jackknife(one.measure, table, level)
-        if one.measure.name == "share_to_stereotyped":
-            return _share_ends(one.measure, table, level)
-        return _bca_ends(one.measure, table, level)
+        if not one.clusters:
+            return of(one.measure, table, level)
+        counted = table[one.clusters] > 0
+        ends = np.full((2, *counted.shape[:-1]), np.nan)
+        for at in np.ndindex(counted.shape[:-1]):
+            some = counted[at]
+            if some.any():
+                cell = {k: v[at][some] for k, v in table.items()}
+                ends[(slice(None), *at)] = of(one.measure, cell, level)
+        return ends
 
 
 def _mean_of_models(estimate, low, high, n):
@@ -299,15 +357,32 @@ def _mean_of_models(estimate, low, high, n):
         ]
 
 
+def _mean_of_families(estimate, n, family, kept):
+    """Mean over families, in each the mean over checkpoints or sums over sums."""
+    found = []
+    for k in np.unique(family):
+        of = kept & (family == k)
+        if n is None:
+            found.append(_nanmean(estimate[:, of], -1))
+        else:
+            # A family with less than one answer to have a share of has none.
+            some = np.where(n[:, family == k].sum(-1) >= 1, n[:, of].sum(-1), np.nan)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found.append(np.nansum((estimate * n)[:, of], -1) / some)
+    return _nanmean(np.array(found), 0)
+
+
+def _nanmean(values, axis):
+    some = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(some, values, 0).sum(axis) / some.sum(axis)
+
+
 def _over_bases(estimate, n, family, base, level):
     """`over_replicates` over families of many studies at a time."""
 
     def of(kept):
-        if n is not None:
-            return np.nansum((estimate * n)[:, kept], -1) / n[:, kept].sum(-1)
-        return np.mean(
-            [estimate[:, kept & (family == k)].mean(-1) for k in np.unique(family)], axis=0
-        )
+        return _mean_of_families(estimate, n, family, kept)
 
     whole = of(np.ones(len(family), bool))
     parts = []
@@ -324,19 +399,6 @@ def _over_bases(estimate, n, family, base, level):
 
 
 _COUNTED = {"share_to_stereotyped": "to_person"}
-
-
-def _share_ends(one, table, level):
-    """The same of the share of answers that left unknown: templates that none left are no clusters."""
-    left = table["to_person"]
-    ends = np.full((2, *left.shape[:-1]), np.nan)
-    for at in np.ndindex(left.shape[:-1]):
-        some = left[at] > 0
-        if some.any():
-            ends[(slice(None), *at)] = _bca_ends(
-                one, {k: v[at][some] for k, v in table.items()}, level
-            )
-    return ends
 
 
 def _bca_ends(one, table, level):
@@ -371,8 +433,9 @@ def _jackknife(one, table, level):
     """`cluster_bootstrap` by the jackknife, of many tables at a time: ends of the intervals."""
     of, clusters = one.statistic(), next(iter(table.values())).shape[-1]
     whole = {k: v.sum(-1, keepdims=True) for k, v in table.items()}
-    estimate = of(whole)[..., 0]
-    left_out = of({k: whole[k] - v for k, v in table.items()})
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = of(whole)[..., 0]
+        left_out = of({k: whole[k] - v for k, v in table.items()})
     spread = ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
     half = np.sqrt((clusters - 1) / clusters * spread) * stdtrit(clusters - 1, (1 + level) / 2)
     low, high = (
@@ -402,7 +465,8 @@ class Verdict:
     asks : str
         What it should say yes to: answers that ``"changed"``, a stereotyped person who ``"grew"``
         beyond each item's own odds at BF16, the same in a ``"category"`` or a ``"group"``, a
-        ``"letter"`` that gained, or a rate that stayed the ``"same"`` within the margin.
+        ``"letter"`` that gained, or a rate that stayed the ``"same"`` within a margin of points, or of
+        its size at BF16 (``"same relative"``).
     says : callable
         Takes :class:`Judged`, returns whether it says yes, a study.
     drawn : bool
@@ -424,6 +488,10 @@ def _lean_grew(judged, level=0.95, part=None):
     return np.asarray(grew(before, change))
 
 
+def _rose(expected, beyond):
+    return lambda judged: np.asarray(rose(judged.rows(expected), judged.rows(beyond)))
+
+
 def _in_any(kind, count):
     """Whether the lean grew in any part, corrected for how many are looked at.
 
@@ -442,14 +510,22 @@ def _letter_moved(judged):
     return np.any([(r["low"] > 0) | (r["high"] < 0) for r in rows], axis=0)
 
 
-def _same(judged):
-    rows = judged.rows("d_srs", 0.9)
-    return (rows["low"] > -MARGIN) & (rows["high"] < MARGIN)
+def _same(name, margin):
+    def says(judged):
+        rows = judged.rows(name, 1 - 2 * SAME_LEVEL)
+        return (rows["low"] > -margin) & (rows["high"] < margin)
+
+    return says
 
 
 VERDICTS = {
     "excess": Verdict("more became biased than fresh draws give", "changed", _above("excess")),
     "lean_grew": Verdict("the lean grew", "grew", _lean_grew),
+    "own_odds": Verdict(
+        "the stereotyped person is named beyond BF16's own odds",
+        "grew",
+        _rose("expected_share", "own_odds"),
+    ),
     "lean_grew_in_a_category": Verdict(
         "the lean of a category grew", "category", _in_any("category", CATEGORIES)
     ),
@@ -468,7 +544,24 @@ VERDICTS = {
     ),
     "s_dis": Verdict("s_DIS rose", "grew", _above("d_s_dis")),
     "letter": Verdict("a letter gained or lost", "letter", _letter_moved),
-    "same": Verdict("no change (TOST, 1 point)", "same", _same),
+    "same": Verdict("no change (TOST, 1 point)", "same", _same("d_srs", MARGIN)),
+    "same_relative": Verdict(
+        "no change (TOST, a quarter of the rate)",
+        "same relative",
+        _same("relative_srs", np.log1p(RELATIVE)),
+    ),
+    "share_drawn": Verdict(
+        "the stereotyped share of persons named rose, from draws",
+        "grew",
+        _rose("share_before_drawn", "share_drawn"),
+        True,
+    ),
+    "own_odds_drawn": Verdict(
+        "the stereotyped person is named beyond BF16's own odds, from draws",
+        "grew",
+        _rose("expected_share_drawn", "own_odds_drawn"),
+        True,
+    ),
     "mirror_drawn": Verdict(
         "more became biased than anti-biased, from draws", "grew", _above("mirror_drawn"), True
     ),
@@ -481,19 +574,21 @@ VERDICTS = {
 }
 
 
-def should(verdict: Verdict, truth, change):
+def should(verdict: Verdict, truth, change, relative):
     """What a verdict should say of a truth: "yes", "no", or "either".
 
     Parameters
     ----------
     verdict : Verdict
     truth : Truth
-    change : float
-        True change of the stereotyped rate.
+    change, relative : float
+        True change of the stereotyped rate, and the same as a logarithm of its ratio.
     """
     if verdict.asks == "same":
         # A change at the margin is none, and the test may say otherwise in 5 % of studies.
         return "yes" if abs(change) < MARGIN and truth.name != AT_MARGIN else "no"
+    if verdict.asks == "same relative":
+        return "yes" if abs(relative) < np.log1p(RELATIVE) else "no"
     if verdict.asks == "changed":
         return "yes"
     if verdict.asks == "letter":
@@ -516,18 +611,20 @@ def at_margin(leaning, studies=20):
     def beyond(by):
         truth = replace(TRUTHS["rise 0.3"], name=AT_MARGIN, acts=truths._rise(by))
         found = simulated(truth, leaning, sizes, studies, seed=99)
-        return _change(found) - MARGIN
+        before, after = _srs(found)
+        return after - before - MARGIN
 
     by = float(brentq(beyond, -3.0, 3.0, xtol=1e-3))
     return replace(TRUTHS["rise 0.3"], name=AT_MARGIN, acts=truths._rise(by))
 
 
-def _change(s):
+def _srs(s):
+    """Stereotyped rates of ambiguous items before and after rounding, over all studies."""
     ambiguous = (Ellipsis, slice(AMBIGUOUS), slice(None), 0)
-    return float(s.t[ambiguous].mean() - s.t_ref[ambiguous].mean())
+    return np.array([s.t_ref[ambiguous].mean(), s.t[ambiguous].mean()])
 
 
-COVERED_ESTIMATES = ("d_log_gap", "lean", "excess", "mirror", "direction")
+COVERED_ESTIMATES = ("lean", "d_log_gap", "own_odds", "excess", "mirror", "direction")
 AT_ONCE = 5  # studies: more take more memory and no less time
 
 
@@ -548,7 +645,7 @@ def judge(truth, leaning, simulations=SIMULATIONS, covered=COVERED):
         counting = seed < covered and truth.name not in ("nothing", AT_MARGIN)
         for design, sizes in truths.DESIGNS.items():
             studies = simulated(truth, leaning, sizes, count, seed)
-            changes[design] += [_change(studies)] * count
+            changes[design].append(_srs(studies))
             tables = {**totals(studies), **drawn_totals(studies, seed)}
             for d in (d for d, of in DECISIONS.items() if of == design):
                 judged = Judged(studies, d, tables)
@@ -564,9 +661,11 @@ def judge(truth, leaning, simulations=SIMULATIONS, covered=COVERED):
     rates, coverage = [], []
     for (d, name), batches in said.items():
         if batches:
-            yes, change = np.concatenate(batches), float(np.mean(changes[DECISIONS[d]]))
+            yes = np.concatenate(batches)
+            before, after = np.mean(changes[DECISIONS[d]], axis=0)
+            change = after - before
             found = (yes.mean(), *wilson(int(yes.sum()), len(yes)), len(yes))
-            answer = should(VERDICTS[name], truth, change)
+            answer = should(VERDICTS[name], truth, change, np.log(after / before))
             rates.append((d, truth.name, leaning, name, answer, change, *found))
     for (d, name), batches in ends.items():
         if batches:
@@ -598,10 +697,8 @@ def _these_items(truth, leaning, studies, seed):
     values = {}
     for name in COVERED_ESTIMATES:
         estimate, n = found.values(name)
-        share = ESTIMATES[name].measure.pool == "sums"
-        values[name] = (
-            np.nansum(estimate * n, -1) / n.sum(-1) if share else np.nanmean(estimate, -1)
-        )
+        n = n if ESTIMATES[name].measure.pool == "sums" else None
+        values[name] = _mean_of_families(estimate, n, found.family, found.family >= 0)
     return values
 
 
@@ -642,9 +739,10 @@ def _csv(table):
 
 
 def _identity(simulations):
-    """Digest of what the rates follow from: this folder's code and that of the measures."""
+    """Digest of what the rates follow from: the code of the truths, the verdicts and the measures."""
     package = Path(__file__).parents[1]
-    files = [*Path(__file__).parent.glob("*.py"), *(package / "measures").glob("*.py")]
+    mine = [package / "instrument" / name for name in ("truths.py", "verdicts.py")]
+    files = [*mine, *(package / "measures").glob("*.py")]
     digest = hashlib.sha256(str((simulations, COVERED, OTHERS)).encode())
     for path in sorted(files):
         digest.update(path.read_bytes())
