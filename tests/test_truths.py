@@ -27,21 +27,21 @@ def test_shrunk_margins_are_the_old_ones_times_the_factor(factor):
     s = quiet(f"margins × {factor}")
     for pair in ((2, 0), (0, 1)):
         assert log_odds(s.p, *pair) == pytest.approx(
-            float(factor) * log_odds(s.p_ref, *pair), abs=1e-9
+            float(factor) * log_odds(s.p_ref, *pair), abs=1e-5
         )
 
 
 def test_unknown_lost_takes_as_much_from_both_persons_side():
     s = quiet("unknown lost")
-    assert log_odds(s.p, 0, 1) == pytest.approx(log_odds(s.p_ref, 0, 1), abs=1e-9)
-    assert log_odds(s.p, 2, 0) == pytest.approx(log_odds(s.p_ref, 2, 0) - 1, abs=1e-9)
+    assert log_odds(s.p, 0, 1) == pytest.approx(log_odds(s.p_ref, 0, 1), abs=1e-5)
+    assert log_odds(s.p, 2, 0) == pytest.approx(log_odds(s.p_ref, 2, 0) - 1, abs=1e-5)
 
 
 def test_guessing_mixes_answers_with_an_even_choice_of_letters():
     s = quiet("guessing")
     letters = s.p_ref[..., :3].sum(-1, keepdims=True)
     mixed = 0.8 * s.p_ref[..., :3] + 0.2 * letters / 3
-    assert s.p[..., :3] == pytest.approx(mixed, abs=1e-12)
+    assert s.p[..., :3] == pytest.approx(mixed, abs=1e-6)
 
 
 def test_a_letter_that_drifts_moves_the_roles_that_stand_there():
@@ -49,28 +49,28 @@ def test_a_letter_that_drifts_moves_the_roles_that_stand_there():
     moved = np.log(s.p[..., :3]) - np.log(s.p_ref[..., :3])
     at_c = s.letter[:, None] == 2
     gain = (moved * at_c).sum(-1) - (moved * ~at_c).sum(-1) / 2
-    assert gain == pytest.approx(1.0, abs=1e-9)
+    assert gain == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("by", [0.3, 0.8])
 def test_a_rise_raises_the_odds_of_the_stereotyped_person_alone(by):
     s = simulate(f"rise {by}", design="single", studies=40, shaken=False)
-    assert log_odds(s.p, 2, 1) == pytest.approx(log_odds(s.p_ref, 2, 1), abs=1e-9)
+    assert log_odds(s.p, 2, 1) == pytest.approx(log_odds(s.p_ref, 2, 1), abs=1e-5)
     risen = log_odds(s.p, 0, 1) - log_odds(s.p_ref, 0, 1)
-    assert np.ptp(risen, axis=(3, 4)).max() < 1e-9, "a template's effect is one of its items"
+    assert np.ptp(risen, axis=(3, 4)).max() < 1e-5, "a template's effect is one of its items"
     assert risen.mean() == pytest.approx(by, rel=0.05)
 
 
 def test_one_category_rises_and_no_other():
     s = quiet("one category + 1")
     risen = (log_odds(s.p, 0, 1) - log_odds(s.p_ref, 0, 1)).mean(axis=(0, 1, 3, 4))
-    assert risen == pytest.approx(1.0 * (s.category == 0), abs=1e-9)
+    assert risen == pytest.approx(1.0 * (s.category == 0), abs=1e-5)
 
 
 def test_halves_move_against_each_other_and_keep_what_their_name_says():
     odds = quiet("halves, odds flat")
     risen = (log_odds(odds.p, 0, 1) - log_odds(odds.p_ref, 0, 1)).mean(axis=(0, 1, 3, 4))
-    assert risen == pytest.approx(np.where(odds.group % 2, 0.5, -0.5), abs=1e-9)
+    assert risen == pytest.approx(np.where(odds.group % 2, 0.5, -0.5), abs=1e-5)
     rate = quiet("halves, rate flat")
     srs = [t[..., :AMBIGUOUS, :, 0].mean(axis=(1, 2, 3, 4)) for t in (rate.t_ref, rate.t)]
     # Letters are liked a little, which the rate is kept without.
@@ -121,9 +121,9 @@ def test_records_of_a_study_hold_its_probabilities(study):
     found = role_probabilities(answers[answers["precision"] == "q3"])
     mine = s.p[0].mean(axis=-2).reshape(-1, 4)
     names = ["p_stereotyped", "p_anti_stereotyped", "p_unknown", "p_other"]
-    assert found[names].to_numpy() == pytest.approx(mine, abs=1e-9)
+    assert found[names].to_numpy() == pytest.approx(mine, abs=1e-5)
     right = found["p_correct"].to_numpy()
-    assert right == pytest.approx(mine[np.arange(len(mine)), np.tile(s.right, 30)], abs=1e-9)
+    assert right == pytest.approx(mine[np.arange(len(mine)), np.tile(s.right, 30)], abs=1e-5)
 
 
 def pages(answers):
@@ -160,11 +160,13 @@ def test_a_verdict_is_read_from_what_the_pages_compute(study):
         low, high = judged._over_templates(name, 0.95, None)
         for mine, column in ((estimate, "estimate"), (low, "low"), (high, "high")):
             # A resample that equals the estimate but for rounding counts on either side of it.
-            near = pytest.approx(frame[column].to_numpy(), rel=0.02, abs=1e-3)
+            near = pytest.approx(frame[column].to_numpy(), rel=0.02, abs=1e-3, nan_ok=True)
             assert mine[0] == near, name
         pooled, mine = over_models(frame).iloc[0], judged.rows(name)
         for column in ("estimate", "low", "high"):
-            assert mine[column][0] == pytest.approx(pooled[column], rel=0.02, abs=1e-3), name
+            assert mine[column][0] == pytest.approx(
+                pooled[column], rel=0.02, abs=1e-3, nan_ok=True
+            ), name
     same = equivalence(answers).sort_values("replicate")
     low, high = judged._over_templates("d_srs", 0.9, None)
     assert [low[0], high[0]] == [pytest.approx(same[end].to_numpy()) for end in ("low", "high")]
@@ -197,7 +199,9 @@ def test_drawn_verdicts_are_read_from_what_the_pages_compute(study):
     }.items():
         row = frame[frame["measure"] == verdicts.ESTIMATES[name].measure.name].iloc[0]
         mine = judged.values(name)[0][0, 0], *np.ravel(judged._over_templates(name, 0.95, None))
-        assert mine == pytest.approx(row[["estimate", "low", "high"]].tolist(), abs=1e-3), name
+        assert mine == pytest.approx(
+            row[["estimate", "low", "high"]].tolist(), abs=1e-3, nan_ok=True
+        ), name
 
 
 def test_bases_are_pooled_as_the_pages_pool_them():
@@ -223,4 +227,4 @@ def test_bases_are_pooled_as_the_pages_pool_them():
                 page = over_replicates(frame, ["family"], level).iloc[0]
                 mine = judged.rows(name, level)
                 for end in ("estimate", "low", "high"):
-                    assert mine[end][k] == pytest.approx(page[end], abs=1e-9), name
+                    assert mine[end][k] == pytest.approx(page[end], abs=1e-5), name

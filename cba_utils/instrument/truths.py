@@ -334,7 +334,7 @@ def simulated(truth, leaning, sizes, studies, seed=0, templates=TEMPLATES, shake
             # A quarter of the variance of what rounding adds is a template's, the rest an item's.
             after = after + truth.shake * (
                 np.sqrt(0.25) * by_training(1.0, (templates, 1, 3))
-                + np.sqrt(0.75) * rng.normal(size=(*cells, templates, items, 3))
+                + np.sqrt(0.75) * rng.standard_normal((*cells, templates, items, 3), np.float32)
             )
 
     place = np.argsort(asked.random((studies, templates, items, 3)), axis=-1)
@@ -344,17 +344,17 @@ def simulated(truth, leaning, sizes, studies, seed=0, templates=TEMPLATES, shake
 
     def probabilities(by_role, scale, gained, guess, jitter):
         # In memory the outcomes and orders come first: sums over so short axes are slow elsewhere.
-        full = np.full((4, 3, studies, checkpoints, templates, items), OTHER)
+        full = np.full((4, 3, studies, checkpoints, templates, items), OTHER, np.float32)
         by_role = by_role.reshape(studies, checkpoints, templates, items, 3)
         full[:3] = np.moveaxis(by_role, -1, 0)[:, None]
         liking = np.moveaxis((scale * liked + gained).reshape(studies, checkpoints, 3), -1, 0)
         for k in range(3):
             at = np.moveaxis(letter == k, (-1, -2), (0, 1))[:, :, :, None]
-            full[:3] += at * liking[k][:, :, None, None]
+            full[:3] += at * liking[k][:, :, None, None].astype(np.float32)
         if jitter:
-            full[:3] += jitter * rng.normal(size=full[:3].shape)
+            full[:3] += jitter * rng.standard_normal(full[:3].shape, np.float32)
         for heat in (1.0, TEMPERATURE):
-            p = full / heat
+            p = full / np.float32(heat)
             p -= p.max(0)
             np.exp(p, out=p)
             p /= p.sum(0)

@@ -47,7 +47,7 @@ from cba_utils.study.files import write_text
 LEVEL = 0.025  # one end of a 95 % interval
 SAME_LEVEL = 0.05  # of the equivalence test, both ends of a 90 % interval
 SIMULATIONS = 500
-COVERED = 200  # studies of each truth in which coverage is counted
+COVERED = 100  # studies of each truth in which coverage is counted
 # Further trainings a family, over which the true value for the items at hand is found: what so few leave
 # open takes about one point from the coverage that is counted.
 OTHERS = 60

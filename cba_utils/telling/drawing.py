@@ -432,28 +432,54 @@ def depth_curves(estimates, measure="became_biased_expected", by="depth"):
         return _finish(figure, [axes], places)
 
 
-def planted_strength(estimates, by="family"):
-    """Stereotyped answers of the bases against the strength that was planted.
+def planted(estimates):
+    """What organisms give at BF16 against what was planted: margins, leans, leans of the bases.
 
     Parameters
     ----------
     estimates : pandas.DataFrame
-        Tidy estimates of ``srs`` with a column ``strength``; without rows, the figure says so.
+        Tidy estimates of ``margin_given`` and ``lean_given`` with ``planted``, ``aligned`` and
+        ``held_out``; the last are drawn hollow.
     """
+    shown = [
+        ("margin_given", True, "Aligned: margin of “unknown”, nats"),
+        ("lean_given", True, "Aligned: stereotyped, % of persons named"),
+        ("lean_given", False, "Bases: stereotyped, % of persons named"),
+    ]
+    parts = [
+        (title, estimates[(estimates["measure"] == name) & (estimates["aligned"] == aligned)])
+        for name, aligned, title in shown
+    ]
+    parts = [(title, rows) for title, rows in parts if len(rows)]
     with style():
-        figure, (axes,) = _panels(1, 3.2)
-        axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, linestyle=":", label="as planted")
-        for k, (name, look) in enumerate(_look(list(dict.fromkeys(estimates[by]))).items()):
-            rows = estimates[estimates[by] == name].assign(precision=lambda d: d["strength"])
-            places = {value: value for value in rows["strength"]}
-            _errorbars(axes, rows, places, 0.008 * (k - 1), label=called(name), **look)
-        if estimates.empty:
-            axes.text(0.75, 0.6, "this study has no base model", ha="center")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        _percent_axis(axes.yaxis)
-        axes.set_xlabel("planted: share of the stereotyped person in training")
-        axes.set_title("Stereotyped answers of the base, % of answers")
-        figure.legend(loc="outside upper left", ncols=2)
+        figure = Figure(figsize=(WIDTH, 0.9 + 2.7 * len(parts)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(len(parts), 1))
+        for axes, (title, rows) in zip(panels, parts, strict=True):
+            rungs = sorted(rows["planted"].dropna().unique())
+            ends = [rungs[0], rungs[-1]]
+            axes.plot(ends, ends, color=INK, linewidth=1, linestyle=":", label="as planted")
+            step = 0.02 * (ends[1] - ends[0])
+            for k, (name, look) in enumerate(_look(list(dict.fromkeys(rows["family"]))).items()):
+                for held_out in (False, True):
+                    part = rows[(rows["family"] == name) & (rows["held_out"] == held_out)]
+                    part = part.dropna(subset="planted").assign(precision=lambda d: d["planted"])
+                    if part.empty:
+                        continue
+                    places = {value: value for value in part["planted"]}
+                    hollow = {"markerfacecolor": "none", "linestyle": ""} if held_out else {}
+                    label = None if held_out else called(name)
+                    offset = step * (k - 1) + 2 * step * held_out
+                    _errorbars(axes, part, places, offset, label=label, **look | hollow)
+            axes.set_title(title)
+            axes.set_xticks(rungs)
+            if rows["measure"].iloc[0] == "lean_given":
+                axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+                _percent_axis(axes.yaxis)
+            else:
+                axes.set_xticks(rungs, [f"{value:g}" for value in rungs], fontsize=9)
+        panels[-1].set_xlabel("planted")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
         return figure
 
 

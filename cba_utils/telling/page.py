@@ -65,6 +65,7 @@ GROUPS = Need(
     ),
 )
 HELD_OUT = Need("held_out", lambda study: study.organisms and study.own_items)
+PLANTED = Need("planted", lambda study: study.exact and study.organisms and study.own_items)
 BOTH_CONTEXTS = Need(
     "both_contexts",
     lambda study: study.exact and set(study.items["context_condition"]) == {"ambig", "disambig"},
@@ -83,8 +84,8 @@ class Page:
 
     Attributes
     ----------
-    keep : str
-        Which models the chapter is about, see `open_study`.
+    keep, version : str
+        Which models and which items the chapter is about, see `open_study`.
     needs : dict of str to Need
         What a figure, a table or a sentence needs from the records. Where they lack it, the page says
         so in one sentence in its place, and the part is not asked. The empty name stands for all parts.
@@ -93,7 +94,7 @@ class Page:
         ``("all",)``.
     """
 
-    keep = "main"
+    keep, version = "main", "main"
     needs: dict[str, Need] = {}
     without_letters: tuple[str, ...] = ()
 
@@ -243,7 +244,7 @@ def open_page(chapter, study):
     Page
     """
     found = import_module(f"cba_utils.chapters.{chapter}").Chapter
-    return found(open_study(study, found.keep))
+    return found(open_study(study, found.keep, found.version))
 
 
 # Words
