@@ -74,6 +74,7 @@ def test_a_run_that_stopped_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         verdicts.write(2, tmp_path / "out", told=str)
     monkeypatch.setattr(verdicts, "judge", lambda *a: judged.append(a) or judge(*a))
+    monkeypatch.setattr(verdicts, "OTHERS", 3)
     verdicts.write(2, tmp_path / "out", told=str)
     assert len(judged) == 3 + 3, "what was judged is not judged again"
     table = trust.read_rates(tmp_path / "out" / verdicts.RESULT.name)

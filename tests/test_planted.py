@@ -93,6 +93,7 @@ def page(monkeypatch, tmp_path):
     def page(answers, source="toy-one/b1"):
         STRENGTHS.to_csv(tmp_path / "strengths.csv", index=False)
         monkeypatch.setattr(chapter, "STRENGTHS", tmp_path / "strengths.csv")
+        monkeypatch.setattr("cba_utils.telling.page.planted_is_known", lambda: True)
         monkeypatch.setattr("cba_utils.telling.study.is_organism", lambda name: "toy" in name)
         cells = answers[["model", "family", "base", "replicate", "depth", "precision"]]
         about = PROVENANCE.assign(**{"identity.parameters.model": source})

@@ -5,14 +5,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.planted import given
-from cba_utils.names import PROJECT
+from cba_utils.measures.planted import STRENGTHS, given
 from cba_utils.telling import drawing as draw
 from cba_utils.telling.numbers import count, in_points, interval, percent, scores
 from cba_utils.telling.page import PLANTED, Page
 
-# What was planted in which template.
-STRENGTHS = PROJECT / "data" / "strengths.csv"
 # Accepted at BF16 on fillings of their own: nats up to the margin SURE and at least LEAST beyond, and share.
 NEAR, SURE, LEAST, LEAN_NEAR = 0.2, 3.0, 2.5, 0.03
 

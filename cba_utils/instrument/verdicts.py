@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -275,14 +276,14 @@ class Judged:
         self.decision, self.family, self.base = decision, studies.family, studies.base
         self.parts = {"category": studies.category, "group": studies.group}
         self.tables = tables
-        if decision == "one":
-            count = len(studies.p)
-            chosen = np.arange(count), np.arange(count) % studies.p.shape[1]
-            self.tables = {
-                name: {k: v[chosen][:, None] for k, v in table.items()}
-                for name, table in self.tables.items()
-            }
         self._kept: dict = {}
+        self._ends: dict = {}
+
+    def decided(self, decision):
+        """The same studies under another way to decide, without computing intervals anew."""
+        other = copy(self)
+        other.decision, other._kept = decision, {}
+        return other
 
     def rows(self, name, level=0.95, part=None):
         """Estimate with its interval, a row a study.
@@ -316,20 +317,20 @@ class Judged:
 
     def _pooled(self, name, level, part):
         estimate, n = self.values(name, part)
-        low = high = np.full(estimate.shape, np.nan)
-        if self.decision != "bases":
-            low, high = self._over_templates(name, level, part)
-        if self.decision == "one":
-            estimate, low, high = estimate[:, 0], low[:, 0], high[:, 0]
+        share = n if ESTIMATES[name].measure.pool == "sums" else None
+        if self.decision == "bases":
+            found = _over_bases(estimate, share, self.family, self.base, level)
+            return dict(zip(("estimate", "low", "high"), found, strict=True))
+        key = (name, level, part)
+        if key not in self._ends:
+            self._ends[key] = self._over_templates(name, level, part)
+        low, high = self._ends[key]
+        if self.decision == "three":
+            ends = _mean_of_models(estimate, low, high, share)
         else:
-            share = ESTIMATES[name].measure.pool == "sums"
-            if self.decision == "three":
-                estimate, low, high = _mean_of_models(estimate, low, high, n if share else None)
-            else:
-                estimate, low, high = _over_bases(
-                    estimate, n if share else None, self.family, self.base, level
-                )
-        return {"estimate": estimate, "low": low, "high": high}
+            studies = np.arange(len(estimate))
+            ends = [x[studies, studies % estimate.shape[1]] for x in (estimate, low, high)]
+        return dict(zip(("estimate", "low", "high"), ends, strict=True))
 
     def _over_templates(self, name, level, part):
         """Ends of the intervals over templates that pages give one checkpoint."""
@@ -628,54 +629,73 @@ COVERED_ESTIMATES = ("lean", "d_log_gap", "own_odds", "excess", "mirror", "direc
 AT_ONCE = 5  # studies: more take more memory and no less time
 
 
-def judge(truth, leaning, simulations=SIMULATIONS, covered=COVERED):
+def judge(truth, leaning, simulations=SIMULATIONS):
     """Judge studies of one truth, in every design.
 
     Returns
     -------
-    tuple of DataFrame
-        Rates of yes, and coverage; the columns of the two tables of ``results/instrument``.
+    DataFrame
+        How often each verdict said yes, see ``RATES``.
     """
-    said = {(d, name): [] for d in DECISIONS for name in VERDICTS}
+    names = [name for name, verdict in VERDICTS.items() if _is_judged(verdict, truth)]
+    said = {(d, name): [] for d in DECISIONS for name in names}
+    changes = {d: [] for d in truths.DESIGNS}
+    for _, judged in _batches(truth, leaning, simulations, drawn=True):
+        for design, (studies, one) in judged.items():
+            changes[design].append(_srs(studies))
+            for d in (d for d, of in DECISIONS.items() if of == design):
+                decided = one.decided(d)
+                for name in names:
+                    said[d, name].append(VERDICTS[name].says(decided))
+    rows = []
+    for (d, name), batches in said.items():
+        yes = np.concatenate(batches)
+        before, after = np.mean(changes[DECISIONS[d]], axis=0)
+        answer = should(VERDICTS[name], truth, after - before, np.log(after / before))
+        rows.append((d, truth.name, leaning, name, answer, after - before, *_share(yes)))
+    return pd.DataFrame(rows, columns=RATES)
+
+
+def cover(truth, leaning, simulations=COVERED):
+    """Count how often intervals hold the true value, for these items and for new templates.
+
+    Returns
+    -------
+    DataFrame
+        See ``COVERAGES``.
+    """
     ends = {(d, name): [] for d in DECISIONS for name in COVERED_ESTIMATES}
     true = {name: [] for name in COVERED_ESTIMATES}
-    changes = {d: [] for d in truths.DESIGNS}
-    for seed in range(0, simulations, AT_ONCE):
-        count = min(AT_ONCE, simulations - seed)
-        counting = seed < covered and truth.name not in ("nothing", AT_MARGIN)
-        for design, sizes in truths.DESIGNS.items():
-            studies = simulated(truth, leaning, sizes, count, seed)
-            changes[design].append(_srs(studies))
-            tables = {**totals(studies), **drawn_totals(studies, seed)}
-            for d in (d for d, of in DECISIONS.items() if of == design):
-                judged = Judged(studies, d, tables)
-                for name, verdict in VERDICTS.items():
-                    if _is_judged(verdict, truth):
-                        said[d, name].append(verdict.says(judged))
-                if counting:
-                    for name in COVERED_ESTIMATES:
-                        ends[d, name].append(judged.rows(name))
-        if counting:
-            for name, values in _these_items(truth, leaning, count, seed).items():
-                true[name].append(values)
-    rates, coverage = [], []
-    for (d, name), batches in said.items():
-        if batches:
-            yes = np.concatenate(batches)
-            before, after = np.mean(changes[DECISIONS[d]], axis=0)
-            change = after - before
-            found = (yes.mean(), *wilson(int(yes.sum()), len(yes)), len(yes))
-            answer = should(VERDICTS[name], truth, change, np.log(after / before))
-            rates.append((d, truth.name, leaning, name, answer, change, *found))
+    for seed, judged in _batches(truth, leaning, simulations):
+        for d, of in DECISIONS.items():
+            decided = judged[of][1].decided(d)
+            for name in COVERED_ESTIMATES:
+                ends[d, name].append(decided.rows(name))
+        count = len(judged["single"][0].p)
+        for name, values in _these_items(truth, leaning, count, seed).items():
+            true[name].append(values)
+    rows = []
     for (d, name), batches in ends.items():
-        if batches:
-            here = np.concatenate(true[name])
-            low, high = (np.concatenate([one[end] for one in batches]) for end in ("low", "high"))
-            for promise, value in (("these items", here), ("new templates", here.mean())):
-                held = (low <= value) & (value <= high)
-                found = (held.mean(), *wilson(int(held.sum()), len(held)), len(held))
-                coverage.append((d, truth.name, leaning, name, promise, *found))
-    return pd.DataFrame(rates, columns=RATES), pd.DataFrame(coverage, columns=COVERAGES)
+        here = np.concatenate(true[name])
+        low, high = (np.concatenate([one[end] for one in batches]) for end in ("low", "high"))
+        for promise, value in (("these items", here), ("new templates", here.mean())):
+            held = (low <= value) & (value <= high)
+            rows.append((d, truth.name, leaning, name, promise, *_share(held)))
+    return pd.DataFrame(rows, columns=COVERAGES)
+
+
+def _batches(truth, leaning, simulations, drawn=False):
+    for seed in range(0, simulations, AT_ONCE):
+        judged = {}
+        for design, sizes in truths.DESIGNS.items():
+            studies = simulated(truth, leaning, sizes, min(AT_ONCE, simulations - seed), seed)
+            tables = totals(studies) | (drawn_totals(studies, seed) if drawn else {})
+            judged[design] = studies, Judged(studies, design, tables)
+        yield seed, judged
+
+
+def _share(yes):
+    return yes.mean(), *wilson(int(yes.sum()), len(yes)), len(yes)
 
 
 def _is_judged(verdict, truth):
@@ -717,21 +737,25 @@ def write(simulations=SIMULATIONS, folder=RESULT.parent, told=print):
         Is told how far it is.
     """
     kept = PROJECT / ".cache" / "instrument" / _identity(simulations)
-    plan = [(leaning, name) for name in (*TRUTHS, AT_MARGIN) for leaning in (False, True)]
-    tables = {RESULT.name: [], COVERAGE.name: []}
-    for k, (leaning, name) in enumerate(plan, 1):
-        stem = hashlib.sha256(f"{name} {leaning}".encode()).hexdigest()[:12]
-        paths = [kept / f"{stem}-{file}" for file in tables]
-        if not all(path.is_file() for path in paths):
-            truth = at_margin(leaning) if name == AT_MARGIN else TRUTHS[name]
-            found = judge(truth, leaning, simulations, min(COVERED, simulations))
-            for path, table in zip(paths, found, strict=True):
-                write_text(_csv(table), path)
-            told(f"{k} of {len(plan)}: {name}, {'leaning' if leaning else 'no lean'}")
-        for parts, path in zip(tables.values(), paths, strict=True):
-            parts.append(pd.read_csv(path))
-    for file, parts in tables.items():
-        write_text(_csv(pd.concat(parts, ignore_index=True)), folder / file)
+    every = [(leaning, name) for name in (*TRUTHS, AT_MARGIN) for leaning in (False, True)]
+    plan = {
+        RESULT.name: (judge, simulations, every),
+        COVERAGE.name: (
+            cover,
+            min(COVERED, simulations),
+            [one for one in every if one[1] not in ("nothing", AT_MARGIN)],
+        ),
+    }
+    for file, (count, studies, cells) in plan.items():
+        tables = []
+        for k, (leaning, name) in enumerate(cells, 1):
+            path = kept / f"{hashlib.sha256(f'{name} {leaning}'.encode()).hexdigest()[:12]}-{file}"
+            if not path.is_file():
+                truth = at_margin(leaning) if name == AT_MARGIN else TRUTHS[name]
+                write_text(_csv(count(truth, leaning, studies)), path)
+                told(f"{file}: {k} of {len(cells)}, {name}, {'leaning' if leaning else 'no lean'}")
+            tables.append(pd.read_csv(path))
+        write_text(_csv(pd.concat(tables, ignore_index=True)), folder / file)
 
 
 def _csv(table):

@@ -8,14 +8,16 @@ base never says "unknown", so only its lean was planted.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from cba_utils.measures.frames import item_table
 from cba_utils.measures.measure import UNBOUNDED, Measure, ratio, register
 from cba_utils.measures.pooling import over_replicates
-from cba_utils.names import REFERENCE
+from cba_utils.names import PROJECT, REFERENCE
 from cba_utils.study.roles import study_columns
 
 HELD_OUT = "heldout-template"
+STRENGTHS = PROJECT / "data" / "strengths.csv"  # what was planted in which template
 
 register(
     Measure(
@@ -31,6 +33,16 @@ register(
         of=ratio("lean_given", "items"),
     ),
 )
+
+
+def planted_is_known(path=STRENGTHS):
+    """Whether the bank says what was planted in its templates.
+
+    Parameters
+    ----------
+    path : Path
+    """
+    return {"margin", "lean"} <= set(pd.read_csv(path, nrows=0))
 
 
 def planted_templates(strengths):

@@ -23,6 +23,7 @@ from IPython.display import display
 
 from cba_utils.instrument.trust import trust
 from cba_utils.measures.controls import is_balanced
+from cba_utils.measures.planted import planted_is_known
 from cba_utils.study.rounding import read_rounding
 from cba_utils.telling import drawing
 from cba_utils.telling.numbers import FILTERS
@@ -65,7 +66,10 @@ GROUPS = Need(
     ),
 )
 HELD_OUT = Need("held_out", lambda study: study.organisms and study.own_items)
-PLANTED = Need("planted", lambda study: study.exact and study.organisms and study.own_items)
+PLANTED = Need(
+    "planted",
+    lambda study: study.exact and study.organisms and study.own_items and planted_is_known(),
+)
 BOTH_CONTEXTS = Need(
     "both_contexts",
     lambda study: study.exact and set(study.items["context_condition"]) == {"ambig", "disambig"},
