@@ -55,12 +55,13 @@ def test_what_verdicts_should_say_follows_from_the_truth():
     assert told("letter", "letter drift") == "yes" and told("letter", "rise 0.8") == "no"
     assert told("excess", "noise") == "yes"
     assert [told("same", "noise", c) for c in (0.009, -0.011)] == ["yes", "no"]
-    assert [told("same_relative", "noise", 0, np.log(c)) for c in (1.2, 0.7)] == ["yes", "no"]
+    assert [told("same_ratio", "noise", 0, np.log(c)) for c in (1.2, 0.7)] == ["yes", "no"]
 
 
 def test_a_run_that_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "PROJECT", tmp_path)
     monkeypatch.setattr(verdicts, "TRUTHS", {name: TRUTHS[name] for name in ("nothing", "noise")})
+    monkeypatch.setattr(verdicts, "OTHERS", 3)
     judge, judged = verdicts.judge, []
 
     def stopping(truth, leaning, *rest):
@@ -74,7 +75,6 @@ def test_a_run_that_stopped_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         verdicts.write(2, tmp_path / "out", told=str)
     monkeypatch.setattr(verdicts, "judge", lambda *a: judged.append(a) or judge(*a))
-    monkeypatch.setattr(verdicts, "OTHERS", 3)
     verdicts.write(2, tmp_path / "out", told=str)
     assert len(judged) == 3 + 3, "what was judged is not judged again"
     table = trust.read_rates(tmp_path / "out" / verdicts.RESULT.name)

@@ -169,7 +169,13 @@ def test_a_verdict_is_read_from_what_the_pages_compute(study):
             ), name
     same = equivalence(answers).sort_values("replicate")
     low, high = judged._over_templates("d_srs", 0.9, None)
-    assert [low[0], high[0]] == [pytest.approx(same[end].to_numpy()) for end in ("low", "high")]
+    assert [low[0], high[0]] == [
+        pytest.approx(same[end].to_numpy(), abs=1e-6) for end in ("low", "high")
+    ]
+    sides = [
+        judged._over_templates(x, 0.9, None)[0] for x in ("above_least_ratio", "below_most_ratio")
+    ]
+    assert ((np.array(sides) > 0).all(axis=0)[0] == same["equivalent_ratio"]).all()
 
 
 def test_drawn_verdicts_are_read_from_what_the_pages_compute(study):

@@ -17,7 +17,7 @@ POWER = {
     "letter": ("letter drift",),
     "changed": ("noise", "rise 0.3"),
     "same": (),
-    "same relative": (),
+    "same ratio": (),
 }
 
 

@@ -40,7 +40,7 @@ from cba_utils.measures.measure import (
     minus,
     ratio,
 )
-from cba_utils.measures.tests import MARGIN
+from cba_utils.measures.tests import MARGIN, RATIO
 from cba_utils.measures.transitions import five_seed_weights
 from cba_utils.names import PROJECT, RESULTS, ROLES
 from cba_utils.study.files import write_text
@@ -52,7 +52,6 @@ COVERED = 100  # studies of each truth in which coverage is counted
 # Further trainings a family, over which the true value for the items at hand is found: what so few leave
 # open takes about one point from the coverage that is counted.
 OTHERS = 60
-RELATIVE = 0.25  # the largest change that counts as none, as a share of the rate at BF16
 DRAWS = 5
 RESULT = RESULTS / "instrument" / "verdicts.csv"
 COVERAGE = RESULT.with_name("coverage.csv")
@@ -189,7 +188,7 @@ def _excess(name, tail=""):
 _MIRROR = measure("bias_beyond_mirror")
 
 
-_SRS_BEFORE = ratio("stereotyped_ref", "parsed_ref")
+_SRS, _SRS_BEFORE = (ratio(f"stereotyped{x}", f"parsed{x}") for x in ("", "_ref"))
 
 
 @dataclass(frozen=True)
@@ -227,16 +226,15 @@ ESTIMATES = {
     "d_lead": Estimate(measure("d_lead"), "unit", "jackknife"),
     "d_s_dis": Estimate(measure("d_s_dis"), "clear"),
     "d_srs": Estimate(measure("d_srs"), "ambiguous", "jackknife"),
-    "relative_srs": Estimate(
-        Measure(
-            "relative_srs",
-            unit="ratio",
-            bounds=UNBOUNDED,
-            of=lambda t: np.log(ratio("stereotyped", "parsed")(t) / _SRS_BEFORE(t)),
-        ),
-        "ambiguous",
-        "jackknife",
-    ),
+    **{
+        name: Estimate(
+            Measure(name, unit="relative", bounds=UNBOUNDED, of=of), "ambiguous", "jackknife"
+        )
+        for name, of in {
+            "above_least_ratio": lambda t: _SRS(t) - RATIO[0] * _SRS_BEFORE(t),
+            "below_most_ratio": lambda t: RATIO[1] * _SRS_BEFORE(t) - _SRS(t),
+        }.items()
+    },
     "direction_drawn": Estimate(measure("share_to_stereotyped"), "draws", clusters="to_person"),
     **{
         name: Estimate(one, "own draws", "jackknife", "named_ref")
@@ -467,7 +465,7 @@ class Verdict:
         What it should say yes to: answers that ``"changed"``, a stereotyped person who ``"grew"``
         beyond each item's own odds at BF16, the same in a ``"category"`` or a ``"group"``, a
         ``"letter"`` that gained, or a rate that stayed the ``"same"`` within a margin of points, or of
-        its size at BF16 (``"same relative"``).
+        its size at BF16 (``"same ratio"``).
     says : callable
         Takes :class:`Judged`, returns whether it says yes, a study.
     drawn : bool
@@ -511,12 +509,14 @@ def _letter_moved(judged):
     return np.any([(r["low"] > 0) | (r["high"] < 0) for r in rows], axis=0)
 
 
-def _same(name, margin):
-    def says(judged):
-        rows = judged.rows(name, 1 - 2 * SAME_LEVEL)
-        return (rows["low"] > -margin) & (rows["high"] < margin)
+def _same(judged):
+    rows = judged.rows("d_srs", 1 - 2 * SAME_LEVEL)
+    return (rows["low"] > -MARGIN) & (rows["high"] < MARGIN)
 
-    return says
+
+def _same_ratio(judged):
+    sides = [judged.rows(x, 1 - 2 * SAME_LEVEL) for x in ("above_least_ratio", "below_most_ratio")]
+    return (sides[0]["low"] > 0) & (sides[1]["low"] > 0)
 
 
 VERDICTS = {
@@ -535,7 +535,7 @@ VERDICTS = {
     ),
     "mirror": Verdict("more became biased than anti-biased", "grew", _above("mirror")),
     "direction": Verdict(
-        "most of what left “unknown” went to the stereotyped person",
+        "most answers that left unknown went to the stereotyped person",
         "grew",
         _above("direction", 0.5),
     ),
@@ -545,12 +545,8 @@ VERDICTS = {
     ),
     "s_dis": Verdict("s_DIS rose", "grew", _above("d_s_dis")),
     "letter": Verdict("a letter gained or lost", "letter", _letter_moved),
-    "same": Verdict("no change (TOST, 1 point)", "same", _same("d_srs", MARGIN)),
-    "same_relative": Verdict(
-        "no change (TOST, a quarter of the rate)",
-        "same relative",
-        _same("relative_srs", np.log1p(RELATIVE)),
-    ),
+    "same": Verdict("no change (TOST, 1 point)", "same", _same),
+    "same_ratio": Verdict("no change (TOST, a quarter of the rate)", "same ratio", _same_ratio),
     "share_drawn": Verdict(
         "the stereotyped share of persons named rose, from draws",
         "grew",
@@ -567,7 +563,7 @@ VERDICTS = {
         "more became biased than anti-biased, from draws", "grew", _above("mirror_drawn"), True
     ),
     "direction_drawn": Verdict(
-        "most of what left “unknown” went to the stereotyped person, from draws",
+        "most answers that left unknown went to the stereotyped person, from draws",
         "grew",
         _above("direction_drawn", 0.5),
         True,
@@ -588,8 +584,8 @@ def should(verdict: Verdict, truth, change, relative):
     if verdict.asks == "same":
         # A change at the margin is none, and the test may say otherwise in 5 % of studies.
         return "yes" if abs(change) < MARGIN and truth.name != AT_MARGIN else "no"
-    if verdict.asks == "same relative":
-        return "yes" if abs(relative) < np.log1p(RELATIVE) else "no"
+    if verdict.asks == "same ratio":
+        return "yes" if np.log(RATIO[0]) < relative < np.log(RATIO[1]) else "no"
     if verdict.asks == "changed":
         return "yes"
     if verdict.asks == "letter":
