@@ -26,8 +26,8 @@ def _pooled_groups(frame, keys):
     """Yield (key, rows with an estimate, whether they are shares) of what is pooled together."""
     for key, group in frame.groupby(keys, observed=True, dropna=False, sort=False):
         share = measure(key[keys.index("measure")]).pool == "sums"
-        # A cell without any such item has no share of its own and adds nothing to the sums.
-        yield key, group if share else group.dropna(subset="estimate"), share
+        # A cell without any such item has no share of its own, and shows nothing of its spread.
+        yield key, group.dropna(subset="estimate"), share
 
 
 def over_replicates(frame: pd.DataFrame, strata: Sequence[str] = (), level: float = 0.95):
@@ -72,8 +72,7 @@ def over_replicates(frame: pd.DataFrame, strata: Sequence[str] = (), level: floa
         of = _of_units(group, stratum.to_numpy(), unit, share)
         estimate, error, df = stratified_jackknife(of, stratum, unit)
         half = error * stdtrit(df, (1 + level) / 2)
-        units = group.loc[group["estimate"].notna(), "_unit"].nunique()
-        counts = (group["estimate"].notna().sum(), group["n"].sum(), units)
+        counts = (len(group), group["n"].sum(), group["_unit"].nunique())
         rows.append((*key, estimate, estimate - half, estimate + half, *counts, error, df))
     return pd.DataFrame(
         rows, columns=[*keys, *ESTIMATE_COLUMNS[1:], "of", "clusters", "error", "df"]
@@ -96,7 +95,6 @@ def _of_units(group, stratum, unit, share):
     values, n = group["estimate"].to_numpy(float), group["n"].to_numpy(float)
     strata = np.unique(stratum)
     if share:
-        values, n = np.nan_to_num(values), np.where(np.isnan(values), 0.0, n)
         return lambda kept: np.mean(
             [
                 (values * n)[kept & (stratum == s)].sum() / n[kept & (stratum == s)].sum()
