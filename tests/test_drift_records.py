@@ -99,6 +99,8 @@ def test_the_reference_is_computed_again_to_the_same_bytes(mistral, tmp_path):
     assert {path.name: path.read_bytes() for path in states().rglob("*.npy")} == left
     assert left
     known = json.loads((tmp_path / "two" / "provenance.json").read_text())
+    other = {**known["identity"], "adapter_sha256": "0" * 64}
+    assert States(other).key != States(known["identity"]).key
     States(known["identity"]).remove()
     assert not list(states().rglob("*.npy"))
 

@@ -73,6 +73,7 @@ class States:
         decides = {
             "parameters": {k: v for k, v in parameters.items() if k not in _NOT_DECIDING},
             "reference": reference,
+            "adapter": identity.get("adapter_sha256"),
             "packages": identity["packages"],
             **{name: identity[name] for name in _FROM_IDENTITY},
         }
