@@ -125,7 +125,9 @@ class Chapter(Page):
             "unknown_spread": "Added spread, nats",
         }
         line = {"unknown_slope": 1.0, "unknown_shift": 0.0, "unknown_spread": 0.0}
-        figure = draw.plain_numbers(draw.ladder(frame, names, line=line, titles=titles))
+        figure = draw.ladder(frame, names, line=line, titles=titles)
+        for axes in figure.axes:
+            draw.plain_axis(axes)
         seen = frame[frame["precision"].isin(self.at)]
         alt = [plain(self.text("alt_lines"))] + [
             told(titles[name], seen, name, text=lambda value: in_points(value, 2)) for name in names

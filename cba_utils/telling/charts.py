@@ -775,12 +775,10 @@ def forest(frame, section, label, told, title):
 # Margins and drift
 
 
-def plain_numbers(figure):
-    """The same figure with numbers on its vertical axes that are no percentages."""
-    for axes in figure.axes:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.3g}".replace("-", "−"))
-    return figure
+def plain_axis(axes):
+    """Numbers on a vertical axis that are no percentages."""
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.3g}".replace("-", "−"))
 
 
 def dots(frame, rows, by, panels, label, series="family", line=0.0, percentages=True):
