@@ -121,3 +121,13 @@ def test_what_the_parser_changes_is_counted_on_the_same_answers():
     assert alike.text("parsers").endswith(
         f"all {len(asked):,} answers to ambiguous questions alike."
     )
+
+
+def test_odds_are_said_to_be_clustered_as_they_are():
+    study = study_of(replicates=4, templates=6)
+    assert "template and by checkpoint" in Chapter(study).text("odds_clusters")
+    half = {f"simulated-s{k}": f"b{k % 2}" for k in range(1, 5)}
+    study.samples["base"] = study.samples["model"].map(half)
+    assert "template and by base" in Chapter(study).text("odds_clusters")
+    alone = study_of(templates=6)
+    assert Chapter(alone).text("odds_clusters").endswith("by question template")

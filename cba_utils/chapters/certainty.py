@@ -88,8 +88,8 @@ class Chapter(Page):
     @property
     def based(self):
         """Whether the clusters are bases: every family has several."""
-        bases = self.study.samples.groupby("family")["base"].nunique()
-        return bool(bases.min() > 1)
+        counts = self.study.samples.groupby("family")[["base", "model"]].nunique()
+        return bool(((counts["base"] > 1) & (counts["base"] < counts["model"])).all())
 
     @cached_property
     def same(self):
