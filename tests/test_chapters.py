@@ -44,7 +44,7 @@ def whole(chapter):
         "draws_from",
         "hollow",
     ]
-    said = [name for name in template.blocks if not name.startswith(("fig_", "tab_"))]
+    said = [name for name in template.blocks if not name.startswith(("fig_", "tab_", "msg_"))]
     return texts + [chapter.text(name) for name in [*said, *common]]
 
 
@@ -97,7 +97,7 @@ def test_every_part_is_in_the_notebook_and_every_block_is_said(name):
             shown = rf'page\.(?:{kind}|cite_{kind})\(\\"{part}\\"'
             assert re.search(shown, used), f"{kind} {part} is in no notebook"
     for block in pages._TEMPLATES.get_template(f"{name}.md.j2").blocks:
-        if not block.startswith(("fig_", "tab_")):
+        if not block.startswith(("fig_", "tab_", "msg_")):
             assert re.search(rf'\\?"{block}\\?"|common\.{block}\b', used), f"{block} is never said"
 
 

@@ -32,12 +32,16 @@ class Chapter(Page):
         """The same by depth."""
         return self.study.by_depth(self.checkpoints)
 
+    @cached_property
+    def answered(self):
+        """Rates of answers by depth."""
+        return self.study.by_depth(rates.role_rates(self.study.best))
+
     @property
-    def excesses(self):
-        """The excess at both precisions, a depth."""
-        for depth in self.study.depths:
-            at = self.moves[self.moves["depth"] == depth]
-            yield {"depth": depth, "at": [(p, find(at, EXCESS, p)) for p in self.study.shown]}
+    def before(self):
+        """The stereotyped rate at BF16 after the shallowest and after the deepest alignment."""
+        ends = self.study.depths[0], self.study.depths[-1]
+        return [pick(self.answered[self.answered["depth"] == d], "srs", "bf16") for d in ends]
 
     @property
     def answerable(self):
@@ -64,22 +68,22 @@ class Chapter(Page):
     def apart(self):
         """The same at both precisions, and where the shallowest is shown to have given way by more."""
         rows = [(p, pick(self.differences, "difference", p)) for p in self.study.shown]
-        return {"at": rows, "shown": [p for p, row in rows if reading(row) == "above"]}
+        shown = [p for p, row in rows if reading(row) == "above"]
+        return {"at": rows, "shown": shown, "rest": [p for p, _ in rows if p not in shown]}
 
     def figure_depth(self):
         """Items that became biased by precision, a series a depth."""
         alt = [
-            told("Items that became biased", self.moves, "became_biased_expected", by="depth"),
+            told("Items that gained a stereotyped answer", self.moves, "became_biased_expected", by="depth"),
             told("Placebo", self.moves, "became_biased_placebo", by="depth"),
         ]
         return draw.depth_curves(self.moves), alt, self.moves
 
     def table_depth(self):
         """What each depth answers at BF16, and its excess at two precisions."""
-        answered = self.study.by_depth(rates.role_rates(self.study.best))
         rows = []
         for depth in self.study.depths:
-            own, moved = (frame[frame["depth"] == depth] for frame in (answered, self.moves))
+            own, moved = (frame[frame["depth"] == depth] for frame in (self.answered, self.moves))
             row = {
                 "depth": depth,
                 "stereotyped at BF16": pick(own, "srs", "bf16"),

@@ -7,20 +7,19 @@ import pandas as pd
 from cba_utils.chapters import depth
 from cba_utils.measures.tests import MARGIN
 from cba_utils.telling import charts as draw
-from cba_utils.telling.numbers import measured, reading
+from cba_utils.telling.numbers import measured
 from cba_utils.telling.page import PROBABILITIES, ROUNDING, Page, open_page
-from cba_utils.telling.study import find, pick
-from cba_utils.telling.variants import BIASED, WHERE, Variants, told_by_label
+from cba_utils.telling.study import find
+from cba_utils.telling.variants import EXCESS, WHERE, Variants, told_by_label
 
-TITLE = "Items that became biased, % of unbiased"
-EXCESS = f"{BIASED}_excess"
+TITLE = "Gained a stereotyped answer, less placebo, points"
 
 
 class Chapter(Page):
     """Notebook ``33_what_helps``."""
 
     needs = {
-        **dict.fromkeys(("bits_and_bias", "help", "help_answer", "group", "cheapest"), ROUNDING),
+        **dict.fromkeys(("answer", "bits_and_bias", "help", "help_answer", "group", "cheapest"), ROUNDING),
         "depth_help": PROBABILITIES,
     }
     margin = MARGIN
@@ -64,13 +63,19 @@ class Chapter(Page):
         return f"{self.variants.bits[name] - self.variants.bits[self.study.lowest]:.1f}"
 
     @property
+    def several(self):
+        """Whether there are several families."""
+        return len(self.variants.study.families) > 1
+
+    @property
     def others(self):
-        """Other ways to spend bits at the lowest precision: those shown to be worse than one more level."""
+        """Other ways to spend bits at the lowest precision: those shown to be worse than one more level.
+
+        Worse in every family, where there are several.
+        """
         low = self.study.lowest
         names = [n for n in self.variants.bits if n in WHERE or n.startswith(f"{low}-g")]
-        worse = [
-            n for n in names if reading(pick(self.variants.from_above, "change", n)) == "above"
-        ]
+        worse = [n for n in names if self.variants.changed(n, above=True).agreed == "above"]
         return {
             "worse": [self._short(n) for n in worse],
             "rest": [self._short(n) for n in names if n not in worse],
@@ -85,22 +90,21 @@ class Chapter(Page):
         name = f"{self.study.lowest}-g32"
         return name if name in self.variants.bits else None
 
-    def rate(self, name):
-        """Items that became biased."""
-        return find(self.variants.changes, BIASED, name)
+    def excess(self, name):
+        """Items that gained a stereotyped answer, less the placebo, family by family."""
+        return self.variants.told(EXCESS, name)
 
     @property
     def cheapest(self):
-        """The cheapest option whose excess is shown to lie below the margin; None without one."""
+        """The cheapest option whose excess is shown to lie below the margin everywhere; None without one."""
         bits = self.variants.bits
-        excess = {n: pick(self.variants.changes, EXCESS, n) for n in bits if n != "bf16"}
-        shown = [n for n, row in excess.items() if row["high"] < MARGIN]
+        shown = [
+            n
+            for n in bits
+            if n != "bf16" and all(one.row["high"] < MARGIN for one in self.excess(n))
+        ]
         best = min(shown, key=bits.get, default=None)
-        return best and {
-            "option": self.variants.option(best),
-            "bits": self.bits(best),
-            "excess": excess[best],
-        }
+        return best and {"option": self.variants.option(best), "bits": self.bits(best)}
 
     @property
     def families(self):
@@ -109,28 +113,35 @@ class Chapter(Page):
 
     # Figures and tables
 
+    @property
+    def _options(self):
+        """Options from few bits to many, and their names with their bits."""
+        bits = sorted(self.variants.bits.items(), key=lambda pair: pair[1])
+        return {n: f"{self.variants.option(n)}: {b:.1f} bits" for n, b in bits if n != "bf16"}
+
     def figure_bits_and_bias(self):
-        """Items that became biased against bits per weight."""
-        rows = self.variants.points()
-        figure = draw.bits_and_bias(rows, TITLE, self.variants.placebo)
-        return figure, told_by_label("Items that became biased", rows), rows
+        """Items that gained a stereotyped answer beyond the placebo, by option."""
+        rows = self.variants.rows(list(self._options), labels=self._options)
+        alt = told_by_label("Items that gained a stereotyped answer, less the placebo", rows)
+        return draw.options(rows, TITLE), alt, rows
 
     def table_help(self):
         """What every option costs in bits and what it does, from few bits to many."""
-        frame, table = self.variants.changes, []
-        for name, bits in sorted(self.variants.bits.items(), key=lambda pair: pair[1]):
-            if name != "bf16":
-                table.append(
-                    {
-                        "option": self.variants.option(name),
-                        "bits": bits,
-                        "above placebo": find(frame, EXCESS, name),
-                        "right, disambiguated": find(frame, "accuracy", name),
-                        "perplexity": find(frame, "perplexity_change", name),
-                    }
-                )
-        frame = pd.DataFrame(table)
-        return frame, {"bits": "{:.1f}".format, **dict.fromkeys(frame.columns[2:], measured)}
+        frame = pd.DataFrame(
+            [
+                {
+                    "option": self.variants.option(name),
+                    "bits": self.variants.bits[name],
+                    "family": family,
+                    "above placebo": find(part, EXCESS, name),
+                    "right, disambiguated": find(part, "accuracy", name),
+                    "perplexity": find(part, "perplexity_change", name),
+                }
+                for name in self._options
+                for family, part in self.variants.study.each(self.variants.checkpoints)
+            ]
+        )
+        return frame, {"bits": "{:.1f}".format, **dict.fromkeys(frame.columns[3:], measured)}
 
     def table_depth_help(self):
         """The excess over the placebo at each depth of alignment."""

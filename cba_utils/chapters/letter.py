@@ -2,18 +2,21 @@
 
 from functools import cached_property
 
+import pandas as pd
+
 from cba_utils.answering.prompts import LETTERS
-from cba_utils.chapters.noise import lean_at
+from cba_utils.chapters.noise import grown
 from cba_utils.measures import controls
 from cba_utils.measures.measure import titles
 from cba_utils.measures.tests import significant
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
-from cba_utils.telling.numbers import reading
+from cba_utils.telling.numbers import ABOVE, NOT_TOLD_APART, factor
 from cba_utils.telling.page import BALANCED_ORDERS, Page
-from cba_utils.telling.study import pick
+from cba_utils.telling.study import Readings, Told, find, pick
 
 PERSONS = ("d_stereotyped", "d_anti_stereotyped", "d_lead")
+LEVEL = 0.05
 
 
 def balanced(study):
@@ -40,7 +43,8 @@ class Chapter(Page):
 
     keep = "all"
     needs = dict.fromkeys(
-        ("letter_drift", "drift", "letter_lead", "lead", "leaned"), BALANCED_ORDERS
+        ("answer", "drift_answer", "letter_drift", "drift", "letter_lead", "lead", "leaned", "letter"),
+        BALANCED_ORDERS,
     )
 
     def __init__(self, study):
@@ -67,37 +71,77 @@ class Chapter(Page):
         pooled = self.study.summarise(self.positions)
         return pooled[controls.are_changes(pooled)].reset_index(drop=True)
 
+    @cached_property
+    def drifted(self):
+        """Where the test finds a drift in every checkpoint of a family that was asked so."""
+        found = {}
+        for p in self.study.shown:
+            at = self.tests[self.tests["precision"] == p]
+            found[p] = Readings(
+                Told(name, part.iloc[0], ABOVE if (part["p_holm"] < LEVEL).all() else NOT_TOLD_APART)
+                for name, part in self._named(at)
+            )
+        return found
+
+    def _named(self, frame):
+        """Parts of a frame by what the chapter's sentences call them."""
+        names = [name for name, _ in self.study.each(self.leans)]
+        by = "family" if set(names) <= set(frame["family"]) else "model"
+        return [(name, frame[frame[by] == name]) for name in names]
+
     @property
     def drift(self):
-        """The letter that changed most at the lowest precision, a family or pooled."""
-        for name, frame in self.study.each(self.positions):
-            rows = {x: pick(frame, f"d_letter_{x}", self.study.lowest) for x in LETTERS}
-            letter = max(rows, key=lambda x: abs(rows[x]["estimate"]))
-            yield {"name": name, "letter": letter, "row": rows[letter]}
+        """The letter that changed most, by precision and family."""
+        return {
+            p: [self._most(name, frame, p) for name, frame in self.study.each(self.positions)]
+            for p in self.study.shown
+        }
+
+    def _most(self, name, frame, precision):
+        rows = {x: pick(frame, f"d_letter_{x}", precision) for x in LETTERS}
+        letter = max(rows, key=lambda x: abs(rows[x]["estimate"]))
+        return {"name": name, "letter": letter, "row": rows[letter]}
 
     @property
     def significant(self):
         """How many of the tests of drifts hold after Holm's correction, and of how many."""
         return significant(self.tests)
 
-    @property
-    def lead(self):
-        """The change of either person at the lowest precision and the difference, a family or pooled."""
-        for name, frame in self.study.each(self.positions):
-            one, other, row = (pick(frame, person, self.study.lowest) for person in PERSONS)
-            yield {
-                "name": name,
-                "stereotyped": one,
-                "other": other,
-                "row": row,
-                "reading": reading(row),
-            }
+    def _told(self, measure):
+        return {p: self.study.told(self.positions, measure, p) for p in self.study.shown}
 
     @property
-    def lean(self):
-        """The lean at BF16 and its change, a family or pooled."""
-        for name, frame in self.study.each(self.leans):
-            yield {"name": name, **lean_at(frame, self.study.lowest)}
+    def lead(self):
+        """The change of either person, by precision."""
+        one, other = map(self._told, PERSONS[:2])
+        return {p: {"stereotyped": one[p], "other": other[p]} for p in one}
+
+    @property
+    def ahead(self):
+        """Where the stereotyped person gained on the other."""
+        return self._told(PERSONS[2])
+
+    @cached_property
+    def grew(self):
+        """Whether the lean grew."""
+        return {p: grown(self.study, self.leans, p) for p in self.study.shown}
+
+    def table_letter(self):
+        """The lean over balanced orders, family by family."""
+        frame = pd.DataFrame(
+            [
+                {
+                    "family": name,
+                    "odds at BF16": find(part, "log_gap", "bf16"),
+                    **{
+                        f"times that at {p.upper()}": find(part, "d_log_gap", p)
+                        for p in self.study.shown
+                    },
+                }
+                for name, part in self.study.each(self.leans)
+            ]
+        )
+        return frame, dict.fromkeys(frame.columns[1:], factor)
 
     def figure_letter_drift(self):
         """Change of each letter's share by precision."""

@@ -1,4 +1,4 @@
-"""Is it noise? Changes beyond the placebo, where answers went, whether the lean grew."""
+"""Is it noise? Changes beyond the placebo, whether the lean grew, and where answers went."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +11,19 @@ from cba_utils.measures.tests import significant
 from cba_utils.measures.transitions import transitions
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
-from cba_utils.telling.numbers import count, interval, percent, reading
+from cba_utils.telling.numbers import (
+    ABOVE,
+    BELOW,
+    NOT_TOLD_APART,
+    count,
+    factor,
+    interval,
+    measured,
+    percent,
+    points,
+)
 from cba_utils.telling.page import PROBABILITIES, Page
-from cba_utils.telling.study import changes, pick
+from cba_utils.telling.study import Readings, Told, changes, find, pick
 
 FEW = 20
 EXCESS = ("became_biased_expected_excess", "became_anti_expected_excess")
@@ -29,24 +39,39 @@ class Seeds:
     none: int
 
 
-def lean_at(frame, precision):
-    """The lean at BF16, its change at a precision, and whether that is a growth."""
-    before, change = pick(frame, "log_gap", "bf16"), pick(frame, "d_log_gap", precision)
-    return {
-        "before": before,
-        "reading": reading(before),
-        "change": change,
-        "grew": bool(controls.grew(before, change)),
-    }
+def grown(study, leans, precision):
+    """Whether the lean grew, family by family: its change at a precision, read beside BF16's.
+
+    Parameters
+    ----------
+    study : Study
+    leans : DataFrame
+        From `controls.lean`, an estimate a checkpoint.
+    precision : str
+
+    Returns
+    -------
+    Readings
+    """
+    found = Readings()
+    for name, part in study.each(leans):
+        before, change = find(part, "log_gap", "bf16"), find(part, "d_log_gap", precision)
+        if change is None:
+            continue
+        said = BELOW if change["high"] < 0 else NOT_TOLD_APART
+        found.append(Told(name, change, ABOVE if controls.grew(before, change) else said))
+    return found
 
 
 class Chapter(Page):
     """Notebook ``40_is_it_noise``."""
 
     needs = {
+        "noise_answer": PROBABILITIES,
+        "noise": PROBABILITIES,
+        "lean_answer": PROBABILITIES,
         "noise_excess": PROBABILITIES,
-        "noise_lean": PROBABILITIES,
-        "lean": PROBABILITIES,
+        "mirror": PROBABILITIES,
         "noise_seeds": PROBABILITIES,
         "seeds": PROBABILITIES,
     }
@@ -77,37 +102,53 @@ class Chapter(Page):
         """Whether answers went to one person, a test a checkpoint and precision."""
         return controls.direction_tests(self.study.single)
 
-    # Readings: what the template says
+    # Readings: what the template says, by precision and family
 
-    def at_lowest(self, measure):
-        """The pooled estimate of a change at the lowest precision."""
-        return pick(self._pooled_changes, measure, self.study.lowest)
+    def _told(self, frame, measure, null=0.0, digits=None):
+        return {p: self.study.told(frame, measure, p, null, digits) for p in self.study.shown}
 
     @cached_property
-    def _pooled_changes(self):
-        return self.study.pooled(self.checkpoints)
+    def excess(self):
+        """Whether more items gained a stereotyped answer than asking again explains.
 
-    @property
+        What the printed digits would not show is no excess.
+        """
+        return self._told(self.checkpoints, EXCESS[0], digits=3)
+
+    @cached_property
+    def gained(self):
+        """Items that gained a stereotyped answer, of those without one at BF16."""
+        return self._told(self.checkpoints, self.study.named("became_biased"))
+
+    @cached_property
+    def placebo(self):
+        """What asking BF16 again would give."""
+        return self._told(self.checkpoints, "became_biased_placebo")
+
+    @cached_property
     def mirror(self):
-        """The decisive number: the excess minus the excess of its mirror image, in the same models."""
-        for name, frame in self.study.each(self.checkpoints):
-            row = pick(frame, "bias_beyond_mirror", self.study.lowest)
-            yield {"name": name, "row": row, "reading": reading(row)}
+        """Whether the excess is larger than that of its mirror image."""
+        return self._told(self.checkpoints, "bias_beyond_mirror", digits=3)
 
-    @property
-    def left(self):
-        """Answers that left "unknown" at the lowest precision."""
-        return pick(self.study.pooled(self.moved), "left_unknown", self.study.lowest)
+    @cached_property
+    def leaned(self):
+        """Whether BF16 leaned to the stereotyped person."""
+        return self.study.told(self.leans, "log_gap", "bf16")
 
-    @property
+    @cached_property
+    def grew(self):
+        """Whether the lean grew."""
+        return {p: grown(self.study, self.leans, p) for p in self.study.shown}
+
+    @cached_property
     def direction(self):
         """The share that went to the stereotyped person, beside one half."""
-        row = pick(self.study.pooled(self.moved), "share_to_stereotyped", self.study.lowest)
-        return {
-            "row": row,
-            "reading": reading(row, null=0.5),
-            "none": bool(np.isnan(row["estimate"])),
-        }
+        return self._told(self.moved, "share_to_stereotyped", null=0.5)
+
+    @property
+    def last(self):
+        """The last of the precisions that sentences are about."""
+        return self.study.shown[-1]
 
     @property
     def significant(self):
@@ -119,22 +160,14 @@ class Chapter(Page):
         """How many tests could not be made, and of how many."""
         return int(self.tests["p"].isna().sum()), len(self.tests)
 
-    @property
-    def lean(self):
-        """The lean at BF16 and its change, a family or pooled."""
-        for name, frame in self.study.each(self.leans):
-            yield {"name": name, **lean_at(frame, self.study.lowest)}
-
-    @property
-    def lean_overall(self):
-        """The same over all checkpoints."""
-        return lean_at(self.study.pooled(self.leans), self.study.lowest)
-
-    @property
+    @cached_property
     def net(self):
-        """Gained minus lost at the lowest precision, by the study's own seeds."""
-        pooled = self.study.pooled(transitions(self.study.drawn))
-        return {name: pick(pooled, f"net_{name}", self.study.lowest) for name in ("biased", "anti")}
+        """Gained minus lost, by the study's own seeds."""
+        moves = transitions(self.study.drawn)
+        return {
+            p: {name: self.study.told(moves, f"net_{name}", p) for name in ("biased", "anti")}
+            for p in self.study.shown
+        }
 
     @property
     def seeds(self):
@@ -147,11 +180,42 @@ class Chapter(Page):
 
     # Figures and tables
 
+    def figure_noise_answer(self):
+        """What is beyond the placebo, and whether the lean changed."""
+        rows = pd.concat(map(self.study.summarise, (self.checkpoints, self.leans)))
+        alt = [
+            told("Gained a stereotyped answer minus placebo", rows, EXCESS[0]),
+            told("Odds of the stereotyped person, change", rows, "d_log_gap", text=odds),
+        ]
+        shown = rows[rows["measure"].isin([EXCESS[0], "d_log_gap", "log_gap"])]
+        return draw.excess_and_lean(rows, EXCESS[0]), alt, shown
+
+    def table_noise(self):
+        """What decides, family by family."""
+        parts = [dict(self.study.each(frame)) for frame in (self.checkpoints, self.leans)]
+        frame = pd.DataFrame(
+            [
+                {
+                    "family": name,
+                    "at": p.upper(),
+                    "gained": find(moves, self.study.named("became_biased"), p),
+                    "placebo": find(moves, "became_biased_placebo", p),
+                    "excess, points": find(moves, EXCESS[0], p),
+                    "odds at BF16": find(parts[1][name], "log_gap", "bf16"),
+                    "times that": find(parts[1][name], "d_log_gap", p),
+                }
+                for name, moves in parts[0].items()
+                for p in self.study.shown
+            ]
+        )
+        texts = [measured, measured, points, factor, factor]
+        return frame, dict(zip(frame.columns[2:], texts, strict=True))
+
     def figure_noise_excess(self):
         """Items that changed beyond the placebo, and their mirror image."""
         moves = self.study.summarise(self.checkpoints)
         alt = [
-            told("Became biased minus placebo", moves, EXCESS[0]),
+            told("Gained a stereotyped answer minus placebo", moves, EXCESS[0]),
             told("Gained an anti-stereotyped answer minus placebo", moves, EXCESS[1]),
         ]
         return draw.ladder(moves, EXCESS, line=0), alt, moves[moves["measure"].isin(EXCESS)]
@@ -169,36 +233,36 @@ class Chapter(Page):
         return draw.ladder(rows, shown, line={"share_to_stereotyped": 0.5}), alt, rows
 
     def table_direction(self):
-        """The same at the lowest precision, by category."""
-        rows = self.study.pooled(controls.direction(self.study.single, ["category"]), ["category"])
-        rows = rows[
-            (rows["measure"] == "share_to_stereotyped") & (rows["precision"] == self.study.lowest)
-        ]
-        shares = ["none left" if np.isnan(row["estimate"]) else row for _, row in rows.iterrows()]
-        frame = pd.DataFrame(
+        """The same at the last precision, by category and family."""
+        moved = controls.direction(self.study.single, ["category"])
+        moved = moved[moved["measure"] == "share_to_stereotyped"]
+        rows = [
             {
-                "category": rows["category"].astype(str).to_numpy(),
-                "answers that left": rows["of"].to_numpy(),
-                "of these to the stereotyped person": shares,
+                "category": str(category),
+                "family": name,
+                "answers that left": row["of"] if "of" in row else row["n"],
+                "of these to the stereotyped person": "none left"
+                if np.isnan(row["estimate"])
+                else row,
             }
-        )
-        return frame, {"answers that left": count, "of these to the stereotyped person": interval}
-
-    def figure_noise_lean(self):
-        """Odds of the stereotyped person, and the same as a multiple of BF16's."""
-        rows = self.study.summarise(self.leans)
-        odds = rows[rows["measure"] == "log_gap"]
-        parts = [
-            f"{r.family} {r.precision.upper()} {np.exp(r.estimate):.2f}" for r in odds.itertuples()
+            for category, part in moved.groupby("category", observed=True)
+            for name, found in self.study.each(part)
+            for _, row in found[found["precision"] == self.last].iterrows()
         ]
-        alt = f"Odds of the stereotyped person against the other: {', '.join(parts)}."
-        return draw.lean_ladder(rows), alt, rows
+        frame = pd.DataFrame(rows)
+        return frame, {"answers that left": count, "of these to the stereotyped person": interval}
 
     def figure_noise_seeds(self):
         """The study's seeds beside fresh sets."""
         seen = self.ranges[self.ranges["measure"] == "became_biased"]
         alt = (
-            f"Items that became biased with the study's seeds against fresh ones, {len(seen)} cells, "
+            f"Items that gained a stereotyped answer with the study's seeds against fresh ones, "
+            f"{len(seen)} cells, "
             f"from {percent(seen['observed'].min())} to {percent(seen['observed'].max())}."
         )
         return draw.seed_ranges(self.ranges), alt, seen
+
+
+def odds(value):
+    """A logarithm of odds, as the factor it stands for."""
+    return f"{np.exp(value):.2f}"

@@ -11,7 +11,9 @@ from cba_utils.telling import drawing as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import measured, reading
 from cba_utils.telling.page import PERPLEXITY, PUBLISHED_PERPLEXITY, Page
-from cba_utils.telling.study import changes, find, pick
+from cba_utils.telling.study import changes, find
+
+GAINED = "became_biased_expected"
 
 
 class Chapter(Page):
@@ -26,7 +28,7 @@ class Chapter(Page):
     needs = {
         **{
             name: PERPLEXITY
-            for name in ("gap", "answer_perplexity", "level_sentence", "pair_sentence")
+            for name in ("answer", "gap", "answer_perplexity", "answer_rank", "level_sentence", "pair_sentence")
         },
         "perplexity_published": PUBLISHED_PERPLEXITY,
     }
@@ -54,40 +56,73 @@ class Chapter(Page):
         )
 
     @cached_property
-    def pooled_change(self):
-        """Change of perplexity over all checkpoints."""
-        return self.study.pooled(self.change)
+    def changed(self):
+        """Whether perplexity rose, by precision and family."""
+        return {
+            p: self.study.told(self.change, "perplexity_change", p, digits=3)
+            for p in self._precisions
+        }
 
     @cached_property
-    def pooled_moves(self):
-        """Items that changed over all checkpoints."""
-        return self.study.pooled(self.moves)
+    def excess(self):
+        """Whether more items gained a stereotyped answer than asking again explains."""
+        name = "became_biased_expected_excess"
+        return {p: self.study.told(self.moves, name, p, digits=3) for p in self._precisions}
 
     @property
-    def changed(self):
-        """The change of perplexity at two precisions."""
-        return [(p, pick(self.pooled_change, "perplexity_change", p)) for p in self.study.shown]
+    def _precisions(self):
+        """What sentences are about; models that give no letter still have a perplexity."""
+        return self.study.precisions[-2:] if self.study.speechless else self.study.shown
+
+    @property
+    def missed(self):
+        """Where more items gained one than asking again explains, and perplexity did not rise."""
+        if not self.study.exact:
+            return []
+        return [
+            {"name": name, "precision": p, "row": find(part, GAINED, p)}
+            for name, part in self.study.each(self.moves)
+            for p in self._precisions
+            if name in self.excess[p].above and name not in self.changed[p].above
+        ]
+
+    @property
+    def caught(self):
+        """Whether more items gained one anywhere."""
+        return any(found.above for found in self.excess.values())
 
     @property
     def reading(self):
-        """What a check that looks for a rise would see at the lowest precision."""
-        if self.study.worse_than_guessing:
-            return "worse than guessing"
-        return reading(pick(self.pooled_change, "perplexity_change", self.study.lowest))
+        """Whether the models know the text well enough for the check to mean anything."""
+        return "worse than guessing" if self.study.worse_than_guessing else "told"
+
+    @cached_property
+    def ranks(self):
+        """Spearman's correlation of both changes over the checkpoints at one precision.
+
+        The interval is a bootstrap over bases; with fewer than six there is none.
+        """
+        gained = self.study.named("became_biased")
+        found = {}
+        for p in self._precisions:
+            at = self.pairs[0][self.pairs[0]["precision"] == p]
+            found[p] = perplexity.rank_correlation(
+                at["perplexity_change"], at[gained], at["base"]
+            )
+            found[p]["known"] = not np.isnan(found[p]["low"])
+        return found
+
+    @property
+    def ordering(self):
+        """What the correlations say together: one that all known ones share, else none."""
+        said = {reading(rank) for rank in self.ranks.values() if rank["known"]}
+        return said.pop() if len(said) == 1 else "not told apart"
 
     @property
     def levels(self):
         """The lowest and the highest perplexity at BF16, and whether there are several."""
         levels = self.study.reference_perplexity
         return {"low": levels.min(), "high": levels.max(), "several": len(levels) > 1}
-
-    @property
-    def both(self):
-        """Both changes at four bits."""
-        return (
-            pick(self.pooled_change, "perplexity_change", self.study.middle),
-            pick(self.pooled_moves, self.study.named("became_biased"), self.study.middle),
-        )
 
     @property
     def rank(self):
@@ -136,7 +171,7 @@ class Chapter(Page):
         alt = [
             told("Perplexity change", self.study.summarise(self.change), "perplexity_change"),
             told(
-                "Items that became biased",
+                "Items that gained a stereotyped answer",
                 self.study.summarise(self.moves),
                 self.study.named("became_biased"),
             ),
@@ -144,16 +179,19 @@ class Chapter(Page):
         return draw.perplexity_gap(self.pairs[0]), alt, self.pairs[0]
 
     def table_gap(self):
-        """Both beside each other, a row a precision."""
+        """Both beside each other, a row a family and precision."""
+        seen = dict(self.study.each(self.change))
         frame = pd.DataFrame(
             [
                 {
-                    "precision": p.upper(),
-                    "perplexity change": find(self.pooled_change, "perplexity_change", p),
-                    "became biased": find(self.pooled_moves, self.study.named("became_biased"), p),
-                    "placebo": find(self.pooled_moves, "became_biased_placebo", p),
+                    "family": name,
+                    "at": p.upper(),
+                    "perplexity change": find(seen[name], "perplexity_change", p),
+                    "gained": find(part, self.study.named("became_biased"), p),
+                    "placebo": find(part, "became_biased_placebo", p),
                 }
+                for name, part in self.study.each(self.moves)
                 for p in self.study.precisions[1:]
             ]
         )
-        return frame, dict.fromkeys(frame.columns[1:], measured)
+        return frame, dict.fromkeys(frame.columns[2:], measured)

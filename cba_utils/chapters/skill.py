@@ -4,13 +4,15 @@ from functools import cached_property
 
 import pandas as pd
 
+from cba_utils.chapters.noise import grown
 from cba_utils.measures import controls, rates
-from cba_utils.measures.measure import labels, measure
+from cba_utils.measures.measure import titles
 from cba_utils.telling import charts as draw
-from cba_utils.telling.drawing import alt_text
-from cba_utils.telling.numbers import reading
+from cba_utils.telling.drawing import told
+from cba_utils.telling.numbers import in_points
 from cba_utils.telling.page import BOTH_CONTEXTS, Page
-from cba_utils.telling.study import pick
+
+BEYOND = "s_amb_beyond_guessing"
 
 
 class Chapter(Page):
@@ -18,35 +20,90 @@ class Chapter(Page):
 
     needs = dict.fromkeys(
         (
+            "answer",
             "skill_accuracy",
             "skill_matched",
             "skill_disambiguated",
             "kinds",
-            "accuracy",
-            "accuracy_and_gap",
+            "gap",
             "matched",
-            "reading",
             "disambiguated",
             "skill_answer",
+            "beyond_answer",
         ),
         BOTH_CONTEXTS,
     )
 
     @cached_property
     def estimates(self):
-        """Everything the page shows, pooled."""
+        """Everything the page shows, an estimate a checkpoint."""
         answers = self.study.answers
         each = pd.concat([rates.bias_scores(answers), rates.paired_differences(answers)])
+        matched = controls.matched_skill(answers)
         found = [
             controls.capability(answers, self.study.items),
-            controls.matched_skill(answers),
-            each[each["measure"].isin(["s_dis", "d_s_dis"])],
+            # matched_skill gives the score as measured too
+            matched[matched["measure"].isin(["guessed", BEYOND])],
+            each[each["measure"].isin(["s_amb", "s_dis", "d_s_dis", "d_accuracy"])],
         ]
-        return pd.concat(map(self.study.pooled, found), ignore_index=True)
+        return pd.concat(found, ignore_index=True)
 
-    def at(self, name, precision=None):
-        """The estimate of a measure, at the lowest precision if none is given."""
-        return pick(self.estimates, name, precision or self.study.lowest)
+    @cached_property
+    def leans(self):
+        """Odds of the stereotyped person against the other, an estimate a checkpoint."""
+        return controls.lean(self.study.answers)
+
+    # Readings: what the template says, by precision and family
+
+    @property
+    def last(self):
+        """The last of the precisions that sentences are about."""
+        return self.study.shown[-1]
+
+    def _told(self, name, digits=None):
+        return {
+            p: self.study.told(self.estimates, name, p, digits=digits) for p in self.study.shown
+        }
+
+    @cached_property
+    def accuracy(self):
+        """Right answers."""
+        return self._told("accuracy")
+
+    @cached_property
+    def lost(self):
+        """Whether fewer answers are right than at BF16."""
+        return self._told("d_accuracy", digits=3)
+
+    @cached_property
+    def guessed(self):
+        """What share of guesses would lose as much accuracy."""
+        return self._told("guessed")
+
+    @cached_property
+    def widened(self):
+        """Whether more answers are right where the stereotype agrees."""
+        return self._told("alignment_gap", digits=3)
+
+    @cached_property
+    def beyond(self):
+        """Whether the ambiguous bias is above what guessing would leave."""
+        return self._told(BEYOND, digits=1)
+
+    @cached_property
+    def shift(self):
+        """Whether the bias score on the disambiguated items changed."""
+        return self._told("d_s_dis", digits=1)
+
+    @cached_property
+    def leaned(self):
+        """Whether BF16 leaned to the stereotyped person."""
+        return self.study.told(self.leans, "log_gap", "bf16")
+
+    @cached_property
+    def grew(self):
+        """Whether the lean grew."""
+        return {p: grown(self.study, self.leans, p) for p in self.study.shown}
 
     @property
     def kinds(self):
@@ -56,41 +113,30 @@ class Chapter(Page):
         agrees = int((asked["label"] == asked["stereotyped_index"]).sum())
         return {"agrees": agrees, "asked": len(asked), "share": agrees / len(asked)}
 
-    @property
-    def beyond(self):
-        """The ambiguous bias beyond what guessing would leave."""
-        return reading(self.at("s_amb_beyond_guessing"))
-
-    @property
-    def shift(self):
-        """The change of the bias score on the disambiguated items."""
-        return reading(self.at("d_s_dis"))
+    # Figures
 
     def figure_skill_accuracy(self):
-        """Right answers by whether they agree with the stereotype."""
-        return self._series(
-            "Right answers",
-            ["accuracy_consistent", "accuracy_inconsistent"],
-            "accuracy",
-            points=False,
-        )
+        """Right answers, and by how much more where the stereotype agrees."""
+        rows = self.study.summarise(self.estimates)
+        shown = ["accuracy", "alignment_gap"]
+        figure = draw.ladder(rows, shown, line={"alignment_gap": 0})
+        alt = [told(title, rows, name) for name, title in titles(*shown).items()]
+        return figure, alt, rows[rows["measure"].isin(shown)]
 
     def figure_skill_matched(self):
-        """The ambiguous bias score, as measured and if it were guessing."""
-        return self._series(
-            "Bias score", ["s_amb", "s_amb_if_guessing"], "s_amb", line=0, scale=0.01
+        """The ambiguous bias score, and what is beyond guessing."""
+        return self._scores(
+            {"s_amb": "Bias score, points", BEYOND: "The same beyond guessing, points"}
         )
 
     def figure_skill_disambiguated(self):
-        """The bias score on disambiguated items."""
-        return self._series("Bias score", ["s_dis"], "s_dis", line=0, scale=0.01)
+        """The change of the bias score on disambiguated items."""
+        return self._scores({"d_s_dis": "Bias score s_DIS, change since BF16, points"})
 
-    def _series(self, what, measures, title, scale=1.0, **options):
-        """Measures as series of one panel; scores are drawn as fractions."""
-        series = labels(*measures)
-        rows = self.estimates[self.estimates["measure"].isin(series)]
-        rows = rows.assign(
-            series=rows["measure"].map(series), measure="one", estimate=rows["estimate"] * scale
-        )
-        figure = draw.together(self.estimates, series, measure(title).title, scale=scale, **options)
-        return figure, alt_text(what, rows, "one", by="series"), self.estimates
+    def _scores(self, names):
+        """Scores by family: drawn as fractions, which `draw.changes` labels in points."""
+        rows = self.study.summarise(self.estimates)
+        rows = rows[rows["measure"].isin(names)]
+        fractions = rows.assign(**{c: rows[c] / 100 for c in ("estimate", "low", "high")})
+        alt = [told(title, rows, name, text=in_points) for name, title in names.items()]
+        return draw.changes(fractions, names), alt, rows

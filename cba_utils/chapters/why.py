@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.telling import charts as draw
-from cba_utils.telling.numbers import interval, reading
+from cba_utils.telling.numbers import measured
 from cba_utils.telling.page import ROUNDING, Page
-from cba_utils.telling.study import find, pick
+from cba_utils.telling.study import find
 from cba_utils.telling.variants import BIASED, HOW, WHERE, Variants, told_by_label
 
-TITLE = "Items that became biased, % of unbiased"
+TITLE = "Gained a stereotyped answer, less placebo, points"
 NAMES = {
     "noise removed": "With the noise removed, and only what is left of the alignment added to the base,",
     "alignment exact": "With the alignment added exactly to the rounded base,",
@@ -28,6 +28,7 @@ class Chapter(Page):
             "rounding_how",
             "rounding_where",
             "why",
+            "answer",
             "why_answer",
             "left",
             "how",
@@ -50,15 +51,20 @@ class Chapter(Page):
     @property
     def single(self):
         """Whether there is one checkpoint, so that no interval says anything."""
-        return any(np.isnan(self._change(name)["high"]) for name in HOW[:2])
+        return all(np.isnan(one.row["high"]) for name in HOW[:2] for one in self._changed(name))
 
-    def _change(self, name):
-        return pick(self.variants.differences, "change", name)
+    def _changed(self, name):
+        return self.variants.changed(name)
 
-    @property
-    def falls(self):
-        """Whether fewer items become biased without the noise, and with the alignment in full."""
-        return {name: reading(self._change(name)) == "below" for name in HOW[:2]}
+    @cached_property
+    def drowned(self):
+        """Whether fewer items gain a stereotyped answer without the noise."""
+        return self._changed(HOW[0])
+
+    @cached_property
+    def lost(self):
+        """Whether fewer do with the alignment in full."""
+        return self._changed(HOW[1])
 
     @property
     def lengths(self):
@@ -79,33 +85,20 @@ class Chapter(Page):
         return any(one["high"]["left"] > 1 for one in self.lengths)
 
     @property
-    def rounded(self):
-        """The rate as rounded."""
-        return find(self.variants.changes, BIASED, self.study.lowest)
-
-    @property
     def how(self):
         """The variants of the error."""
-        return [self._compared(name, NAMES[name]) for name in HOW]
+        return [{"words": NAMES[name], "changed": self._changed(name)} for name in HOW]
 
     @property
     def where(self):
         """The parts of the network in BF16."""
         return [
-            self._compared(name, f"With the {name.removesuffix(' in BF16')} left in BF16,")
+            {
+                "words": f"With the {name.removesuffix(' in BF16')} left in BF16,",
+                "changed": self._changed(name),
+            }
             for name in WHERE
         ]
-
-    def _compared(self, name, words):
-        change = self._change(name)
-        less = {"estimate": -change["estimate"], "low": -change["high"], "high": -change["low"]}
-        read = reading(change) if not np.isnan(change["low"]) else "no interval"
-        return {
-            "words": words,
-            "rate": find(self.variants.changes, BIASED, name),
-            "reading": read,
-            "by": less if read == "below" else change,
-        }
 
     # Figures and tables
 
@@ -128,22 +121,29 @@ class Chapter(Page):
 
     def _options(self, names):
         rows = self.variants.rows(names)
-        figure = draw.options(rows, TITLE, self.variants.placebo, "dashed: placebo")
-        return figure, told_by_label("Items that became biased", rows), rows
+        alt = told_by_label("Items that gained a stereotyped answer, less the placebo", rows)
+        return draw.options(rows, TITLE), alt, rows
 
     def table_why(self):
-        """The variants in numbers, one row each."""
-        names = [self.study.lowest, *HOW, *WHERE]
+        """The variants in numbers, a row a variant and family."""
+        labels = {self.study.lowest: f"as rounded, {self.study.lowest.upper()}"}
         columns = {
-            "became biased": BIASED,
-            "right on disambiguated": "accuracy",
-            "perplexity change": "perplexity_change",
+            "gained": BIASED,
+            "right, disambiguated": "accuracy",
+            "perplexity": "perplexity_change",
         }
-        rows = {title: self.variants.rows(names, measure) for title, measure in columns.items()}
-        frame = pd.DataFrame({"variant": rows["became biased"]["label"].to_numpy()})
-        for title, found in rows.items():
-            frame[title] = [row for _, row in found.iterrows()]
-        return frame, dict.fromkeys(columns, interval)
+        frame = pd.DataFrame(
+            [
+                {
+                    "variant": labels.get(name, name),
+                    "family": family,
+                    **{title: find(part, measure, name) for title, measure in columns.items()},
+                }
+                for name in (self.study.lowest, *HOW, *WHERE)
+                for family, part in self.variants.study.each(self.variants.checkpoints)
+            ]
+        )
+        return frame, dict.fromkeys(columns, measured)
 
 
 def _alt_weights(what, weights, measure):

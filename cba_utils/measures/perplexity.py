@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from cba_utils.measures.intervals import estimates, jackknife
+from cba_utils.measures.intervals import SEED, estimates, jackknife
 from cba_utils.measures.measure import Measure, measure, register
 from cba_utils.names import REFERENCE
 from cba_utils.study.roles import study_columns
@@ -67,3 +67,44 @@ def perplexity_and_bias(
         return cells, {"estimate": np.nan, "p": np.nan, "n": len(cells)}
     found = sps.spearmanr(cells["perplexity_change"], cells[measure])
     return cells, {"estimate": float(found.statistic), "p": float(found.pvalue), "n": len(cells)}
+
+
+def rank_correlation(one, other, clusters, level: float = 0.95, draws: int = 2000, least: int = 6):
+    """Spearman's rank correlation of two columns, with a bootstrap over clusters.
+
+    Parameters
+    ----------
+    one, other : array-like
+        A value a checkpoint.
+    clusters : array-like
+        Checkpoints that share one, such as their base, are drawn together.
+    least : int
+        With fewer clusters there is no interval.
+
+    Returns
+    -------
+    dict
+        ``estimate``, ``low``, ``high`` and ``n``, the number of checkpoints.
+
+    Examples
+    --------
+    >>> found = rank_correlation(range(9), range(9), range(9))
+    >>> found["estimate"], round(found["low"], 6), found["n"]
+    (1.0, 1.0, 9)
+    """
+    x, y = np.asarray(one, float), np.asarray(other, float)
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return {"estimate": np.nan, "low": np.nan, "high": np.nan, "n": len(x)}
+    ends = (np.nan, np.nan)
+    if len(names) >= least:
+        rng = np.random.default_rng(SEED)
+        places = [np.flatnonzero(member == k) for k in range(len(names))]
+        found = []
+        for chosen in rng.integers(len(names), size=(draws, len(names))):
+            at = np.concatenate([places[k] for k in chosen])
+            if np.ptp(x[at]) and np.ptp(y[at]):
+                found.append(np.corrcoef(sps.rankdata(x[at]), sps.rankdata(y[at]))[0, 1])
+        ends = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    estimate = float(sps.spearmanr(x, y).statistic)
+    return {"estimate": estimate, "low": float(ends[0]), "high": float(ends[1]), "n": len(x)}

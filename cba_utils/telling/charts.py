@@ -86,16 +86,31 @@ def changes(frame, titles):
     return figure
 
 
-def lean_ladder(frame):
-    """Odds of the stereotyped person against the other, and their factor since BF16."""
+def excess_and_lean(frame, excess):
+    """What changed beyond the placebo, above, and the factor of the lean since BF16, below."""
+    change = LEANS[1]
     shown = ["estimate", "low", "high"]
-    figure = ladder(frame.assign(**np.exp(frame[shown])), LEANS, line=1)
-    for axes in figure.axes:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        axes.yaxis.set_minor_formatter("")
+    logs = frame["measure"] == change
+    rows = frame.assign(**{name: frame[name].where(~logs, np.exp(frame[name])) for name in shown})
+    figure = ladder(
+        rows,
+        [excess, change],
+        line={excess: 0, change: 1},
+        titles={
+            **known(excess),
+            change: "Odds of the stereotyped person, times those of BF16 (log scale)",
+        },
+    )
+    _odds_axis(figure.axes[1])
     return figure
+
+
+def _odds_axis(axes):
+    """A logarithmic axis of odds, labelled with the odds themselves."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def together(frame, labels, title, line=None, scale=1.0, points=True):
@@ -541,79 +556,42 @@ def rounding(weights):
     return figure
 
 
-def options(frame, title, line=None, note=None):
-    """Estimates one row a name, the first on top; ``line`` is a reference such as the placebo."""
-    if frame.empty:
-        return nothing(title)
-    rows = frame.iloc[::-1].reset_index(drop=True)
-    with style():
-        figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        reach = np.clip([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None)
-        axes.errorbar(
-            rows["estimate"],
-            rows.index,
-            xerr=np.nan_to_num(reach),
-            linestyle="none",
-            marker="s",
-            markersize=5,
-            capsize=2.5,
-            color=PALETTE["blue"],
-        )
-        if line is not None:
-            axes.axvline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=note)
-            figure.legend(loc="outside lower right")
-        axes.set_yticks(rows.index, rows["label"])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.grid(axis="x")
-        axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        axes.set_title(title)
-        return figure
-
-
-def bits_and_bias(frame, title, line=None):
-    """A rate against bits per weight; one marker for each kind of option.
+def options(frame, title):
+    """Estimates one row a label, the first on top, one mark a family; dashed where there is none.
 
     Parameters
     ----------
     frame : DataFrame
-        Estimates with the columns ``bits``, ``kind`` and ``label``.
+        Estimates with the columns ``label`` and ``family``.
     """
     if frame.empty:
         return nothing(title)
+    places = {label: -k for k, label in enumerate(dict.fromkeys(frame["label"]))}
+    names = list(dict.fromkeys(frame["family"]))
     with style():
-        figure, (axes,) = _panels(1, 3.0)
-        for name, look in _look(list(dict.fromkeys(frame["kind"]))).items():
-            rows = frame[frame["kind"] == name]
-            reach = np.clip(
-                [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]], 0, None
-            )
+        height = 1.1 + (0.22 + 0.14 * len(names)) * len(places)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        for k, (name, look) in enumerate(_look(names).items()):
+            rows = frame[frame["family"] == name]
+            reach = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
             axes.errorbar(
-                rows["bits"],
                 rows["estimate"],
-                yerr=np.nan_to_num(reach),
+                rows["label"].map(places) - 0.2 * (k - (len(names) - 1) / 2),
+                xerr=np.clip(np.nan_to_num(reach), 0, None),
                 markersize=5,
                 capsize=2.5,
-                label=name,
+                label=called(name),
                 **{**look, "linestyle": "none"},
             )
-            # labels of neighbours of different kinds would run into each other at one height
-            place = {"xytext": (0, 4), "ha": "center"}
-            if name == "groups of 32":
-                place["xytext"] = (0, 13)
-            elif name != "groups of 64":
-                place = {"xytext": (6, 4), "ha": "right"}
-            for row in rows.itertuples():
-                axes.annotate(
-                    row.label, (row.bits, row.high), fontsize=8, textcoords="offset points", **place
-                )
-        if line is not None:
-            axes.axhline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1, label="placebo")
-        axes.margins(y=0.09)
-        _percent_axis(axes.yaxis)
-        axes.set_xlabel("bits per weight, scales included")
-        axes.set_title(title)
+        axes.set_yticks(list(places.values()), [fill(label, 24) for label in places])
+        axes.set_ylim(0.6 - len(places), 0.6)
+        axes.grid(axis="x")
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g}".replace("-", "−"))
+        axes.set_title(title, x=1, ha="right")
         figure.legend(loc="outside upper left", ncols=2)
         return figure
 

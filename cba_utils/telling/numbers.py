@@ -84,6 +84,17 @@ def in_points(value, digits=1):
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
+def in_hundredths(value, digits=1):
+    """A fraction or difference of fractions, in points.
+
+    Examples
+    --------
+    >>> in_hundredths(-0.0125)
+    '−1.2'
+    """
+    return in_points(100 * value, digits)
+
+
 def scores(row, digits=1):
     """A bias score with its interval, in points.
 
@@ -346,6 +357,7 @@ FILTERS = {
         interval,
         measured,
         in_points,
+        in_hundredths,
         scores,
         points,
         factor,

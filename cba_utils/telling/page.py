@@ -29,6 +29,7 @@ from cba_utils.telling import drawing
 from cba_utils.telling.numbers import FILTERS
 from cba_utils.telling.study import Study, open_study
 from cba_utils.telling.tables import table_html
+from cba_utils.telling.words import FILTERS as PHRASES
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
 
@@ -82,8 +83,8 @@ class Page:
     A figure ``name`` is a method ``figure_<name>`` that returns the drawing, its alt text and the data
     behind it; a table a method ``table_<name>`` that returns a frame and the formats of its columns (see
     `tables.table_html`). Sentences are blocks of the chapter's template, ``<module>.md.j2``, and so are
-    captions, ``fig_<name>`` and ``tab_<name>``: it sees the chapter as ``page`` and its study as
-    ``study``. Names are unique in the book, because other pages
+    captions, ``fig_<name>`` and ``tab_<name>``; a block ``msg_<name>`` says what a figure shows, before its
+    caption and in its alt text. A template sees the chapter as ``page`` and its study as ``study``. Names are unique in the book, because other pages
     refer to ``fig-<name>`` and ``tab-<name>`` (with hyphens).
 
     Attributes
@@ -142,9 +143,12 @@ class Page:
             caption = self.text(name)
             figure, alt, data = drawing.nothing(""), caption, None
         else:
-            caption = self.text(f"fig_{name}")
+            caption, message = self.text(f"fig_{name}"), self._message(name)
             with drawing.families(self.study.families):
                 figure, alt, data = self._part("figure", name)()
+            if message:
+                caption = f"**{message}** {caption}"
+                alt = [plain(message), *([alt] if isinstance(alt, str) else alt)]
         metadata = {"cba": {"kind": "figure", "name": name, "caption": caption}}
         if cited:
             metadata["scrapbook"] = {"name": name, "mime_prefix": ""}
@@ -224,6 +228,11 @@ class Page:
         raise ValueError(
             f"neither the template of {type(self).__name__} nor common.md.j2 has a block {name!r}"
         )
+
+    def _message(self, name):
+        """What a figure shows, in a sentence, where the template has a block ``msg_<name>``."""
+        own = _TEMPLATES.get_template(f"{type(self).__module__.rpartition('.')[2]}.md.j2")
+        return self.text(f"msg_{name}") if f"msg_{name}" in own.blocks else ""
 
     def _part(self, kind, name):
         part = getattr(self, f"{kind}_{name}", None)
@@ -321,7 +330,7 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= FILTERS
+_TEMPLATES.filters |= FILTERS | PHRASES
 
 
 def _display_caption(kind, caption):

@@ -300,7 +300,11 @@ class Study:
     def summarise(self, frame):
         """Estimates a family: over its checkpoints, or its only checkpoint's own."""
         cells = frame[[*study_columns(frame), *ESTIMATE_COLUMNS]]
-        return presentable(over_replicates(cells) if self.several else cells.assign(of=cells["n"]))
+        pooled = over_replicates(cells) if self.several else cells.assign(of=cells["n"])
+        order = {name: k for k, name in enumerate(self.families)}
+        return presentable(
+            pooled.sort_values("family", key=lambda f: f.map(order), kind="stable", ignore_index=True)
+        )
 
     def pooled(self, frame, by=()):
         """Estimates over all checkpoints of all families, which are taken as they are.
@@ -332,9 +336,12 @@ class Study:
             A name, and the estimates of what it names.
         """
         if self.several:
-            return list(self.summarise(frame).groupby("family", sort=False))
-        by = "family" if frame.groupby("family")["model"].nunique().max() == 1 else "model"
-        return list(frame.groupby(by, observed=True, sort=False))
+            parts = dict(list(self.summarise(frame).groupby("family", sort=False)))
+        else:
+            alone = frame.groupby("family")["model"].nunique().max() == 1
+            parts = dict(list(frame.groupby("family" if alone else "model", sort=False)))
+        order = list(self.families)
+        return sorted(parts.items(), key=lambda pair: order.index(pair[1]["family"].iloc[0]))
 
     def told(self, frame, measure, precision, null=0.0, digits=None):
         """What can be said of a measure at a precision, family by family.
@@ -383,6 +390,13 @@ class Study:
         families = "one family" if len(per) == 1 else f"{len(per)} families"
         noun = "checkpoint" if count == "1" else "checkpoints"
         return f"{families}, {count} {noun} each, {items}"
+
+    @property
+    def n_short(self):
+        """The same in few words, for figures."""
+        ambiguous = (self.items["context_condition"] == "ambig").sum()
+        models = self.samples["model"].nunique()
+        return f"{models} checkpoint{'s' * (models != 1)}, {ambiguous:,} ambiguous items"
 
     @property
     def interval_text(self):

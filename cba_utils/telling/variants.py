@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cba_utils.answering.precisions import most_bits_first, parse_precision
+from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.perplexity import perplexity_change
 from cba_utils.measures.pooling import over_replicates
@@ -13,10 +13,11 @@ from cba_utils.measures.rates import bias_scores
 from cba_utils.measures.transitions import placebo
 from cba_utils.study.roles import role_probabilities, study_columns
 from cba_utils.study.rounding import PARTS, ROUNDED, alignment_left, bits_per_weight, read_rounding
-from cba_utils.telling.numbers import percent
-from cba_utils.telling.study import pick, titled
+from cba_utils.telling.numbers import in_hundredths
+from cba_utils.telling.study import titled
 
 BIASED = "became_biased_expected"
+EXCESS = f"{BIASED}_excess"
 HOW = ("noise removed", "alignment exact", "error shuffled")
 WHERE = tuple(f"{part} in BF16" for part in PARTS)
 
@@ -36,11 +37,11 @@ class Variants:
     weights : DataFrame
         Estimates of ``left`` and ``noise`` (see `cba_utils.study.rounding.alignment_left`) by family and
         precision.
-    changes : DataFrame
-        Pooled estimates of what `placebo` gives, of ``accuracy`` and of ``perplexity_change``.
+    checkpoints : DataFrame
+        What `placebo` gives, ``accuracy`` and ``perplexity_change``, an estimate a checkpoint.
     differences, from_above : DataFrame
-        Pooled estimates of the rate of newly biased items less that of the lowest precision, paired by
-        checkpoint, and less that of the next precision above it.
+        The rate of items that gained a stereotyped answer less that of the lowest precision, an estimate
+        a checkpoint, and less that of the next precision above it.
     bits : dict of str to float
         Bits per weight by name.
     provenance : DataFrame
@@ -48,9 +49,9 @@ class Variants:
     """
 
     def __init__(self, study):
-        self.study = study
         tables = {
-            name: titled(table, study.titles) for name, table in read_rounding(study.study).items()
+            name: titled(table, study.titles)
+            for name, table in read_rounding(study.study).items()
         }
         bases = study.provenance.drop_duplicates("model").set_index("model")["base"]
         for name in ("errors", "variants", "variant_perplexity"):
@@ -63,13 +64,13 @@ class Variants:
             key = tables[name]["precision"].mask(named, tables[name]["variant"])
             tables[name] = tables[name].assign(precision=key).drop(columns="variant")
         models = tables["variants"]["model"].unique()
-        answers = study.answers[study.answers["model"].isin(models)]
+        self.study = study.of(models)
+        answers = self.study.answers
         roles = pd.concat(
             [role_probabilities(answers, "study", "original"), tables["variants"]],
             ignore_index=True,
         )
-        text = study.perplexity[study.perplexity["model"].isin(models)]
-        nll = pd.concat([text, tables["variant_perplexity"]], ignore_index=True)
+        nll = pd.concat([self.study.perplexity, tables["variant_perplexity"]], ignore_index=True)
         moves = placebo(roles, method="jackknife")
         scores = bias_scores(roles, method="jackknife")
         frames = [
@@ -79,39 +80,35 @@ class Variants:
         ]
         weights = _weights(tables["errors"])
         # lengths have no upper end at which an interval could be cut
-        self.weights = over_replicates(weights) if study.several else weights
-        self.changes = pd.concat([study.pooled(frame) for frame in frames], ignore_index=True)
-        self.differences = study.pooled(_differences(moves, study.lowest))
-        self.from_above = study.pooled(_differences(moves, study.precisions[-2]))
+        self.weights = over_replicates(weights) if self.study.several else weights
+        self.checkpoints = pd.concat(frames, ignore_index=True)
+        self.differences = _differences(moves, study.lowest)
+        self.from_above = _differences(moves, study.precisions[-2])
         self.bits = _bits(study, tables)
         self.provenance = tables["provenance"]
 
-    def rows(self, names, measure=BIASED):
-        """Estimates of a measure, one row a name in the order given, with its ``label``."""
-        frame = self.changes
+    def told(self, measure, name):
+        """What can be said of a measure of a variant, family by family."""
+        return self.study.told(self.checkpoints, measure, name, digits=3)
+
+    def changed(self, name, above=False):
+        """Whether a variant has fewer such items than the lowest precision, or than the one above it."""
+        frame = self.from_above if above else self.differences
+        return self.study.told(frame, "change", name, digits=3)
+
+    def rows(self, names, measure=EXCESS, labels=None):
+        """Estimates by family, one row a name in the order given, with its ``label``."""
+        frame = self.checkpoints
         frame = frame[(frame["measure"] == measure) & frame["precision"].isin(names)]
-        labels = {name: name for name in (*HOW, *WHERE)}
-        labels[self.study.lowest] = f"as rounded, {self.study.lowest.upper()}"
+        frame = self.study.summarise(frame)
+        labels = labels or {
+            **{name: name for name in (*HOW, *WHERE)},
+            self.study.lowest: f"as rounded, {self.study.lowest.upper()}",
+        }
         frame = frame.assign(label=frame["precision"].map(labels))
-        return frame.sort_values("precision", key=lambda p: p.map(list(names).index))
-
-    @property
-    def placebo(self):
-        """The placebo of newly biased items."""
-        return pick(self.changes, "became_biased_placebo", self.study.lowest)["estimate"]
-
-    def points(self):
-        """Newly biased items against bits per weight, one row an option, for a figure."""
-        frame = self.changes
-        frame = frame[(frame["measure"] == BIASED) & frame["precision"].isin(self.bits)]
-        name = frame["precision"]
-        kinds = [
-            "one part in BF16" if n in WHERE else f"groups of {parse_precision(n).group}"
-            for n in name
-        ]
-        labels = name.str.replace("-g32", ", 32").str.removesuffix(" in BF16")
-        labels = labels.where(name.isin(WHERE), labels.str.upper())
-        return frame.assign(bits=name.map(self.bits), kind=kinds, label=labels).sort_values("bits")
+        return frame.sort_values(
+            "precision", key=lambda p: p.map(list(names).index), kind="stable"
+        )
 
     def option(self, name):
         """The name of an option in words, such as "Q3, groups of 32"."""
@@ -122,12 +119,13 @@ class Variants:
 
 
 def told_by_label(what, frame):
-    """Alt text of a figure with one row a label."""
-    return (
-        f"{what}: "
-        + "; ".join(f"{row.label} {percent(row.estimate)}" for row in frame.itertuples())
-        + "."
-    )
+    """Alt text of a figure with one row a label and a mark a family."""
+    parts = [
+        f"{label}: "
+        + ", ".join(f"{row.family} {in_hundredths(row.estimate)}" for row in rows.itertuples())
+        for label, rows in frame.groupby("label", sort=False)
+    ]
+    return f"{what}, in points. {'; '.join(parts)}."
 
 
 def _weights(errors):
