@@ -26,6 +26,7 @@ def whole(chapter):
             if chapter.lacks(name):
                 continue
             texts.append(chapter.text(f"{kind[:3]}_{name}"))
+            texts.append(chapter._message(name))
             made = chapter._part(kind, name)()
             if kind == "figure":
                 figure, alt, _ = made
@@ -109,7 +110,7 @@ def test_a_model_that_gives_no_letter_is_said_to_give_none_and_why():
     assert "thinking aloud" in quiet.text("letters") and "“<think> Well”" in plain(
         quiet.text("letters")
     )
-    assert quiet.text("answer_bias").startswith("These models gave no letter")
+    assert quiet.text("answer").startswith("These models gave no letter")
     half = Chapter(of_kind("silent at Q3"))
     assert half.study.lowest == "q4" and "gives no letter at Q3" in half.text("letters_here")
     untaught = study_of(templates=6)

@@ -1,6 +1,7 @@
 """What happens with precision: the walked item, and what is said of foreign models."""
 
 from cba_utils.chapters.dose_response import Chapter
+from cba_utils.telling.numbers import percent
 from cba_utils.telling.study import open_study
 from cba_utils.telling.walk import Walk
 from studies import study_of
@@ -23,8 +24,26 @@ def test_nothing_is_known_of_what_was_planted_in_the_models_of_others():
 
 def test_an_excess_that_the_printed_numbers_would_not_show_is_none():
     above, hidden = Chapter(study_of()), Chapter(study_of())
-    assert "above what asking again explains" in above.text("answer_bias")
-    rows = hidden._pooled
+    assert "explains at Q4 and Q3" in above.text("finding_gained")
+    rows = hidden.noise.checkpoints
     excess = rows["measure"] == "became_biased_expected_excess"
     rows.loc[excess, ["low", "high"]] = 0.0001, 0.0002
-    assert "within what asking again explains" in hidden.text("answer_bias")
+    assert "no more items are shown to have gained" in hidden.text("finding_gained")
+
+
+def test_the_models_of_others_are_named_on_the_first_page_and_called_no_toys():
+    study = study_of()
+    study.provenance = study.provenance.assign(
+        **{"identity.parameters.model": "models/mine", "identity.parameters.items": "bbq"}
+    )
+    said = Chapter(study).text("who")
+    assert "toys" not in said and "simulated" in said
+
+
+def test_every_number_of_the_first_page_is_in_its_table():
+    chapter = Chapter(study_of())
+    table, formats = chapter.table_first()
+    shown = " ".join(formats["gained"](row) for row in table["gained"])
+    for found in chapter.noise.gained.values():
+        for one in found:
+            assert percent(one.row["estimate"]) in shown

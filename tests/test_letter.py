@@ -2,9 +2,8 @@
 
 from cba_utils.chapters.letter import Chapter, balanced
 from cba_utils.instrument.respondents import simulate_study
-from cba_utils.measures import controls
-from cba_utils.telling.numbers import points
-from cba_utils.telling.study import Study, pick
+from cba_utils.names import STUDY
+from cba_utils.telling.study import Study
 from studies import PROVENANCE, study_of, without_probabilities
 
 import pandas as pd
@@ -22,11 +21,11 @@ import pytest
 )
 def test_truths_are_told_apart(truth, lead, drift):
     chapter = Chapter(study_of(truth, orders="all"))
-    reading = "stereotyped person gained" if lead else "neither person is shown to have gained"
-    assert reading in chapter.text("lead")
-    assert ("found in 2 of 2" in chapter.text("drift")) == drift
-    assert (" C, by" in chapter.text("drift")) or not drift
-    assert ("the lean grew" in chapter.text("leaned")) == lead
+    assert ("The first gained on the second at" in chapter.text("lead")) == lead
+    assert ("The answers drift to a letter at Q4 and Q3" in chapter.text("answer")) == drift
+    assert ("finds a drift in 2 of 2" in chapter.text("drift")) == drift
+    assert (" C by" in chapter.text("drift")) or not drift
+    assert ("person grew at Q4 and Q3" in chapter.text("leaned")) == lead
 
 
 def test_unlike_families_of_one_checkpoint_speak_for_themselves():
@@ -38,7 +37,8 @@ def test_unlike_families_of_one_checkpoint_speak_for_themselves():
         name: pd.concat([part[name] for part in parts], ignore_index=True)
         for name in ("answers", "samples", "perplexity")
     }
-    cells = tables["samples"][["model", "depth", "precision"]].drop_duplicates()
+    labels = [c for c in STUDY if c in tables["samples"]]
+    cells = tables["samples"][labels].drop_duplicates()
     few = Chapter(
         Study(
             "few",
@@ -47,11 +47,10 @@ def test_unlike_families_of_one_checkpoint_speak_for_themselves():
             **tables,
         )
     )
-    lead = points(pick(controls.position(parts[1]["answers"]), "d_lead", "q3"))
-    assert f"difference of {lead} (the stereotyped person gained" in few.text("lead")
-    assert few.text("lead").count("neither person is shown") == 2
-    assert few.text("drift").count(" points; ") == 2
-    assert "one C, by" in few.text("drift")
+    assert "gained on the second at Q3 in two," in few.text("lead")
+    assert "one C by" in few.text("drift") and "at Q3 in one" in few.text("drift_answer")
+    assert "at Q3 in two and is not shown to have grown elsewhere" in few.text("leaned")
+    assert "one checkpoint of each family" in few.text("asked")
 
 
 def test_models_asked_in_balanced_orders_are_kept():
@@ -72,5 +71,5 @@ def test_models_asked_in_balanced_orders_are_kept():
     ids=["one order", "draws"],
 )
 def test_one_order_cannot_tell_a_letter_from_an_opinion(study):
-    for name in ("drift", "lead", "leaned"):
+    for name in ("answer", "drift", "lead", "leaned"):
         assert "one option order" in Chapter(study).text(name)

@@ -74,7 +74,12 @@ class Chapter(Page):
     def figure_depth(self):
         """Items that became biased by precision, a series a depth."""
         alt = [
-            told("Items that gained a stereotyped answer", self.moves, "became_biased_expected", by="depth"),
+            told(
+                "Items that gained a stereotyped answer",
+                self.moves,
+                "became_biased_expected",
+                by="depth",
+            ),
             told("Placebo", self.moves, "became_biased_placebo", by="depth"),
         ]
         return draw.depth_curves(self.moves), alt, self.moves

@@ -3,16 +3,17 @@
 from functools import cached_property
 
 import pandas as pd
+import yaml
 
 from cba_utils.chapters import noise
-from cba_utils.chapters.planted import STRENGTHS
 from cba_utils.measures import perplexity, rates, transitions
 from cba_utils.measures.published import load_published
+from cba_utils.names import PROJECT
 from cba_utils.telling import drawing as draw
 from cba_utils.telling.drawing import alt_text, told
-from cba_utils.telling.numbers import measured, reading
+from cba_utils.telling.numbers import factor, measured
 from cba_utils.telling.page import HELD_OUT, Page
-from cba_utils.telling.study import changes, find, open_study, pick
+from cba_utils.telling.study import changes, find
 from cba_utils.telling.walk import Walk
 
 
@@ -20,13 +21,17 @@ class Chapter(Page):
     """Notebook ``20_dose_response``."""
 
     without_letters = (
-        "study_records",
+        "who",
+        "measured",
         "letters_here",
         "n_text",
         "interval_over",
         "scope_note",
         "study_name",
-        "note_here",
+        "families",
+        "cite_as",
+        "remains",
+        "temperature",
         "published_decline",
         "published_ranges",
         "pub_became_biased_q4",
@@ -64,14 +69,13 @@ class Chapter(Page):
 
     @cached_property
     def kinds(self):
-        """Answers and changes by kind of template: asked in training, or held out."""
+        """Answers and changes by kind of template (asked in training, or held out), a checkpoint each."""
         frames = []
-        for kind, part in _kinds_of_templates(self.study.best):
+        parts = {"asked in training": self.study.best, "held out": self.study.held_out.best}
+        for kind, part in parts.items():
             moves = transitions.placebo(part) if self.study.exact else transitions.transitions(part)
             found = [rates.role_rates(part), rates.bias_scores(part), moves]
-            frames.append(
-                self.study.pooled(pd.concat(found, ignore_index=True)).assign(templates=kind)
-            )
+            frames.append(pd.concat(found, ignore_index=True).assign(templates=kind))
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
@@ -84,46 +88,53 @@ class Chapter(Page):
         """One item, which the page on the method follows."""
         return Walk(self.study)
 
-    # Readings
-
-    @cached_property
-    def _pooled(self):
-        return self.study.pooled(pd.concat([self.rates, self.checkpoints], ignore_index=True))
-
-    def at(self, measure, precision):
-        """The pooled estimate of a rate or change."""
-        return pick(self._pooled, measure, precision)
-
-    def change(self, name):
-        """The pooled estimate of a change at the lowest precision, by fresh draws where they are known."""
-        return self.at(self.study.named(name), self.study.lowest)
-
     @property
-    def excess(self):
-        """Whether more became biased than asking again explains; what is not printed is no excess."""
-        return reading(self.at("became_biased_expected_excess", self.study.lowest), digits=3)
+    def version(self):
+        """Version of the compendium."""
+        return yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
 
-    @property
-    def held_out_lead(self):
-        """Whether the stereotype leads on templates that were never asked, and the rates there."""
-        part = self.kinds[self.kinds["templates"] == "held out"]
-        low = self.study.lowest
+    # Readings, by precision and family
+
+    def _told(self, frame, measure, precisions=None, digits=None):
         return {
-            "reading": reading(pick(part, "s_amb", low)),
-            "stereotyped": find(part, "srs", low),
-            "anti": find(part, "anti_rate", low),
+            p: self.study.told(frame, measure, p, digits=digits)
+            for p in precisions or self.study.shown
         }
 
-    @property
-    def held_out_bases(self):
-        """Lowest and highest stereotyped rate of the bases there; None without bases."""
-        everything = open_study(self.study.study, keep="all")
-        before = everything.best[everything.best["depth"] == "base"]
-        if before.empty:
-            return None
-        found = rates.role_rates(dict(_kinds_of_templates(before))["held out"])
-        found = found.loc[found["measure"] == "srs", "estimate"]
-        return found.min(), found.max()
+    @cached_property
+    def srs(self):
+        """Stereotyped answers."""
+        return self._told(self.rates, "srs", ["bf16", *self.study.shown])
+
+    @cached_property
+    def usr(self):
+        """Unknown answers."""
+        return self._told(self.rates, "usr", ["bf16", *self.study.shown])
+
+    @cached_property
+    def rose(self):
+        """Whether more answers are stereotyped than at BF16."""
+        return self._told(rates.paired_differences(self.study.best), "d_srs", digits=3)
+
+    @cached_property
+    def lost(self):
+        """Items that lost their stereotyped answers, of those with one at BF16."""
+        return self._told(self.checkpoints, self.study.named("lost_bias"))
+
+    @cached_property
+    def lost_placebo(self):
+        """How many would lose them in asking again."""
+        return self._told(self.checkpoints, "lost_bias_placebo")
+
+    @cached_property
+    def mirrored(self):
+        """Items that gained an anti-stereotyped answer."""
+        return self._told(self.checkpoints, self.study.named("became_anti"))
+
+    @cached_property
+    def held_out_lead(self):
+        """Whether the stereotype leads on templates that were never asked."""
+        return self._told(self.kinds[self.kinds["templates"] == "held out"], "s_amb", digits=1)
 
     # Figures and tables
 
@@ -142,43 +153,70 @@ class Chapter(Page):
 
     def _moves_alt(self):
         return [
-            told("Items that became biased", self.moves, self.study.named("became_biased")),
+            told(
+                "Items that gained a stereotyped answer",
+                self.moves,
+                self.study.named("became_biased"),
+            ),
             told("Placebo", self.moves, "became_biased_placebo"),
         ]
 
     def table_held_out(self):
-        """Answers by kind of template and precision; BF16 has not changed from itself."""
-        measures = {
-            "stereotyped": "srs",
-            "anti-stereotyped": "anti_rate",
-            "right, disambiguated": "accuracy",
-        }
+        """Answers by kind of template, family and precision; BF16 has not changed from itself."""
+        measures = {"stereotyped": "srs", "anti-stereotyped": "anti_rate"}
         moved = {
-            "became biased": self.study.named("became_biased"),
+            "gained one": self.study.named("became_biased"),
             "placebo": "became_biased_placebo",
         }
         frame = pd.DataFrame(
             [
                 {
                     "templates": kind,
+                    "family": name,
                     "at": p.upper(),
-                    **{title: find(part, measure, p) for title, measure in measures.items()},
+                    **{title: find(rows, measure, p) for title, measure in measures.items()},
                     **{
-                        title: find(part, measure, p) if p != "bf16" else ""
+                        title: find(rows, measure, p) if p != "bf16" else ""
                         for title, measure in moved.items()
                     },
                 }
                 for kind, part in self.kinds.groupby("templates", sort=False)
-                for p in self.study.precisions
+                for name, rows in self.study.each(part.drop(columns="templates"))
+                for p in ["bf16", *self.study.shown]
             ]
         )
-        return frame, dict.fromkeys(frame.columns[2:], measured)
+        return frame, dict.fromkeys(frame.columns[3:], measured)
 
     def figure_headline(self):
-        """Items that became biased above, perplexity below."""
+        """Items that gained a stereotyped answer above, perplexity below."""
         story = pd.concat([self.moves, self.perplexity], ignore_index=True)
         alt = [*self._moves_alt(), told("Perplexity change", self.perplexity, "perplexity_change")]
         return draw.headline(story, self.published), alt, story
+
+    def table_first(self):
+        """What the first page says, in numbers."""
+        study = self.study
+        moves = dict(study.each(self.checkpoints))
+        seen = dict(study.each(perplexity.perplexity_change(study.perplexity)))
+        leans = dict(study.each(self.noise.leans)) if study.exact else {}
+        rows = []
+        for name, part in moves.items():
+            for p in study.shown:
+                row = {
+                    "family": name,
+                    "at": p.upper(),
+                    "gained": find(part, study.named("became_biased"), p),
+                    "asked again": find(part, "became_biased_placebo", p),
+                }
+                if name in leans:
+                    row["odds at BF16"] = find(leans[name], "log_gap", "bf16")
+                    row["times that"] = find(leans[name], "d_log_gap", p)
+                if name in seen:
+                    row["perplexity"] = find(seen[name], "perplexity_change", p)
+                rows.append(row)
+        frame = pd.DataFrame(rows)
+        odds = [c for c in frame if c in ("odds at BF16", "times that")]
+        return frame, {**dict.fromkeys(frame.columns[2:], measured), **dict.fromkeys(odds, factor)}
 
     def code_walk_prompt(self):
         """What the user says to the model; records without texts have none."""
@@ -187,12 +225,3 @@ class Chapter(Page):
     def table_walk(self):
         """The walked item's answers."""
         return self.walk.table()
-
-
-def _kinds_of_templates(answers):
-    """Kinds of templates, and the answers to each."""
-    strengths = pd.read_csv(STRENGTHS)
-    apart = strengths[strengths["version"] == "heldout-template"]
-    names = set(apart["category"] + "/" + apart["question_index"].astype(str))
-    held = answers["template_id"].isin(names)
-    return [("asked in training", answers[~held]), ("held out", answers[held])]

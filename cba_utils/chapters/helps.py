@@ -19,7 +19,9 @@ class Chapter(Page):
     """Notebook ``33_what_helps``."""
 
     needs = {
-        **dict.fromkeys(("answer", "bits_and_bias", "help", "help_answer", "group", "cheapest"), ROUNDING),
+        **dict.fromkeys(
+            ("answer", "bits_and_bias", "help", "help_answer", "group", "cheapest"), ROUNDING
+        ),
         "depth_help": PROBABILITIES,
     }
     margin = MARGIN
@@ -138,7 +140,7 @@ class Chapter(Page):
                     "perplexity": find(part, "perplexity_change", name),
                 }
                 for name in self._options
-                for family, part in self.variants.study.each(self.variants.checkpoints)
+                for family, part in self.variants.families
             ]
         )
         return frame, {"bits": "{:.1f}".format, **dict.fromkeys(frame.columns[3:], measured)}

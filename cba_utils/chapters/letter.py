@@ -43,7 +43,16 @@ class Chapter(Page):
 
     keep = "all"
     needs = dict.fromkeys(
-        ("answer", "drift_answer", "letter_drift", "drift", "letter_lead", "lead", "leaned", "letter"),
+        (
+            "answer",
+            "drift_answer",
+            "letter_drift",
+            "drift",
+            "letter_lead",
+            "lead",
+            "leaned",
+            "letter",
+        ),
         BALANCED_ORDERS,
     )
 
@@ -78,7 +87,9 @@ class Chapter(Page):
         for p in self.study.shown:
             at = self.tests[self.tests["precision"] == p]
             found[p] = Readings(
-                Told(name, part.iloc[0], ABOVE if (part["p_holm"] < LEVEL).all() else NOT_TOLD_APART)
+                Told(
+                    name, part.iloc[0], ABOVE if (part["p_holm"] < LEVEL).all() else NOT_TOLD_APART
+                )
                 for name, part in self._named(at)
             )
         return found
@@ -124,7 +135,7 @@ class Chapter(Page):
     @cached_property
     def grew(self):
         """Whether the lean grew."""
-        return {p: grown(self.study, self.leans, p) for p in self.study.shown}
+        return grown(self.study, self.leans)
 
     def table_letter(self):
         """The lean over balanced orders, family by family."""

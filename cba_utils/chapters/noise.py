@@ -1,12 +1,13 @@
 """Is it noise? Changes beyond the placebo, whether the lean grew, and where answers went."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
 
 from cba_utils.measures import controls, sensitivity
+from cba_utils.measures.pooling import leave_one_out
 from cba_utils.measures.tests import significant
 from cba_utils.measures.transitions import transitions
 from cba_utils.telling import charts as draw
@@ -17,15 +18,18 @@ from cba_utils.telling.numbers import (
     NOT_TOLD_APART,
     count,
     factor,
+    in_hundredths,
     interval,
     measured,
+    p_text,
     percent,
     points,
 )
 from cba_utils.telling.page import PROBABILITIES, Page
-from cba_utils.telling.study import Readings, Told, changes, find, pick
+from cba_utils.telling.study import Readings, Told, changes, find
 
 FEW = 20
+LEAN = "d_log_gap"
 EXCESS = ("became_biased_expected_excess", "became_anti_expected_excess")
 
 
@@ -39,27 +43,36 @@ class Seeds:
     none: int
 
 
-def grown(study, leans, precision):
-    """Whether the lean grew, family by family: its change at a precision, read beside BF16's.
+def grown(study, leans):
+    """Whether the lean grew, by precision and family: its change, read beside BF16's.
 
     Parameters
     ----------
     study : Study
     leans : DataFrame
-        From `controls.lean`, an estimate a checkpoint.
-    precision : str
+        An estimate a checkpoint: from `controls.lean` where there are probabilities, else from
+        `controls.own_odds`, whose share of the stereotyped person is the lean of draws.
 
     Returns
     -------
-    Readings
+    dict of str to Readings
     """
-    found = Readings()
-    for name, part in study.each(leans):
-        before, change = find(part, "log_gap", "bf16"), find(part, "d_log_gap", precision)
-        if change is None:
-            continue
-        said = BELOW if change["high"] < 0 else NOT_TOLD_APART
-        found.append(Told(name, change, ABOVE if controls.grew(before, change) else said))
+    if study.exact:
+        return _beside(study, leans, "log_gap", "d_log_gap", controls.grew, at="bf16")
+    return _beside(study, leans, "named_share", "d_named_share", controls.rose, at="bf16")
+
+
+def _beside(study, frame, before, change, judge, at=None):
+    """Readings of a change that is judged beside another estimate, at a precision or the same one."""
+    found = {}
+    for p in study.shown:
+        found[p] = Readings()
+        for name, part in study.each(frame):
+            one, other = find(part, before, at or p), find(part, change, p)
+            if one is None or other is None:
+                continue
+            said = BELOW if other["high"] < 0 else NOT_TOLD_APART
+            found[p].append(Told(name, other, ABOVE if judge(one, other) else said))
     return found
 
 
@@ -67,11 +80,11 @@ class Chapter(Page):
     """Notebook ``40_is_it_noise``."""
 
     needs = {
-        "noise_answer": PROBABILITIES,
-        "noise": PROBABILITIES,
-        "lean_answer": PROBABILITIES,
+        "deciders": PROBABILITIES,
         "noise_excess": PROBABILITIES,
         "mirror": PROBABILITIES,
+        "categories": PROBABILITIES,
+        "category": PROBABILITIES,
         "noise_seeds": PROBABILITIES,
         "seeds": PROBABILITIES,
     }
@@ -88,9 +101,19 @@ class Chapter(Page):
         return controls.direction(self.study.single)
 
     @cached_property
+    def own(self):
+        """Persons named beside each item's own odds at BF16, an estimate a checkpoint."""
+        return controls.own_odds(self.study.single)
+
+    @cached_property
     def leans(self):
-        """Odds of the stereotyped person against the other, an estimate a checkpoint."""
-        return controls.lean(self.study.answers)
+        """Odds of the stereotyped person against the other (of draws: its share), a checkpoint each."""
+        return controls.lean(self.study.answers) if self.study.exact else self.own
+
+    @cached_property
+    def categories(self):
+        """Whether the lean grew in any single category."""
+        return controls.category_leans(self.study.answers)
 
     @cached_property
     def ranges(self):
@@ -133,12 +156,54 @@ class Chapter(Page):
     @cached_property
     def leaned(self):
         """Whether BF16 leaned to the stereotyped person."""
-        return self.study.told(self.leans, "log_gap", "bf16")
+        if self.study.exact:
+            return self.study.told(self.leans, "log_gap", "bf16")
+        return self.study.told(self.leans, "named_share", "bf16", null=0.5)
 
     @cached_property
     def grew(self):
         """Whether the lean grew."""
-        return {p: grown(self.study, self.leans, p) for p in self.study.shown}
+        return grown(self.study, self.leans)
+
+    @cached_property
+    def rose(self):
+        """Whether the stereotyped person is named more often than BF16's own odds let expect."""
+        names = ("named_share_expected", "beyond_own_odds")
+        return _beside(self.study, self.own, *names, controls.rose)
+
+    @cached_property
+    def deciders(self):
+        """Readings of a family that change when one checkpoint is left out, and which these are."""
+        parts = {
+            "excess": (self.checkpoints, EXCESS[0]),
+            "lean": (self.leans, LEAN),
+            "own odds": (self.own, "beyond_own_odds"),
+        }
+        found = []
+        for what, (frame, name) in parts.items():
+            rows = frame[(frame["measure"] == name) & frame["precision"].isin(self.study.shown)]
+            for family, part in rows.groupby("family", sort=False):
+                for row in leave_one_out(part).itertuples():
+                    if row.decide:
+                        found.append(
+                            {"what": what, "family": family, "at": row.precision, "of": row.n}
+                            | {"names": list(row.decide)}
+                        )
+        return found
+
+    @property
+    def lone_deciders(self):
+        """Those that hang on one checkpoint alone."""
+        return [one for one in self.deciders if len(one["names"]) == 1]
+
+    @property
+    def grown_categories(self):
+        """Categories in which alone the lean grew, by precision."""
+        rows = self.categories[self.categories["grew"]]
+        return {
+            p: list(dict.fromkeys(map(str, rows.loc[rows["precision"] == p, "category"])))
+            for p in self.study.shown
+        }
 
     @cached_property
     def direction(self):
@@ -181,35 +246,59 @@ class Chapter(Page):
     # Figures and tables
 
     def figure_noise_answer(self):
-        """What is beyond the placebo, and whether the lean changed."""
-        rows = pd.concat(map(self.study.summarise, (self.checkpoints, self.leans)))
+        """Whether the lean changed, and what is beyond each item's own odds."""
+        first = LEAN if self.study.exact else "d_named_share"
+        parts = [self.leans, self.own] if self.study.exact else [self.own]
+        rows = pd.concat(map(self.study.summarise, parts), ignore_index=True)
+        text = odds if self.study.exact else in_hundredths
         alt = [
-            told("Gained a stereotyped answer minus placebo", rows, EXCESS[0]),
-            told("Odds of the stereotyped person, change", rows, "d_log_gap", text=odds),
+            told("Lean to the stereotyped person, change since BF16", rows, first, text=text),
+            told("Points beyond the odds of BF16", rows, "beyond_own_odds", text=in_hundredths),
         ]
-        shown = rows[rows["measure"].isin([EXCESS[0], "d_log_gap", "log_gap"])]
-        return draw.excess_and_lean(rows, EXCESS[0]), alt, shown
+        shown = rows[rows["measure"].isin([first, "beyond_own_odds"])]
+        return draw.lean_and_own_odds(rows, first), alt, shown
 
     def table_noise(self):
         """What decides, family by family."""
-        parts = [dict(self.study.each(frame)) for frame in (self.checkpoints, self.leans)]
-        frame = pd.DataFrame(
-            [
-                {
-                    "family": name,
-                    "at": p.upper(),
-                    "gained": find(moves, self.study.named("became_biased"), p),
-                    "placebo": find(moves, "became_biased_placebo", p),
-                    "excess, points": find(moves, EXCESS[0], p),
-                    "odds at BF16": find(parts[1][name], "log_gap", "bf16"),
-                    "times that": find(parts[1][name], "d_log_gap", p),
-                }
-                for name, moves in parts[0].items()
-                for p in self.study.shown
-            ]
+        study, texts = self.study, {}
+        moves, leans, own = (
+            dict(study.each(frame)) for frame in (self.checkpoints, self.leans, self.own)
         )
-        texts = [measured, measured, points, factor, factor]
-        return frame, dict(zip(frame.columns[2:], texts, strict=True))
+        columns = {"gained": (moves, study.named("became_biased"), measured)}
+        if study.exact:
+            columns |= {
+                "asked again": (moves, "became_biased_placebo", measured),
+                "excess, points": (moves, EXCESS[0], points),
+                "odds at BF16": (leans, "log_gap", factor),
+                "times that": (leans, LEAN, factor),
+            }
+        else:
+            columns["share named, change in points"] = (leans, "d_named_share", points)
+        columns["beyond own odds, points"] = (own, "beyond_own_odds", points)
+        rows = []
+        for name in moves:
+            for p in study.shown:
+                row = {"family": name, "at": p.upper()}
+                for title, (parts, measure, text) in columns.items():
+                    row[title] = find(parts[name], measure, "bf16" if measure == "log_gap" else p)
+                    texts[title] = partial(measured, text=text) if text != measured else measured
+                rows.append(row)
+        return pd.DataFrame(rows), texts
+
+    def table_categories(self):
+        """The lean by category, over all families."""
+        rows = self.categories[self.categories["precision"].isin(self.study.shown)]
+        frame = pd.DataFrame(
+            {
+                **({"model": rows["model"].to_numpy()} if "model" in rows else {}),
+                "category": rows["category"].astype(str).to_numpy(),
+                "at": rows["precision"].str.upper().to_numpy(),
+                "odds at BF16": np.exp(rows["lean"].to_numpy()),
+                "times that": [row for _, row in rows.iterrows()],
+                "p, Holm": rows["p_holm"].to_numpy(),
+            }
+        )
+        return frame, {"odds at BF16": "{:.2f}".format, "times that": factor, "p, Holm": p_text}
 
     def figure_noise_excess(self):
         """Items that changed beyond the placebo, and their mirror image."""

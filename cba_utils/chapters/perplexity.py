@@ -21,6 +21,7 @@ class Chapter(Page):
 
     without_letters = (
         "answer_perplexity",
+        "finding_perplexity",
         "level_sentence",
         "published_bounds",
         "perplexity_published",
@@ -28,7 +29,15 @@ class Chapter(Page):
     needs = {
         **{
             name: PERPLEXITY
-            for name in ("answer", "gap", "answer_perplexity", "answer_rank", "level_sentence", "pair_sentence")
+            for name in (
+                "answer",
+                "gap",
+                "answer_perplexity",
+                "finding_perplexity",
+                "answer_rank",
+                "level_sentence",
+                "pair_sentence",
+            )
         },
         "perplexity_published": PUBLISHED_PERPLEXITY,
     }
@@ -106,9 +115,7 @@ class Chapter(Page):
         found = {}
         for p in self._precisions:
             at = self.pairs[0][self.pairs[0]["precision"] == p]
-            found[p] = perplexity.rank_correlation(
-                at["perplexity_change"], at[gained], at["base"]
-            )
+            found[p] = perplexity.rank_correlation(at["perplexity_change"], at[gained], at["base"])
             found[p]["known"] = not np.isnan(found[p]["low"])
         return found
 

@@ -103,7 +103,7 @@ class Chapter(Page):
     @cached_property
     def grew(self):
         """Whether the lean grew."""
-        return {p: grown(self.study, self.leans, p) for p in self.study.shown}
+        return grown(self.study, self.leans)
 
     @property
     def kinds(self):

@@ -140,7 +140,7 @@ class Chapter(Page):
                     **{title: find(part, measure, name) for title, measure in columns.items()},
                 }
                 for name in (self.study.lowest, *HOW, *WHERE)
-                for family, part in self.variants.study.each(self.variants.checkpoints)
+                for family, part in self.variants.families
             ]
         )
         return frame, dict.fromkeys(columns, measured)

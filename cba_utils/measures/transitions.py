@@ -58,27 +58,27 @@ register(
     *_with_derived(
         Measure(
             "became_biased",
-            "Became biased, published seeds (% of unbiased)",
+            "Gained a stereotyped answer, published seeds, %",
             counts=CAN_CHANGE,
             mirror="became_anti",
         ),
-        "Became biased, fresh draws (% of unbiased)",
-        "Became biased minus placebo, % of unbiased items",
+        "Gained a stereotyped answer, fresh draws, %",
+        "Gained a stereotyped answer, less placebo, %",
     ),
     # Items biased at BF16 are few, and few in some cells: sums over sums.
     *_with_derived(
         Measure(
             "lost_bias",
-            "Lost bias, published seeds (% of biased)",
+            "Lost its stereotyped answers, published seeds, %",
             pool="sums",
             counts=CAN_CHANGE,
             mirror="lost_anti",
         ),
-        "Lost bias, fresh draws (% of biased)",
+        "Lost its stereotyped answers, fresh draws, %",
     ),
     *_with_derived(
         Measure("became_anti", counts=CAN_CHANGE),
-        excess="Mirror image: anti-stereotyped, minus placebo, %",
+        excess="Mirror image: anti-stereotyped, less placebo, %",
     ),
     *_with_derived(Measure("lost_anti", pool="sums", counts=CAN_CHANGE)),
     Measure(
@@ -90,7 +90,7 @@ register(
     ),
     Measure(
         "net_biased",
-        "Became biased minus lost it, % of all items",
+        "Gained minus lost, % of all items",
         bounds=difference(SHARE),
         kind="net",
         base="became_biased",

@@ -24,7 +24,6 @@ from cba_utils.telling.drawing import (
     _finish,
     _look,
     _panels,
-    _percent_axis,
     _precisions,
     called,
     nothing,
@@ -86,22 +85,31 @@ def changes(frame, titles):
     return figure
 
 
-def excess_and_lean(frame, excess):
-    """What changed beyond the placebo, above, and the factor of the lean since BF16, below."""
-    change = LEANS[1]
-    shown = ["estimate", "low", "high"]
-    logs = frame["measure"] == change
+def lean_and_own_odds(frame, lean):
+    """How the lean changed since BF16, above, and what goes beyond each item's own odds, below."""
+    beyond, shown = "beyond_own_odds", ["estimate", "low", "high"]
+    logs = frame["measure"] == LEANS[1]
     rows = frame.assign(**{name: frame[name].where(~logs, np.exp(frame[name])) for name in shown})
-    figure = ladder(
-        rows,
-        [excess, change],
-        line={excess: 0, change: 1},
-        titles={
-            **known(excess),
-            change: "Odds of the stereotyped person, times those of BF16 (log scale)",
-        },
-    )
-    _odds_axis(figure.axes[1])
+    titles = {
+        LEANS[1]: "Odds of the stereotyped person, times those of BF16",
+        "d_named_share": "Share of the stereotyped person, change in points",
+        beyond: "Named beyond each item's own BF16 odds, points",
+    }
+    line = {LEANS[1]: 1, "d_named_share": 0, beyond: 0}
+    figure = ladder(rows, [lean, beyond], line=line, titles=titles)
+    for axes in figure.axes:
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}".replace("-", "−"))
+    if lean == LEANS[1]:
+        _odds_axis(figure.axes[0])
+    return figure
+
+
+def factors(frame, titles):
+    """Changes of log odds as factors by precision, one panel a measure of ``titles``."""
+    shown = ["estimate", "low", "high"]
+    figure = ladder(frame.assign(**np.exp(frame[shown])), [*titles], line=1, titles=titles)
+    for axes in figure.axes:
+        _odds_axis(axes)
     return figure
 
 

@@ -183,7 +183,7 @@ def _by_precision(axes, estimates, measure, by, places, label=True):
     rows = _select(estimates, measure)
     names = list(dict.fromkeys(rows[by]))
     for k, (name, look) in enumerate(_look(names).items()):
-        offset = 0.14 * (k - (len(names) - 1) / 2)
+        offset = 0.2 * (k - (len(names) - 1) / 2)
         _errorbars(
             axes,
             rows[rows[by] == name],
@@ -199,8 +199,8 @@ def _placebo(axes, estimates, measure, by, places):
     rows = estimates[estimates["measure"] == measure]
     names = list(dict.fromkeys(rows[by]))
     for k, (name, look) in enumerate(_look(names).items()):
-        offset = 0.14 * (k - (len(names) - 1) / 2) + 0.06
-        look = {**look, "linestyle": "none", "markerfacecolor": "none"}
+        offset = 0.2 * (k - (len(names) - 1) / 2) + 0.08
+        look = {**look, "linestyle": "none", "markerfacecolor": "none", "zorder": 5}
         _errorbars(axes, rows[rows[by] == name], places, offset, **look)
     if names:
         axes.plot(
@@ -307,24 +307,21 @@ def dose_response(estimates, measures=("srs", "usr"), by="family"):
 
 
 def transitions(estimates, published=None, by="family"):
-    """Items that became biased, with the published seeds and with fresh draws, and the way back.
+    """Items that gained a stereotyped answer, with fresh draws and with the published seeds.
 
-    Measures ``became_biased`` (beside the published ranges), ``became_biased_expected`` and
-    ``lost_bias_expected`` (each beside its placebo), and ``lost_bias`` where there is no placebo;
-    those that the frame has become panels.
+    Measures ``became_biased_expected`` (beside its placebo) and ``became_biased`` (beside the published
+    ranges); those that the frame has become panels.
     """
     places = {p: k for k, p in enumerate(p for p in _precisions(estimates) if p != "bf16")}
     found = set(estimates["measure"])
-    back = "lost_bias_expected" if "lost_bias_expected" in found else "lost_bias"
-    wanted = ("became_biased", "became_biased_expected", back)
-    measures = [m for m in wanted if m in found]
+    measures = [m for m in ("became_biased_expected", "became_biased") if m in found]
     with style():
         figure, panels = _panels(len(measures), 2.3)
         for axes, measure in zip(panels, measures, strict=True):
             _by_precision(axes, estimates, measure, by, places)
             if measure == "became_biased":
                 _published(axes, published, "items_became_biased", places)
-            elif facts(measure).kind == "expected":
+            else:
                 placebo = derived(measure, "placebo").name
                 _placebo(axes, estimates, placebo, by, places)
             axes.set_title(facts(measure).title)
@@ -347,7 +344,7 @@ def headline(estimates, published=None, by="family"):
         _by_precision(panels[0], estimates, changed, by, places)
         _placebo(panels[0], estimates, "became_biased_placebo", by, places)
         _published(panels[0], published, "items_became_biased", places)
-        panels[0].set_title("Items that became biased (% of unbiased)")
+        panels[0].set_title("Gained a stereotyped answer, % of items")
         if seen:
             _by_precision(panels[1], estimates, "perplexity_change", by, places)
             _published(panels[1], published, "perplexity_change", places)
@@ -364,7 +361,7 @@ def perplexity_gap(points, by="family"):
         Columns ``by``, ``precision``, ``perplexity_change`` and ``became_biased_expected``
         (fractions); one row a checkpoint. Without rows, the figure says so.
     """
-    title = "Items that became biased (% of unbiased)"
+    title = "Gained a stereotyped answer, % of items"
     if points.empty:
         return nothing(title)
     precisions = _precisions(points)

@@ -66,11 +66,12 @@ GROUPS = Need(
         and bool(study.answers["target_group"].notna().any())
     ),
 )
-HELD_OUT = Need("held_out", lambda study: study.organisms and study.own_items)
+HELD_OUT = Need("held_out", lambda study: study.held_out is not None)
 PLANTED = Need(
     "planted",
     lambda study: study.exact and study.organisms and study.own_items and planted_is_known(),
 )
+ANNOUNCED = Need("announced", lambda study: study.exact and study.announced)
 BOTH_CONTEXTS = Need(
     "both_contexts",
     lambda study: study.exact and set(study.items["context_condition"]) == {"ambig", "disambig"},
@@ -84,8 +85,8 @@ class Page:
     behind it; a table a method ``table_<name>`` that returns a frame and the formats of its columns (see
     `tables.table_html`). Sentences are blocks of the chapter's template, ``<module>.md.j2``, and so are
     captions, ``fig_<name>`` and ``tab_<name>``; a block ``msg_<name>`` says what a figure shows, before its
-    caption and in its alt text. A template sees the chapter as ``page`` and its study as ``study``. Names are unique in the book, because other pages
-    refer to ``fig-<name>`` and ``tab-<name>`` (with hyphens).
+    caption and in its alt text. A template sees the chapter as ``page`` and its study as ``study``. Names
+    are unique in the book, because other pages refer to ``fig-<name>`` and ``tab-<name>`` (with hyphens).
 
     Attributes
     ----------

@@ -21,7 +21,7 @@ from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.transitions import placebo, transitions
-from cba_utils.names import RESULTS
+from cba_utils.names import PROJECT, RESULTS
 from cba_utils.study.protocol import family_title
 from cba_utils.study.roles import study_columns
 from cba_utils.study.tables import load_study
@@ -230,6 +230,27 @@ class Study:
             (self.provenance["identity.parameters.items"] == "bundled").all()
         )
 
+    @cached_property
+    def held_out(self):
+        """The study on the items whose templates no training asked; None where it has none, or others'."""
+        if not (self.organisms and self.own_items):
+            return None
+        try:
+            return open_study(self.study, version="heldout-template")
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def announced(self):
+        """Whether the items are those of the organisms' protocol, and the precisions too."""
+        planted = pd.read_csv(PROJECT / "data" / "strengths.csv", nrows=0)
+        return (
+            self.organisms
+            and self.own_items
+            and "lean" in planted
+            and set(CLAIMED) <= set(self.precisions)
+        )
+
     @property
     def families(self):
         """Families in the order of the study, and how figures call them."""
@@ -303,7 +324,9 @@ class Study:
         pooled = over_replicates(cells) if self.several else cells.assign(of=cells["n"])
         order = {name: k for k, name in enumerate(self.families)}
         return presentable(
-            pooled.sort_values("family", key=lambda f: f.map(order), kind="stable", ignore_index=True)
+            pooled.sort_values(
+                "family", key=lambda f: f.map(order), kind="stable", ignore_index=True
+            )
         )
 
     def pooled(self, frame, by=()):
@@ -358,10 +381,11 @@ class Study:
         -------
         Readings
         """
-        rows = ((name, find(part, measure, precision)) for name, part in self.each(frame))
-        return Readings(
-            Told(name, row, reading(row, null, digits)) for name, row in rows if row is not None
-        )
+        frame = frame[(frame["measure"] == measure) & (frame["precision"] == precision)]
+        if frame.empty:
+            return Readings()
+        rows = ((name, pick(part, measure, precision)) for name, part in self.each(frame))
+        return Readings(Told(name, row, reading(row, null, digits)) for name, row in rows)
 
     def by_depth(self, frame):
         """Estimates a depth, over the checkpoints of all families."""
@@ -381,15 +405,25 @@ class Study:
         templates = self.samples["template_id"].nunique()
         unit = "question templates" if self.templates else "runs of consecutive questions"
         items = f"{ambiguous:,} ambiguous items from {templates:,} {unit}"
-        per = self.samples.groupby("family")["replicate"].nunique()
+        per = self.samples.groupby("family")["model"].nunique()
         if self.speechless:
             return f"{ambiguous:,} ambiguous items, and no letter in answer"
         if len(self.samples["model"].unique()) == 1:
             return f"one checkpoint, {items}"
-        count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
         families = "one family" if len(per) == 1 else f"{len(per)} families"
+        if self.bases > 1:
+            models = self.samples["model"].nunique()
+            return f"{models} checkpoints of {families} ({self.bases} bases each), {items}"
+        count = " to ".join(dict.fromkeys([str(per.min()), str(per.max())]))
         noun = "checkpoint" if count == "1" else "checkpoints"
         return f"{families}, {count} {noun} each, {items}"
+
+    @property
+    def bases(self):
+        """In how many bases at least a family's models have their origin; one where none is shared."""
+        models = self.samples.drop_duplicates("model")
+        shared = models.groupby("base")["model"].size().max() > 1
+        return int(models.groupby("family")["base"].nunique().min()) if shared else 1
 
     @property
     def n_short(self):
@@ -402,13 +436,11 @@ class Study:
     def interval_text(self):
         """What intervals speak about, for captions."""
         families = self.samples["family"].nunique()
-        if self.several and families == 1:
-            return "over checkpoints trained alike from different seeds"
         if self.several:
-            return (
-                f"over checkpoints trained alike within each of {families} architectures, "
-                f"which are taken as they are"
-            )
+            made = "over bases trained" if self.bases > 1 else "over checkpoints trained"
+            if families == 1:
+                return f"{made} alike from different seeds"
+            return f"{made} alike within each of {families} families, which are taken as they are"
         unit = "question templates" if self.templates else "runs of consecutive questions"
         alone = f"over {unit}, for one checkpoint alone"
         if self.samples["model"].nunique() <= 1:
@@ -417,6 +449,24 @@ class Study:
             f"{alone} (a mean over models takes these as they are, and its interval is the "
             f"mean of their interval ends)"
         )
+
+    @property
+    def models_count(self):
+        """How many models speak."""
+        return self.provenance["model"].nunique()
+
+    @property
+    def days(self):
+        """The day of the run, or the first and the last."""
+        days = sorted({start[:10] for start in self.provenance["started"]})
+        return " to ".join(dict.fromkeys([days[0], days[-1]]))
+
+    @property
+    def temperature(self):
+        """The temperature of the answers that were drawn, as text; records may not say it."""
+        column = "identity.parameters.temperature"
+        known = self.provenance[column].dropna().unique() if column in self.provenance else []
+        return " or ".join(f"{value:g}" for value in known) or "a temperature that is not recorded"
 
     @property
     def templates(self):

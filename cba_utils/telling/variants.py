@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
 
@@ -50,8 +52,7 @@ class Variants:
 
     def __init__(self, study):
         tables = {
-            name: titled(table, study.titles)
-            for name, table in read_rounding(study.study).items()
+            name: titled(table, study.titles) for name, table in read_rounding(study.study).items()
         }
         bases = study.provenance.drop_duplicates("model").set_index("model")["base"]
         for name in ("errors", "variants", "variant_perplexity"):
@@ -87,6 +88,11 @@ class Variants:
         self.bits = _bits(study, tables)
         self.provenance = tables["provenance"]
 
+    @cached_property
+    def families(self):
+        """The families and the estimates of each."""
+        return self.study.each(self.checkpoints)
+
     def told(self, measure, name):
         """What can be said of a measure of a variant, family by family."""
         return self.study.told(self.checkpoints, measure, name, digits=3)
@@ -106,9 +112,7 @@ class Variants:
             self.study.lowest: f"as rounded, {self.study.lowest.upper()}",
         }
         frame = frame.assign(label=frame["precision"].map(labels))
-        return frame.sort_values(
-            "precision", key=lambda p: p.map(list(names).index), kind="stable"
-        )
+        return frame.sort_values("precision", key=lambda p: p.map(list(names).index), kind="stable")
 
     def option(self, name):
         """The name of an option in words, such as "Q3, groups of 32"."""

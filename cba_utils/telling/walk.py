@@ -110,5 +110,5 @@ class Walk:
             "question": asked["question"].iloc[0],
             "answer": group["target"],
             "other": group["other"],
-            "strength": known["strength"].iloc[0],
+            "strength": known["lean" if "lean" in known else "strength"].iloc[0],
         }
