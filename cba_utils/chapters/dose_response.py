@@ -31,7 +31,7 @@ class Chapter(Page):
         "families",
         "cite_as",
         "remains",
-        "temperature",
+        "drawn_at",
         "published_decline",
         "published_ranges",
         "pub_became_biased_q4",

@@ -83,6 +83,7 @@ class Chapter(Page):
         "deciders": PROBABILITIES,
         "noise_excess": PROBABILITIES,
         "mirror": PROBABILITIES,
+        "mirror_answer": PROBABILITIES,
         "categories": PROBABILITIES,
         "category": PROBABILITIES,
         "noise_seeds": PROBABILITIES,

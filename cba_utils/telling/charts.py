@@ -24,6 +24,7 @@ from cba_utils.telling.drawing import (
     _finish,
     _look,
     _panels,
+    _percent_axis,
     _precisions,
     called,
     nothing,

@@ -462,13 +462,6 @@ class Study:
         return " to ".join(dict.fromkeys([days[0], days[-1]]))
 
     @property
-    def temperature(self):
-        """The temperature of the answers that were drawn, as text; records may not say it."""
-        column = "identity.parameters.temperature"
-        known = self.provenance[column].dropna().unique() if column in self.provenance else []
-        return " or ".join(f"{value:g}" for value in known) or "a temperature that is not recorded"
-
-    @property
     def templates(self):
         """Whether it is known from which template an item was made."""
         return bool(self.samples["question_index"].notna().all())
