@@ -5,8 +5,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from cba_utils.chapters.planted import STRENGTHS
 from cba_utils.measures import controls
+from cba_utils.measures.planted import STRENGTHS
 from cba_utils.measures.pooling import over_replicates, sign_flips
 from cba_utils.measures.tests import adjust
 from cba_utils.measures.transitions import placebo

@@ -89,7 +89,7 @@ class Chapter(Page):
         return Walk(self.study)
 
     @property
-    def version(self):
+    def release(self):
         """Version of the compendium."""
         return yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
 

@@ -19,9 +19,10 @@ from cba_utils.answering.sources import is_organism, local_folder
 from cba_utils.measures.frames import VERSION, item_table, of_version
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import derived
+from cba_utils.measures.planted import planted_is_known
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.transitions import placebo, transitions
-from cba_utils.names import PROJECT, RESULTS
+from cba_utils.names import RESULTS
 from cba_utils.study.protocol import family_title
 from cba_utils.study.roles import study_columns
 from cba_utils.study.tables import load_study
@@ -243,13 +244,8 @@ class Study:
     @property
     def announced(self):
         """Whether the items are those of the organisms' protocol, and the precisions too."""
-        planted = pd.read_csv(PROJECT / "data" / "strengths.csv", nrows=0)
-        return (
-            self.organisms
-            and self.own_items
-            and "lean" in planted
-            and set(CLAIMED) <= set(self.precisions)
-        )
+        ours = self.organisms and self.own_items and planted_is_known()
+        return ours and set(CLAIMED) <= set(self.precisions)
 
     @property
     def families(self):
