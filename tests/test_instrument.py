@@ -61,24 +61,27 @@ def test_what_verdicts_should_say_follows_from_the_truth():
 def test_a_run_that_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "PROJECT", tmp_path)
     monkeypatch.setattr(verdicts, "TRUTHS", {name: TRUTHS[name] for name in ("nothing", "noise")})
-    monkeypatch.setattr(verdicts, "OTHERS", 3)
+    monkeypatch.setattr(verdicts, "at_margin", lambda leaning: TRUTHS["rise 0.3"])
+    for name, few in {"OTHERS": 3, "BLOCK": 2, "COVERED": 2}.items():
+        monkeypatch.setattr(verdicts, name, few)
     judge, judged = verdicts.judge, []
 
-    def stopping(truth, leaning, *rest):
-        if len(judged) == 3:
+    def stopping(*args, **options):
+        if len(judged) == 8:
             raise KeyboardInterrupt
-        judged.append((truth.name, leaning))
-        return judge(truth, leaning, *rest)
+        judged.append(args)
+        return judge(*args, **options)
 
     monkeypatch.setattr(verdicts, "judge", stopping)
-    monkeypatch.setattr(verdicts, "at_margin", lambda leaning: TRUTHS["rise 0.3"])
     with pytest.raises(KeyboardInterrupt):
-        verdicts.write(2, tmp_path / "out", told=str)
-    monkeypatch.setattr(verdicts, "judge", lambda *a: judged.append(a) or judge(*a))
-    verdicts.write(2, tmp_path / "out", told=str)
-    assert len(judged) == 3 + 3, "what was judged is not judged again"
+        verdicts.write(3, tmp_path / "out", told=str)
+    half = pd.read_csv(tmp_path / "out" / verdicts.RESULT.name)
+    assert set(half["n"]) == {2}, "a round of blocks is a table"
+    monkeypatch.setattr(verdicts, "judge", lambda *a, **o: judged.append(a) or judge(*a, **o))
+    verdicts.write(3, tmp_path / "out", told=str)
+    assert len(judged) == 6 + 6, "what was judged is not judged again"
     table = trust.read_rates(tmp_path / "out" / verdicts.RESULT.name)
-    assert set(table["n"]) == {2} and set(table["decision"]) == set(verdicts.DECISIONS)
+    assert set(table["n"]) == {3} and set(table["decision"]) == set(verdicts.DECISIONS)
     nothing = table[table["truth"] == "nothing"]
     assert set(nothing["verdict"]) == {v for v, one in verdicts.VERDICTS.items() if one.drawn}, (
         "a verdict that cannot err is not counted"

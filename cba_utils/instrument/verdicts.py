@@ -14,15 +14,23 @@ import hashlib
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 from cba_utils.instrument import truths
-from cba_utils.instrument.truths import AMBIGUOUS, CATEGORIES, TRUTHS, Studies, simulated
+from cba_utils.instrument.truths import (
+    AMBIGUOUS,
+    CATEGORIES,
+    TRUTHS,
+    Studies,
+    Truth,
+    simulated,
+)
 from cba_utils.measures.controls import grew, rose
 from cba_utils.measures.intervals import (
     RESAMPLES,
@@ -48,6 +56,7 @@ from cba_utils.study.files import write_text
 LEVEL = 0.025  # one end of a 95 % interval
 SAME_LEVEL = 0.05  # of the equivalence test, both ends of a 90 % interval
 SIMULATIONS = 500
+BLOCK = 100  # studies of a truth that are judged before the next truth's
 COVERED = 100  # studies of each truth in which coverage is counted
 # Further trainings a family, over which the true value for the items at hand is found: what so few leave
 # open takes about one point from the coverage that is counted.
@@ -271,7 +280,9 @@ class Judged:
     """
 
     def __init__(self, studies: Studies, decision: str, tables: dict):
-        self.decision, self.family, self.base = decision, studies.family, studies.base
+        self.decision = decision
+        families = len(np.unique(studies.family))
+        self.sizes = families, len(np.unique(studies.base)) // families
         self.parts = {"category": studies.category, "group": studies.group}
         self.tables = tables
         self._kept: dict = {}
@@ -317,7 +328,7 @@ class Judged:
         estimate, n = self.values(name, part)
         share = n if ESTIMATES[name].measure.pool == "sums" else None
         if self.decision == "bases":
-            found = _over_bases(estimate, share, self.family, self.base, level)
+            found = _over_bases(estimate, share, *self.sizes, level)
             return dict(zip(("estimate", "low", "high"), found, strict=True))
         key = (name, level, part)
         if key not in self._ends:
@@ -356,19 +367,25 @@ def _mean_of_models(estimate, low, high, n):
         ]
 
 
-def _mean_of_families(estimate, n, family, kept):
+def _mean_of_families(estimate, n, families):
     """Mean over families, in each the mean over checkpoints or sums over sums."""
-    found = []
-    for k in np.unique(family):
-        of = kept & (family == k)
-        if n is None:
-            found.append(_nanmean(estimate[:, of], -1))
-        else:
-            # A family with less than one answer to have a share of has none.
-            some = np.where(n[:, family == k].sum(-1) >= 1, n[:, of].sum(-1), np.nan)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(np.nansum((estimate * n)[:, of], -1) / some)
-    return _nanmean(np.array(found), 0)
+    return _nanmean(_of_families(*_sums(estimate, n, families, 1)), 1)
+
+
+def _sums(estimate, n, families, bases):
+    """Numerators and denominators of bases: the axes are study, family and base."""
+    shape = (len(estimate), families, bases, -1)
+    weights = np.isfinite(estimate) * (1.0 if n is None else n)
+    top = (np.nan_to_num(estimate) * weights).reshape(shape).sum(-1)
+    below = weights.reshape(shape).sum(-1)
+    # A family with less than one answer to have a share of has none.
+    some = below.sum(-1, keepdims=True) >= 1
+    return np.where(some, top, np.nan), np.where(some, below, np.nan)
+
+
+def _of_families(top, below):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return top.sum(-1) / below.sum(-1)
 
 
 def _nanmean(values, axis):
@@ -377,27 +394,34 @@ def _nanmean(values, axis):
         return np.where(some, values, 0).sum(axis) / some.sum(axis)
 
 
-def _over_bases(estimate, n, family, base, level):
+def _over_bases(estimate, n, families, bases, level):
     """`over_replicates` over families of many studies at a time."""
-
-    def of(kept):
-        return _mean_of_families(estimate, n, family, kept)
-
-    whole = of(np.ones(len(family), bool))
-    parts = []
-    for k in np.unique(family):
-        bases = np.unique(base[family == k])
-        rest = np.array([of(base != one) for one in bases])
-        factor = (len(bases) - 1) / len(bases)
-        parts.append(factor * ((rest - rest.mean(0)) ** 2).sum(0))
-    variance = np.array(parts)
-    with np.errstate(invalid="ignore"):
-        df = variance.sum(0) ** 2 / (variance**2 / (len(bases) - 1)).sum(0)
-    half = stdtrit(df, (1 + level) / 2) * np.sqrt(variance.sum(0))
+    top, below = _sums(estimate, n, families, bases)
+    of = _of_families(top, below)
+    whole = _nanmean(of, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rest = (top.sum(-1, keepdims=True) - top) / (below.sum(-1, keepdims=True) - below)
+        spread = ((rest - rest.mean(-1, keepdims=True)) ** 2).sum(-1)
+        variance = (bases - 1) / bases * spread / np.isfinite(of).sum(1, keepdims=True) ** 2
+        variance = np.where(np.isfinite(of), variance, 0)
+        df = variance.sum(1) ** 2 / (variance**2 / (bases - 1)).sum(1)
+    half = stdtrit(df, (1 + level) / 2) * np.sqrt(variance.sum(1))
     return whole, whole - half, whole + half
 
 
 _COUNTED = {"share_to_stereotyped": "to_person"}
+
+
+class _Resampled(dict):
+    """Totals of resampled templates, computed of the columns that a statistic asks for."""
+
+    def __init__(self, table, counts):
+        super().__init__()
+        self.table, self.counts = table, counts
+
+    def __missing__(self, column):
+        self[column] = self.table[column] @ self.counts.T
+        return self[column]
 
 
 def _bca_ends(one, table, level):
@@ -410,22 +434,59 @@ def _bca_ends(one, table, level):
         left_out = np.asarray(
             of({k: v.sum(-1, keepdims=True) - v for k, v in table.items()}), float
         )
-        resampled = np.asarray(of({k: v @ counts.T for k, v in table.items()}), float)
+        resampled = np.asarray(of(_Resampled(table, counts)), float)
     ends = np.full((2, *shape[:-1]), np.nan)
-    for at in np.ndindex(shape[:-1]):
-        draws, rest = resampled[at], left_out[at]
-        draws, rest = draws[np.isfinite(draws)], rest[np.isfinite(rest)]
-        if np.isfinite(estimate[at]) and len(draws):
-            if np.ptp(draws) < 1e-12:
-                ends[(slice(None), *at)] = without_variation(
-                    estimate[at], one.bounds, clusters, level
-                )
-                continue
-            tails = _bca(estimate[at], draws, rest, level)
-            if not np.isfinite(tails).all():
-                tails = np.array([(1 - level) / 2, (1 + level) / 2])
-            ends[(slice(None), *at)] = np.quantile(draws, tails)
+    plain = np.isfinite(resampled).all(-1) & np.isfinite(left_out).all(-1)
+    plain &= np.ptp(resampled, axis=-1) >= 1e-12
+    for at in map(tuple, np.argwhere(~plain)):
+        ends[(slice(None), *at)] = _bca_end(
+            one, estimate[at], resampled[at], left_out[at], clusters, level
+        )
+    if plain.any():
+        ends[:, plain] = _quantiles(
+            resampled[plain], *_corrected(estimate[plain], resampled[plain], left_out[plain], level)
+        )
     return ends
+
+
+def _corrected(estimate, resampled, left_out, level):
+    """`intervals._bca` of many at a time: which quantiles of the resamples are the ends."""
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    at = estimate[:, None]
+    below = (resampled < at).mean(-1) + (resampled == at).mean(-1) / 2
+    centred = left_out.mean(-1, keepdims=True) - left_out
+    spread = (centred**2).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        acceleration = np.where(spread > 0, (centred**3).sum(-1) / (6 * spread**1.5), 0.0)
+        shift = ndtri(below) + ndtri(tails)[:, None]
+        corrected = ndtr(ndtri(below) + shift / (1 - acceleration * shift))
+    return np.where(np.isfinite(corrected).all(0), corrected, tails[:, None])
+
+
+def _quantiles(resampled, low, high):
+    ranked = np.sort(resampled, axis=-1)
+    rows, last = np.arange(len(ranked)), ranked.shape[-1] - 1
+    ends = []
+    for tail in (low, high):
+        under = np.floor(tail * last).astype(int)
+        rest = tail * last - under
+        ends.append(
+            (1 - rest) * ranked[rows, under] + rest * ranked[rows, np.minimum(under + 1, last)]
+        )
+    return np.array(ends)
+
+
+def _bca_end(one, estimate, draws, rest, clusters, level):
+    """The ends of one interval where some resample or template has no estimate, or all are alike."""
+    draws, rest = draws[np.isfinite(draws)], rest[np.isfinite(rest)]
+    if not (np.isfinite(estimate) and len(draws)):
+        return np.nan, np.nan
+    if np.ptp(draws) < 1e-12:
+        return without_variation(estimate, one.bounds, clusters, level)
+    tails = _bca(estimate, draws, rest, level)
+    if not np.isfinite(tails).all():
+        tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    return np.quantile(draws, tails)
 
 
 def _jackknife(one, table, level):
@@ -625,20 +686,28 @@ COVERED_ESTIMATES = ("lean", "d_log_gap", "own_odds", "excess", "mirror", "direc
 AT_ONCE = 5  # studies: more take more memory and no less time
 
 
-def judge(truth, leaning, simulations=SIMULATIONS):
+def judge(truth, leaning, start=0, studies=BLOCK):
     """Judge studies of one truth, in every design.
+
+    Parameters
+    ----------
+    truth : Truth
+    leaning : bool
+    start, studies : int
+        The first study and how many: the same studies whatever the others.
 
     Returns
     -------
     DataFrame
-        How often each verdict said yes, see ``RATES``.
+        How many studies each verdict said yes to, with the stereotyped rates ``before`` and ``after``
+        rounding on average.
     """
     names = [name for name, verdict in VERDICTS.items() if _is_judged(verdict, truth)]
     said = {(d, name): [] for d in DECISIONS for name in names}
     changes = {d: [] for d in truths.DESIGNS}
-    for _, judged in _batches(truth, leaning, simulations, drawn=True):
-        for design, (studies, one) in judged.items():
-            changes[design].append(_srs(studies))
+    for _, judged in _batches(truth, leaning, start, studies, drawn=True):
+        for design, (simulations, one) in judged.items():
+            changes[design].append(_srs(simulations))
             for d in (d for d, of in DECISIONS.items() if of == design):
                 decided = one.decided(d)
                 for name in names:
@@ -647,8 +716,26 @@ def judge(truth, leaning, simulations=SIMULATIONS):
     for (d, name), batches in said.items():
         yes = np.concatenate(batches)
         before, after = np.mean(changes[DECISIONS[d]], axis=0)
-        answer = should(VERDICTS[name], truth, after - before, np.log(after / before))
-        rows.append((d, truth.name, leaning, name, answer, after - before, *_share(yes)))
+        rows.append((d, truth.name, leaning, name, before, after, int(yes.sum()), len(yes)))
+    return pd.DataFrame(rows, columns=[*RATES[:4], "before", "after", "yes", "n"])
+
+
+def rates(blocks):
+    """How often each verdict said yes, of blocks of studies that :func:`judge` judged.
+
+    Returns
+    -------
+    DataFrame
+        See ``RATES``.
+    """
+    rows = []
+    for key, part in blocks.groupby(RATES[:4], sort=False):
+        decision, truth, leaning, verdict = key
+        before, after = (np.average(part[x], weights=part["n"]) for x in ("before", "after"))
+        known = TRUTHS.get(truth) or Truth(truth, "yes")
+        answer = should(VERDICTS[verdict], known, after - before, np.log(after / before))
+        yes, n = int(part["yes"].sum()), int(part["n"].sum())
+        rows.append((*key, answer, after - before, yes / n, *wilson(yes, n), n))
     return pd.DataFrame(rows, columns=RATES)
 
 
@@ -662,7 +749,7 @@ def cover(truth, leaning, simulations=COVERED):
     """
     ends = {(d, name): [] for d in DECISIONS for name in COVERED_ESTIMATES}
     true = {name: [] for name in COVERED_ESTIMATES}
-    for seed, judged in _batches(truth, leaning, simulations):
+    for seed, judged in _batches(truth, leaning, 0, simulations):
         for d, of in DECISIONS.items():
             decided = judged[of][1].decided(d)
             for name in COVERED_ESTIMATES:
@@ -680,11 +767,11 @@ def cover(truth, leaning, simulations=COVERED):
     return pd.DataFrame(rows, columns=COVERAGES)
 
 
-def _batches(truth, leaning, simulations, drawn=False):
-    for seed in range(0, simulations, AT_ONCE):
+def _batches(truth, leaning, start, count, drawn=False):
+    for seed in range(start, start + count, AT_ONCE):
         judged = {}
         for design, sizes in truths.DESIGNS.items():
-            studies = simulated(truth, leaning, sizes, min(AT_ONCE, simulations - seed), seed)
+            studies = simulated(truth, leaning, sizes, min(AT_ONCE, start + count - seed), seed)
             tables = totals(studies) | (drawn_totals(studies, seed) if drawn else {})
             judged[design] = studies, Judged(studies, design, tables)
         yield seed, judged
@@ -714,15 +801,16 @@ def _these_items(truth, leaning, studies, seed):
     for name in COVERED_ESTIMATES:
         estimate, n = found.values(name)
         n = n if ESTIMATES[name].measure.pool == "sums" else None
-        values[name] = _mean_of_families(estimate, n, found.family, found.family >= 0)
+        values[name] = _mean_of_families(estimate, n, sizes[0])
     return values
 
 
 def write(simulations=SIMULATIONS, folder=RESULT.parent, told=print):
     """Judge every truth and write both tables: ``cba instrument``.
 
-    What was judged already by the same code is kept in ``.cache/instrument`` and not judged again, so
-    a run that was stopped goes on where it was.
+    All truths are judged in blocks of studies, and the table is written after every round of blocks.
+    What was judged already by the same code is kept in ``.cache/instrument`` and not judged again, so a
+    run that was stopped goes on where it was.
 
     Parameters
     ----------
@@ -732,38 +820,45 @@ def write(simulations=SIMULATIONS, folder=RESULT.parent, told=print):
     told : callable
         Is told how far it is.
     """
-    kept = PROJECT / ".cache" / "instrument" / _identity(simulations)
-    every = [(leaning, name) for name in (*TRUTHS, AT_MARGIN) for leaning in (False, True)]
-    plan = {
-        RESULT.name: (judge, simulations, every),
-        COVERAGE.name: (
-            cover,
-            min(COVERED, simulations),
-            [one for one in every if one[1] not in ("nothing", AT_MARGIN)],
-        ),
-    }
-    for file, (count, studies, cells) in plan.items():
-        tables = []
-        for k, (leaning, name) in enumerate(cells, 1):
-            path = kept / f"{hashlib.sha256(f'{name} {leaning}'.encode()).hexdigest()[:12]}-{file}"
-            if not path.is_file():
-                truth = at_margin(leaning) if name == AT_MARGIN else TRUTHS[name]
-                write_text(_csv(count(truth, leaning, studies)), path)
-                told(f"{file}: {k} of {len(cells)}, {name}, {'leaning' if leaning else 'no lean'}")
-            tables.append(pd.read_csv(path))
-        write_text(_csv(pd.concat(tables, ignore_index=True)), folder / file)
+    kept = PROJECT / ".cache" / "instrument" / _identity()
+    every = [(name, leaning) for name in (*TRUTHS, AT_MARGIN) for leaning in (False, True)]
+
+    def part(name, leaning, stem, of):
+        path = kept / f"{hashlib.sha256(f'{name} {leaning}'.encode()).hexdigest()[:12]}-{stem}.csv"
+        if not path.is_file():
+            truth = at_margin(leaning) if name == AT_MARGIN else TRUTHS[name]
+            write_text(_csv(of(truth, leaning)), path)
+            told(f"{stem}: {name}, {'leaning' if leaning else 'no lean'}")
+        return pd.read_csv(path)
+
+    blocks: list[pd.DataFrame] = []
+    for start in range(0, simulations, BLOCK):
+        count = min(BLOCK, simulations - start)
+        blocks += [
+            part(
+                *one,
+                f"studies {start} to {start + count}",
+                partial(judge, start=start, studies=count),
+            )
+            for one in every
+        ]
+        write_text(_csv(rates(pd.concat(blocks))), folder / RESULT.name)
+    count = min(COVERED, simulations)
+    moved = [one for one in every if one[0] not in ("nothing", AT_MARGIN)]
+    held = [part(*one, f"coverage of {count}", partial(cover, simulations=count)) for one in moved]
+    write_text(_csv(pd.concat(held)), folder / COVERAGE.name)
 
 
 def _csv(table):
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _identity(simulations):
+def _identity():
     """Digest of what the rates follow from: the code of the truths, the verdicts and the measures."""
     package = Path(__file__).parents[1]
     mine = [package / "instrument" / name for name in ("truths.py", "verdicts.py")]
     files = [*mine, *(package / "measures").glob("*.py")]
-    digest = hashlib.sha256(str((simulations, COVERED, OTHERS)).encode())
+    digest = hashlib.sha256(str(OTHERS).encode())
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
