@@ -143,14 +143,15 @@ class Chapter(Page):
             found = {row["truth"]: row for row in one["power"]}
             rows.append(
                 {
-                    "verdict": one["title"],
+                    "verdict": _short(name),
+                    "as pages say it": one["title"],
                     "errs most where": truth,
                     "there": "–" if worst is None else worst,
                     **{f"finds: {t}": found.get(t, "–") for t in ("rise 0.3", "rise 0.8")},
                 }
             )
         frame = pd.DataFrame(rows)
-        return frame, {column: _rate for column in frame.columns[2:]}
+        return frame, dict.fromkeys(frame.columns[3:], _rate)
 
     def table_leaning(self):
         """All rates over checkpoints, models leaning."""
@@ -172,7 +173,7 @@ class Chapter(Page):
         wide = cells.pivot(index="truth", columns="verdict", values="cell")
         names = [name for name in VERDICTS if name in wide]
         wide = wide.loc[cells["truth"].unique(), names].reset_index()
-        wide = wide.rename(columns={name: VERDICTS[name].title for name in names})
+        wide = wide.rename(columns={name: _short(name) for name in names})
         return wide, dict.fromkeys(wide.columns[1:], _yes)
 
     def table_coverage(self):
@@ -212,6 +213,10 @@ COVERED = {
     "direction": "share to the stereotyped person",
 }
 DECIDED = {"one": "one checkpoint", "three": "one a family", "bases": "over bases"}
+
+
+def _short(name):
+    return name.replace("_", " ")
 
 
 def _named(row):
