@@ -995,6 +995,8 @@ def documentation():
     --------
     >>> "| `temperature` | number from 0.01 to 100 |" in documentation()
     True
+    >>> "| `drift` | `true` or `false` | `true` |" in documentation()
+    True
     """
     schema = Study.model_json_schema()
     sections = {
@@ -1025,7 +1027,7 @@ def documentation():
                 if key in needed
                 else "nothing"
                 if default is None
-                else f"`{default}`"
+                else f"`{str(default).lower() if isinstance(default, bool) else default}`"
             )
             lines.append(f"| `{key}` | {_kind(field)} | {left} | {field['description']} |")
         lines.append("")
@@ -1045,6 +1047,8 @@ def _kind(field):
         return "keys with texts"
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
+    if field["type"] == "boolean":
+        return "`true` or `false`"
     if field["type"] == "array":
         return (
             "list of keys, below" if "$ref" in field["items"] else f"list: {_kind(field['items'])}"
