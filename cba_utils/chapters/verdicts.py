@@ -68,18 +68,19 @@ def inside(row, low, high):
 
 
 def raised(row, none):
-    """Whether something rose: its interval is above zero; it did not where all is below ``none``.
+    """Whether something rose: its interval is above zero, and not all of it below what counts as none.
 
     Examples
     --------
-    >>> [raised({"low": low, "high": high}, 0.01) for low, high in ((0.01, 0.2), (-0.1, 0.005), (-0.1, 0.1))]
-    ['held', 'not held', 'cannot be told here']
+    >>> ends = ((0.01, 0.2), (-0.1, 0.005), (0.001, 0.005), (-0.1, 0.1))
+    >>> [raised({"low": low, "high": high}, 0.01) for low, high in ends]
+    ['held', 'not held', 'not held', 'cannot be told here']
     """
     if row is None or np.isnan(row["low"]):
         return OPEN
-    if row["low"] > 0:
-        return HELD
-    return NOT_HELD if row["high"] < none else OPEN
+    if row["high"] < none:
+        return NOT_HELD
+    return HELD if row["low"] > 0 else OPEN
 
 
 def bounded(row, bound):
@@ -201,7 +202,7 @@ class Evidence:
             before, found = row(self.leans, "log_gap", "bf16"), row(self.leans, "d_log_gap")
             if found is None:
                 return _told(OPEN, None, factor)
-            verdict = raised(found, NO_GROWTH)
+            verdict = HELD if controls.grew(before, found) else raised(found, NO_GROWTH)
             if verdict == HELD and not controls.grew(before, found):
                 verdict = OPEN
             return _told(verdict, found, factor)
