@@ -40,13 +40,13 @@ def test_the_lean_grows_where_a_stereotype_does_and_nowhere_else(truth, said):
     before = "what came out was there before" in chapter.text("lean_answer")
     assert before == (truth == "leaning noise")
     verdict = First(chapter.study).text("verdict")
-    assert verdict.startswith({"bias": "**Yes, in part**", "leaning noise": "**Stereotyped answers come"}
-                              .get(truth, "**Stereotyped answers appear"))  # fmt: skip
+    assert verdict.startswith({"bias": "Yes, in part", "leaning noise": "Stereotyped answers come"}
+                              .get(truth, "Stereotyped answers appear"))  # fmt: skip
 
 
 def test_where_nothing_changes_the_first_page_says_no():
     first = First(study_of("none"))
-    assert first.text("verdict").startswith("**Not as far as these models show**")
+    assert first.text("verdict").startswith("Not as far as these models show")
     assert "no more items are shown to have gained" in first.text("finding_gained")
 
 

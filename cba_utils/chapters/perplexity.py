@@ -21,7 +21,6 @@ class Chapter(Page):
 
     without_letters = (
         "answer_perplexity",
-        "finding_perplexity",
         "level_sentence",
         "published_bounds",
         "perplexity_published",
@@ -33,7 +32,6 @@ class Chapter(Page):
                 "answer",
                 "gap",
                 "answer_perplexity",
-                "finding_perplexity",
                 "answer_rank",
                 "level_sentence",
                 "pair_sentence",

@@ -4,8 +4,8 @@ A chapter is a class in ``cba_utils/chapters/`` that computes, and a template be
 notebook opens it and displays its parts, so that a reader of the bare ``.ipynb`` sees them:
 
 >>> page = open_page("noise", "organisms")
->>> page.text("lean_reading")[:46]
-'But BF16 leaned to that person already (1.96 ('
+>>> page.text("records")[:32]
+'Records of the study "organisms"'
 
 The book shows the same displays: :func:`for_book` makes prose, numbered figures and tables of them
 when Sphinx reads the notebook.
@@ -319,8 +319,21 @@ def _tidy(text):
     return "\n".join(kept)
 
 
+_MARKUP = re.compile(
+    r"(?<!\\)\[((?:[^\]\\]|\\.)*)\]\([^)]*\)|(?<![\\\w])(\*{1,2})(?=\S)(.*?)(?<=\S)(?<!\\)\2"
+)
+
+
 def plain(text):
-    """Markdown of a sentence as plain text."""
+    r"""Markdown of a sentence as plain text, without its links, emphasis and escapes.
+
+    Examples
+    --------
+    >>> plain(r"**Not** *so*, see [the \*page\*](40.ipynb): a\_b 2 * 3 * 4")
+    'Not so, see the *page*: a_b 2 * 3 * 4'
+    """
+    while (bare := _MARKUP.sub(lambda m: m[1] if m[1] is not None else m[3], text)) != text:
+        text = bare
     return re.sub(r"\\([\\`*_{}\[\]<>|~$])", r"\1", text)
 
 
