@@ -34,12 +34,12 @@ export CBA_GOALS := $(MAKECMDGOALS)
 export CBA_GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 ifneq ($(value ACCEL),cpu)
 ifneq ($(value ACCEL),cuda)
-$(error ACCEL is neither cpu nor cuda)
+$(error error: ACCEL is neither cpu nor cuda)
 endif
 endif
 ifneq ($(value ALIGN),)
 ifneq ($(value ALIGN),only)
-$(error ALIGN is not 'only', and nothing else is known)
+$(error error: ALIGN is not 'only', and nothing else is known)
 endif
 endif
 # Jupyter would write its settings to the home folder, and warn about its own future.
@@ -57,6 +57,10 @@ help: variables ## This list
 
 variables:
 	@$(PYTHON) workflow/check_variables.py
+
+# A goal that is none of these; files that make would look for have their names with a dot or slash.
+.DEFAULT:
+	@$(PYTHON) workflow/check_variables.py $@
 
 setup: variables .venv/ready-$(ACCEL) ## A virtual environment with everything, pinned
 

@@ -21,6 +21,7 @@ def __getattr__(name):
     """Import what needs MLX, pandas and transformers only when it is asked for."""
     if name in _HOMES:
         value = getattr(import_module(f"cba_utils.{_HOMES[name]}"), name)
+        value = import_module("cba_utils.study.arguments").checked(value)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'cba_utils' has no attribute {name!r}")

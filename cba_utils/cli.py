@@ -594,7 +594,10 @@ def _import(options):
 def _report(options):
     from cba_utils.study.notebooks import run_report
 
-    run_report(_step_study(options.study), Path(options.notebook))
+    notebook = Path(options.notebook)
+    if notebook.suffix != ".ipynb" or not notebook.is_file():
+        raise ValueError(f"notebook: {options.notebook!r} is no notebook (*.ipynb) that is there")
+    run_report(_step_study(options.study), notebook)
 
 
 def _sources(options):

@@ -28,3 +28,15 @@ DRIFT = ["vocab_kl", "vocab_tv", "vocab_flip"]
 ROLES = ["stereotyped", "anti_stereotyped", "unknown"]
 # The five seeds of the published study.
 PAPER_SEEDS = (42, 123, 456, 789, 1024)
+
+
+def kind(value):
+    """What a value of a JSON or YAML file is, in words that are not Python's.
+
+    Examples
+    --------
+    >>> kind(None), kind([1]), kind({}), kind("1")
+    ('null', 'a list', 'keys with values', 'a text')
+    """
+    words = {type(None): "null", bool: "true or false", list: "a list", dict: "keys with values"}
+    return words.get(type(value)) or ("a text" if isinstance(value, str) else "a number")

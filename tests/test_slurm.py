@@ -121,14 +121,14 @@ def profile(tmp_path):
     return tmp_path
 
 
-def wait_for(what, seconds):
-    """The first true value of a function."""
+def wait_for(what, seconds, log=None):
+    """The first true value of a function; else what stands in a log says why."""
     for _ in range(5 * seconds):
         found = what()
         if found:
             return found
         time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
+    raise AssertionError("it did not happen in time" + (log.read_text()[-3000:] if log else ""))
 
 
 def jobs(state=""):
@@ -154,7 +154,8 @@ def test_jobs_that_were_killed_and_a_node_that_was_drained_leave_the_same_bytes(
     base.mkdir()
     (base / "study.yml").write_text(yaml.safe_dump(study))
     try:
-        with (profile / "told").open("w") as out:
+        log = profile / "told"
+        with log.open("w") as out:
             run = subprocess.Popen(
                 [Path(sys.executable).with_name("cba"), "run", "--profile", profile, NAME],
                 cwd=PROJECT,
@@ -162,18 +163,18 @@ def test_jobs_that_were_killed_and_a_node_that_was_drained_leave_the_same_bytes(
                 stderr=out,
             )
         # The lock is the run's, and so is the name of its jobs.
-        first = wait_for(lambda: jobs("running"), 300)[0]
+        first = wait_for(lambda: jobs("running"), 300, log)[0]
         assert json.loads((base / ".lock").read_text())["jobs"] == slurm.job_prefix(NAME)
         subprocess.run(["scancel", "--signal", "KILL", first], check=True)
         told("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
-        wait_for(lambda: first not in jobs(), 200)
+        wait_for(lambda: first not in jobs(), 200, log)
         told("scontrol", "update", f"nodename={node}", "state=resume")
         done = [base / cell.folder / "10_evaluate.ipynb" for cell in cells(study)]
         done += [base / model["name"] / "12_rounding.ipynb" for model in study["models"]]
-        wait_for(lambda: all(path.exists() for path in done) or run.poll() is not None, 900)
-        assert "Trying to restart job" in (profile / "told").read_text()
+        wait_for(lambda: all(path.exists() for path in done) or run.poll() is not None, 900, log)
+        assert "Trying to restart job" in log.read_text()
         # The cells are there, and tables, reports and book are one job: a stop cancels it.
-        wait_for(jobs, 200)
+        wait_for(jobs, 200, log)
         run.send_signal(signal.SIGTERM)
         assert run.wait(60) == 130 and not jobs()
         assert not (base / ".lock").read_text()

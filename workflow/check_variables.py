@@ -5,6 +5,7 @@ variables of its command line and its goals in the environment.
 """
 
 import os
+import re
 import sys
 from difflib import get_close_matches
 
@@ -20,6 +21,17 @@ USED = {
     "organisms": ["ALIGN"],
 }
 ALWAYS = ["PYTHON", "ACCEL"]
+
+
+def no_such_goal(goal):
+    """One line for a goal that the Makefile has not."""
+    with open("Makefile") as makefile:
+        goals = re.findall(r"^([a-z]+):.*##", makefile.read(), re.M)
+    near = get_close_matches(goal, goals, 1, 0.5)
+    sys.exit(
+        "error: make: there is no %r%s There are %s"
+        % (goal, ", did you mean %r?" % near[0] if near else ";", ", ".join(goals))
+    )
 
 
 def main():
@@ -40,4 +52,6 @@ def main():
             )
 
 
+if sys.argv[1:]:
+    no_such_goal(sys.argv[1])
 main()

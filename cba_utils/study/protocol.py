@@ -300,7 +300,8 @@ def family_title(text):
 class Study(_Checked):
     """A named grid of cells with its protocol."""
 
-    schema_version: Literal[1] = Field(description="1.")
+    # An integer and not the literal, to which true and 1.0 are equal.
+    schema_version: int = Field(ge=1, le=1, description="1.")
     name: Annotated[
         str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=200), AfterValidator(_study_name)
     ] = Field(description="As the file says, because results and book are found by it.")
@@ -1055,6 +1056,8 @@ def _kind(field):
         )
     words = {"string": "text", "integer": "whole number", "number": "number"}[field["type"]]
     low, high = field.get("minimum"), field.get("maximum")
+    if low is not None and low == high:
+        return f"`{low}`"
     if low is not None:
         # Bounds that only keep a number in 64 bits are no news.
         words += f" from {low:g}" + (f" to {high:g}" if high < 10**7 else "")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from cba_utils.answering.items import lines
 from cba_utils.answering.prompts import LETTERS
-from cba_utils.names import RESULTS
+from cba_utils.names import RESULTS, kind
 from cba_utils.study.files import _atomically
 
 _BITS_OF_JSONL = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4, "q3": 3}
@@ -322,7 +322,7 @@ def _record(text, path, line, known):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not a record ({error})") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: a JSON object was due, not {type(record).__name__}")
+        raise ValueError(f"{where}: keys with values were due, not {kind(record)}")
     for field, (right, is_right) in _JSONL_FIELDS.items():
         if field not in record:
             raise ValueError(
