@@ -1,6 +1,7 @@
 """What bad input gets: bad_inputs.csv has an input a row, with the exit code and the line that it gets.
 
-``python tests/test_bad_inputs.py`` asks all inputs again and writes codes and lines; read what changed.
+``python tests/test_bad_inputs.py [SURFACE ...]`` asks inputs again and writes codes and lines; read what
+changed.
 A row is one change of something that is right: a word of the command line, a key of a study file, a field of
 an item or of a record, a file of a model's folder, an argument of a function. Values are YAML.
 """
@@ -32,7 +33,7 @@ import yaml
 TABLE = Path(__file__).with_name("bad_inputs.csv")
 # What Python and libraries say of themselves, and no user can act on.
 OWN_WORDS = re.compile(
-    r"Traceback|object (has no|is not|cannot)|NoneType|unsupported operand|positional argument|"
+    r"Traceback|object (has no (attribute|len)|is not|cannot)|NoneType|unsupported operand|positional argument|"
     r"list index|invalid literal|<class|Errno|codec|not subscriptable|expected str"
 )
 ITEM = {
@@ -302,6 +303,7 @@ if __name__ == "__main__":
     ):
         os.environ["CBA_CACHE"] = f"{folder}/cache"
         inputs = Inputs(Path(folder).resolve())
-        found = [asked(inputs, row) for row in table.itertuples()]
-    table["code"], table["line"] = zip(*found, strict=True)
+        rows = table["surface"].isin(sys.argv[1:] or table["surface"].unique())
+        found = [asked(inputs, row) for row in table[rows].itertuples()]
+    table.loc[rows, ["code", "line"]] = found
     table.to_csv(TABLE, index=False)
