@@ -104,12 +104,17 @@ def section(told):
             f"was not asked is not in the result: it is about ambiguous questions with three answers.",
             "",
             f"Reference: `{told['model']}` at {told['reference']}, weights "
-            f"`{reference['weights_sha256'][:16]}`. Tested: weights `{checkpoint['weights_sha256'][:16]}`. "
+            f"{_hash(reference)}. Tested: weights {_hash(checkpoint)}. "
             f"Records: `answers.parquet`, SHA-256 `{told['records']['answers.parquet']}`; items "
             f"`{items['sha256'][:16]}`; code of commit `{code}`, {told['at'][:10]}.",
             _END,
         ]
     )
+
+
+def _hash(checkpoint):
+    known = checkpoint["weights_sha256"]
+    return f"`{known[:16]}`" if known else "behind a server, of unknown hash"
 
 
 def write_card(told, path):

@@ -828,6 +828,7 @@ def dots(frame, rows, by, panels, label, series="family", line=0.0, percentages=
             axes[-1].xaxis.set_major_formatter(lambda x, _: f"{x:.4g}".replace("-", "−"))
         axes[-1].set_xlabel(label)
         figure.legend(loc="outside upper left", ncols=2 if len(looks) > 3 else 1)
+        return figure
 
 
 def curves(panels, x, label, by="family"):
@@ -873,4 +874,65 @@ def curves(panels, x, label, by="family"):
             handles, labels = one.get_legend_handles_labels()
             entries |= dict(zip(labels, handles, strict=True))
         figure.legend(entries.values(), entries, loc="outside upper left", ncols=2)
+        return figure
+
+
+def pareto(frame, title):
+    """A harm against size, a number beside each recipe, and a line through those that no smaller one beats.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Estimates with the columns ``bits``, ``kind``, ``label`` and ``frontier``.
+    title : str
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"estimate": [0.1, 0.2], "low": 0.0, "high": 0.3, "bits": [4.5, 3.5],
+    ...                       "kind": "a", "label": ["1", "2"], "frontier": True})
+    >>> len(pareto(frame, "Harm").axes)
+    1
+    """
+    with style():
+        figure, (axes,) = _panels(1, 3.4)
+        rows = frame.sort_values(["bits", "label"]).reset_index(drop=True)
+        # Recipes of one size stand beside each other, so that their numbers can be read.
+        step = 0.022 * max(np.ptp(rows["bits"]), 1.0)
+        near = rows["bits"].diff().abs().fillna(np.inf) < step
+        group = (~near).cumsum()
+        place = rows.groupby(group).cumcount()
+        size = rows.groupby(group)["bits"].transform("size")
+        rows["at"] = rows.groupby(group)["bits"].transform("mean") + step * (place - (size - 1) / 2)
+        best = rows[rows["frontier"]].sort_values("at")
+        axes.plot(best["at"], best["estimate"], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        for name, look in _look(list(dict.fromkeys(frame["kind"]))).items():
+            part = rows[rows["kind"] == name]
+            reach = np.clip(
+                [part["estimate"] - part["low"], part["high"] - part["estimate"]], 0, None
+            )
+            axes.errorbar(
+                part["at"],
+                part["estimate"],
+                yerr=np.nan_to_num(reach),
+                markersize=5,
+                capsize=2,
+                elinewidth=1,
+                label=name,
+                **{**look, "linestyle": "none"},
+            )
+        for k, row in enumerate(rows.itertuples()):
+            axes.annotate(
+                row.label,
+                (row.at, np.nanmax([row.high, row.estimate])),
+                fontsize=8,
+                textcoords="offset points",
+                xytext=(0, 4 + 7 * (k % 2)),
+                ha="center",
+            )
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.margins(y=0.09)
+        _percent_axis(axes.yaxis)
+        axes.set_xlabel("bits a weight, scales included")
+        axes.set_title(fill(title, 46))
+        figure.legend(loc="outside upper left", ncols=2)
         return figure

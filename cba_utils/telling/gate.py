@@ -28,7 +28,7 @@ from scipy.stats import norm, t
 
 from cba_utils.answering.items import load_items
 from cba_utils.answering.precisions import parse_precision
-from cba_utils.answering.prompts import DATE, ORDERS, named
+from cba_utils.answering.prompts import DATE, LETTERS, ORDERS, named
 from cba_utils.measures.controls import lean, own_odds
 from cba_utils.measures.frames import of_version
 from cba_utils.measures.measure import measure
@@ -37,6 +37,7 @@ from cba_utils.measures.transitions import placebo
 from cba_utils.names import REFERENCE, RESULTS
 from cba_utils.study.files import read_json, write_table, write_text
 from cba_utils.study.provenance import items_hash, surroundings
+from cba_utils.study.served import is_served, score_served
 
 PASS, FAIL, NOT_ENOUGH = "pass", "fail", "not enough data"
 EXIT = {PASS: 0, FAIL: 1, NOT_ENOUGH: 3}
@@ -55,6 +56,7 @@ _GATED: dict[str, tuple[Callable, str]] = {
     "d_unparsed_rate": (paired_differences, "Answers that are no letter, change"),
 }
 _SILENT = 0.5  # a reference that gives no letter so often is not asked anything by these measures
+_ASIDE = 0.1  # share of items of which a letter may be unknown: the others are a choice of items
 _SPLITS = 6  # times that the pilot is halved
 
 
@@ -201,14 +203,15 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
     while wanted > done:
         more, about = _ask(sides, items.iloc[done:wanted], thresholds, model)
         parts.append(more)
-        answers = pd.concat(parts, ignore_index=True)
+        everything = pd.concat(parts, ignore_index=True)
+        answers, aside = _complete(everything)
         done = wanted
         needs = items_needed(answers, thresholds, reference)
         wanted = int(min(max(needs.values()), at_most))
     found = judged(answers, thresholds, reference, needs)
-    silent = _mass_without_letters(answers, reference)
-    verdict, reason = overall(found, silent)
-    write_table(answers, out / "answers.parquet")
+    silent = _mass_without_letters(everything, reference)
+    verdict, reason = overall(found, silent, aside / done)
+    write_table(everything, out / "answers.parquet")
     told = {
         "schema_version": 1,
         "verdict": verdict,
@@ -218,14 +221,15 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
         "quantized": str(quantized or model),
         "reference": reference,
         "measures": found,
-        "placebo": _placebo(answers, reference),
+        "placebo": _placebo(answers, reference) if len(answers) else None,
         "power": thresholds.power,
         "items": {
             "source": asked.source,
             "pilot": min(asked.pilot, at_most),
             "asked": done,
+            "set_aside": aside,
             "at_most": at_most,
-            "templates": int(answers["template_id"].nunique()),
+            "templates": int(everything["template_id"].nunique()),
             "sha256": items_hash(items.head(done)),
         },
         "protocol": {
@@ -245,29 +249,54 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
 
 def _ask(sides, items, thresholds, name):
     """Answers of both models, one loaded at a time, and what each of them is."""
+    frames, about = [], {}
+    for label, (source, precision) in sides.items():
+        ask = _ask_served if is_served(source) else _ask_here
+        frame, about[label] = ask(source, precision, items, thresholds)
+        frames.append(frame.assign(model=str(name), precision=label))
+    return pd.concat(frames, ignore_index=True), about
+
+
+def _ask_here(source, precision, items, thresholds):
     from cba_utils.answering.checkpoint_files import tokenizer_hash, weights_hash
     from cba_utils.answering.checkpoints import load_model
     from cba_utils.answering.scoring import score_letters
 
-    frames, about = [], {}
-    for label, (source, precision) in sides.items():
-        loaded = load_model(source, precision)
-        frame = score_letters(
-            loaded, items, thresholds.orders, thresholds.temperature, thresholds.prompt, DATE
-        )
-        frames.append(frame.assign(model=str(name), precision=label))
-        about[label] = {
-            "source": str(source),
-            "weights_sha256": weights_hash(loaded.path),
-            "source_sha256": weights_hash(loaded.source_path),
-            "tokenizer_sha256": tokenizer_hash(loaded.source_path),
-            "weights_bytes": loaded.weights_bytes,
-            "parameters": loaded.parameters,
-            "compute": loaded.compute,
-            "notes": list(loaded.notes),
-        }
-        del loaded
-    return pd.concat(frames, ignore_index=True), about
+    loaded = load_model(source, precision)
+    frame = score_letters(
+        loaded, items, thresholds.orders, thresholds.temperature, thresholds.prompt, DATE
+    )
+    return frame, {
+        "source": str(source),
+        "weights_sha256": weights_hash(loaded.path),
+        "source_sha256": weights_hash(loaded.source_path),
+        "tokenizer_sha256": tokenizer_hash(loaded.source_path),
+        "weights_bytes": loaded.weights_bytes,
+        "parameters": loaded.parameters,
+        "compute": loaded.compute,
+        "notes": list(loaded.notes),
+    }
+
+
+def _ask_served(source, precision, items, thresholds):
+    frame = score_served(
+        source, items, thresholds.orders, thresholds.temperature, thresholds.prompt
+    )
+    notes = ["weights, tokenizer and chat template are the server's; what they are was not checked"]
+    unknown = ("weights_sha256", "source_sha256", "tokenizer_sha256", "weights_bytes", "parameters")
+    return frame, {
+        "source": str(source),
+        **dict.fromkeys(unknown),
+        "compute": "served",
+        "notes": notes,
+    }
+
+
+def _complete(answers):
+    """Answers to the items of which every letter is known on both sides, and how many are not."""
+    letters = [f"logp_{x}" for x in LETTERS]
+    gone = answers.loc[answers[letters].isna().any(axis=1), "item_id"].unique()
+    return answers[~answers["item_id"].isin(gone)], len(gone)
 
 
 def changes(answers, names, reference=REFERENCE):
@@ -294,7 +323,7 @@ def changes(answers, names, reference=REFERENCE):
         if of not in tables:
             try:
                 tables[of] = of(answers, reference=reference, method="jackknife")
-            except ValueError:
+            except (ValueError, ZeroDivisionError):
                 tables[of] = None
         table = tables[of]
         if table is not None:
@@ -402,7 +431,7 @@ def judged(answers, thresholds, reference=REFERENCE, needed=None):
     return told
 
 
-def overall(found, silent=0.0):
+def overall(found, silent=0.0, aside=0.0):
     """The verdict on all margins together, and why.
 
     Examples
@@ -412,6 +441,10 @@ def overall(found, silent=0.0):
     """
     if not silent <= _SILENT:
         return NOT_ENOUGH, f"the reference gives no letter in {silent:.0%} of its answers"
+    if aside > _ASIDE:
+        return NOT_ENOUGH, (
+            f"in {aside:.0%} of the items a letter is not among the tokens that the server lists"
+        )
     for verdict, said in (
         (FAIL, "shown to go beyond its margin"),
         (NOT_ENOUGH, "not shown to keep its margin"),
