@@ -376,7 +376,10 @@ def verdict_rates(rows, level):
             axes.errorbar(
                 part["estimate"],
                 at,
-                xerr=[part["estimate"] - part["low"], part["high"] - part["estimate"]],
+                # an interval may miss its own estimate by a rounding error
+                xerr=np.clip(
+                    [part["estimate"] - part["low"], part["high"] - part["estimate"]], 0, None
+                ),
                 linestyle="",
                 marker=look["marker"],
                 color=look["color"],
