@@ -50,13 +50,14 @@ def test_the_reading_is_the_truth(told):
         assert "shrunken margins alone predict it better" in which
         assert "shaken options alone predict" not in which
     else:
-        assert "shaken options alone predict what became biased better" in which
+        assert "shaken options alone predict which share became biased better" in which
     said = page.text("lines")
+    assert ("Margins did shrink" in page.text("answer")) == (truth == "shrinkage")
     assert ("margins shrank" in said) == (truth == "shrinkage")
     nearest = page.text("accounts")
     if truth == "letter":
         assert nearest.count("“both, letters and roles shifted”") == 2
-    assert page.text("answer").endswith(which)
+    assert page.text("answer").startswith(f"**Answer.** {which}")
 
 
 def test_a_planted_margin_is_told_where_it_is_known(told):

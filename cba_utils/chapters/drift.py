@@ -153,7 +153,7 @@ class Chapter(Page):
             if measure(name).unit != "share":
                 draw.plain_axis(axes)
         seen = frame[frame["precision"].isin(self.study.shown)]
-        alt = [plain(self.text("rise"))] + [
+        alt = [
             told(
                 titles(name)[name],
                 seen,
@@ -178,7 +178,7 @@ class Chapter(Page):
             frame, rows, "precision", panels, "Spearman's rank correlation", percentages=False
         )
         figure.legends[0].remove()
-        return figure, [plain(self.text("ranks"))], frame.drop(columns="family")
+        return figure, plain(self.text("ranks")), frame.drop(columns="family")
 
     def table_drift_ranks(self):
         """Rank correlations with their intervals, and those within each family."""
@@ -230,4 +230,4 @@ class Chapter(Page):
         names = ["agreement", "agreement_excess"]
         figure = draw.ladder(frame, names, line={"agreement_excess": 0.0})
         seen = frame[frame["precision"].isin(["bf16", *self.study.shown])]
-        return figure, [plain(self.text("texts")), told("Agreement", seen, "agreement")], frame
+        return figure, told("Agreement", seen, "agreement"), frame

@@ -9,7 +9,7 @@ from cba_utils.measures.margins import ACCOUNTS, MARGINS
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import in_points, measured, reading, times
-from cba_utils.telling.page import PROBABILITIES, Need, Page, plain
+from cba_utils.telling.page import PROBABILITIES, Need, Page
 from cba_utils.telling.study import find, open_study
 
 # The study whose model others made and people use; see the chapter `real_model`.
@@ -89,6 +89,16 @@ class Chapter(Page):
                 }
 
     @property
+    def gaps(self):
+        """The same by precision."""
+        return {p: self.better(p) for p in self.at}
+
+    @property
+    def slopes(self):
+        """Slopes of the margin that decides, by precision."""
+        return {p: self.line("unknown_slope", p) for p in self.at}
+
+    @property
     def truth(self):
         """The slope of the planted margin, a reading a family and precision."""
         return {
@@ -129,7 +139,7 @@ class Chapter(Page):
         for axes in figure.axes:
             draw.plain_axis(axes)
         seen = frame[frame["precision"].isin(self.at)]
-        alt = [plain(self.text("alt_lines"))] + [
+        alt = [
             told(titles[name], seen, name, text=lambda value: in_points(value, 2)) for name in names
         ]
         return figure, alt, frame
@@ -147,8 +157,7 @@ class Chapter(Page):
             "error of the share that became biased",
         )
         seen = frame[frame["precision"].isin(self.at)]
-        alt = [plain(self.text("which"))]
-        alt += [told(f"Error if {words}", seen, name) for name, words in rows.items()]
+        alt = [told(f"Error if {words}", seen, name) for name, words in rows.items()]
         return figure, alt, frame[frame["measure"].isin(rows)]
 
     def table_margin_kinds(self):
