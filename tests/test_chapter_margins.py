@@ -47,7 +47,7 @@ def test_the_reading_is_the_truth(told):
     truth, page = told
     which = page.text("which")
     if truth == "shrinkage":
-        assert "shrunken margins alone predict it better" in which
+        assert "shrunken margins alone predict which share became biased better" in which
         assert "shaken options alone predict" not in which
     else:
         assert "shaken options alone predict which share became biased better" in which
