@@ -28,6 +28,7 @@ NEVER = (
     "study/notebooks",
     "telling/pdf",
     "telling/compare",
+    "telling/card",
 )
 
 
