@@ -84,7 +84,7 @@ def _records():
 
 
 class Chapter(Page):
-    """Notebook ``34_nothing_to_find``; whatever the study of a book, its numbers are those of one."""
+    """Notebook ``51_nothing_to_find``; whatever the study of a book, its numbers are those of one."""
 
     without_letters = ("all",)
 
