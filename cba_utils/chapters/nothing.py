@@ -53,13 +53,20 @@ class Part:
         found = pd.concat(frames, ignore_index=True)
         return found[found["measure"].isin([*READ, "log_gap", "named_share_expected"])]
 
+    def each(self, frame):
+        """Estimates family by family; a model that is alone goes by its own name."""
+        models = self.study.samples["model"].unique()
+        return [
+            (models[0] if len(models) == 1 else name, part) for name, part in self.study.each(frame)
+        ]
+
     @cached_property
     def rows(self):
         """What is read: one row a measure, precision and family (or model)."""
         found = []
         for measure, (title, text, null) in READ.items():
             for precision in self.study.precisions[1:]:
-                for name, part in self.study.each(self.estimates):
+                for name, part in self.each(self.estimates):
                     row = find(part, measure, precision)
                     if row is None or np.isnan(row["estimate"]):
                         continue
@@ -106,7 +113,7 @@ class Chapter(Page):
     def sizes(self):
         """Items and templates that were asked."""
         items = self.study.items
-        return {"items": len(items), "templates": items["question_index"].nunique()}
+        return {"asked": len(items), "templates": items["question_index"].nunique()}
 
     def counted(self, moves=False):
         """Readings that say something, of all, of measures that say where to, or of whether items move."""
@@ -144,11 +151,9 @@ class Chapter(Page):
         """How often which person was named."""
         rows = []
         for part in self.parts:
-            for name, found in part.study.each(
-                rates.role_rates(part.study.answers, method="jackknife")
-            ):
+            for name, found in part.each(rates.role_rates(part.study.answers, method="jackknife")):
                 for precision in part.study.precisions:
-                    one = {"of": name, "at": precision.upper(), "items": self.sizes["items"]}
+                    one = {"of": name, "at": precision.upper(), "items": self.sizes["asked"]}
                     for title, measure in (
                         ("“stereotyped”", "srs"),
                         ("“anti-stereotyped”", "anti_rate"),
