@@ -105,7 +105,7 @@ def test_every_part_is_in_the_notebook_and_every_block_is_said(name):
             shown = rf'page\.(?:{kind}|cite_{kind})\(\\"{part}\\"'
             assert re.search(shown, used), f"{kind} {part} is in no notebook"
     for block in pages._TEMPLATES.get_template(f"{name}.md.j2").blocks:
-        if not block.startswith(("fig_", "tab_", "msg_")):
+        if not block.startswith(("fig_", "tab_", "msg_", "no_")):
             assert re.search(rf'\\?"{block}\\?"|common\.{block}\b', used), f"{block} is never said"
 
 

@@ -17,9 +17,11 @@ from cba_utils.telling.study import open_study
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats as sps
 
 STUDY = os.environ.get("RECOMPUTE", "organisms")
+CONFIG = Path(__file__).resolve().parents[1] / "config"
 FOLDER = Path(__file__).resolve().parents[1] / "results" / STUDY
 PERSONS = ["stereotyped", "anti_stereotyped"]
 ROLES = [*PERSONS, "unknown"]
@@ -51,7 +53,9 @@ def tables():
     cells = pd.DataFrame(known["cells"])
     main = cells.drop_duplicates(["model", "depth"])["depth"].value_counts().index[0]
     models = cells[cells["depth"] == main].drop_duplicates("model").set_index("model")
-    called = {k: v.split(" (")[0] for k, v in known["study"].get("families", {}).items()}
+    file = CONFIG / f"{STUDY}.yml"
+    asked = yaml.safe_load(file.read_text()) if file.is_file() else known["study"]
+    called = {k: v.split(" (")[0] for k, v in asked.get("families", {}).items()}
     found = {"depth": main, "family": models["family"].replace(called)}
     found["base"] = models["base"] if "base" in models else pd.Series(models.index, models.index)
     items = pd.read_parquet(FOLDER / "tables" / "items.parquet")

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.answering.sources import is_organism, local_folder
@@ -22,7 +23,7 @@ from cba_utils.measures.measure import derived
 from cba_utils.measures.planted import planted_is_known
 from cba_utils.measures.pooling import over_models, over_replicates, presentable
 from cba_utils.measures.transitions import placebo, transitions
-from cba_utils.names import RESULTS
+from cba_utils.names import CONFIG, RESULTS
 from cba_utils.study.protocol import family_title
 from cba_utils.study.roles import study_columns
 from cba_utils.study.tables import load_study
@@ -616,7 +617,7 @@ def open_study(study, keep="main", version=VERSION):
     """
     tables = of_version(load_study(study), version)
     about = tables["items"].attrs.get("study", {})
-    titles = about.get("families", {})
+    titles = family_titles(study, about)
     tables = {name: titled(table, titles) for name, table in tables.items()}
     models = tables["provenance"].drop_duplicates(["model", "depth"])
     if keep == "main":
@@ -637,6 +638,27 @@ def open_study(study, keep="main", version=VERSION):
         if "model" in table:
             tables[name] = table[table["model"].isin(kept["model"])].reset_index(drop=True)
     return Study(study, **tables, note=about.get("note", ""), titles=titles)
+
+
+def family_titles(study, about):
+    """How pages call the families of a study: by its file as it is now, else as its records say.
+
+    Titles decide no answer, so that a study need not be run again for another one.
+
+    Parameters
+    ----------
+    study : str
+    about : dict
+        What the records say of the study.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    path = CONFIG / f"{study}.yml"
+    if path.is_file():
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return about.get("families") or {}
 
 
 def titled(table, titles):
