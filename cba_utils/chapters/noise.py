@@ -176,16 +176,20 @@ class Chapter(Page):
     def deciders(self):
         """Readings of a family that change when one checkpoint is left out, and which these are."""
         parts = {
-            "excess": (self.checkpoints, EXCESS[0]),
-            "lean": (self.leans, LEAN),
-            "own odds": (self.own, "beyond_own_odds"),
+            "excess": (self.checkpoints, EXCESS[0], self.excess),
+            "lean": (self.leans, LEAN, self.grew),
+            "own odds": (self.own, "beyond_own_odds", self.rose),
         }
         found = []
-        for what, (frame, name) in parts.items():
+        for what, (frame, name, said) in parts.items():
             rows = frame[(frame["measure"] == name) & frame["precision"].isin(self.study.shown)]
             for family, part in rows.groupby("family", sort=False):
                 for row in leave_one_out(part).itertuples():
-                    if row.decide:
+                    # What the printed digits do not show is no reading that could change.
+                    as_said = (family, row.reading) in {
+                        (one.name, one.reading) for one in said[row.precision]
+                    }
+                    if row.decide and as_said:
                         found.append(
                             {"what": what, "family": family, "at": row.precision, "of": row.n}
                             | {"names": list(row.decide)}
@@ -208,8 +212,12 @@ class Chapter(Page):
 
     @cached_property
     def direction(self):
-        """The share that went to the stereotyped person, beside one half."""
-        return self._told(self.moved, "share_to_stereotyped", null=0.5)
+        """The share that went to the stereotyped person, of families with more than a few such answers."""
+        found = self._told(self.moved, "share_to_stereotyped", null=0.5)
+        return {
+            p: Readings(one for one in told_ if one.row.get("of", one.row["n"]) >= FEW)
+            for p, told_ in found.items()
+        }
 
     @property
     def last(self):

@@ -107,7 +107,8 @@ class Chapter(Page):
     def ranks(self):
         """Spearman's correlation of both changes over the checkpoints at one precision.
 
-        The interval is a bootstrap over bases; with fewer than six there is none.
+        The interval is a bootstrap over bases, or over the checkpoints of families with one base; with
+        fewer than six of these there is none.
         """
         gained = self.study.named("became_biased")
         found = {}
