@@ -295,19 +295,29 @@ class Chapter(Page):
         return pd.DataFrame(rows), texts
 
     def table_categories(self):
-        """The lean by category, over all families."""
+        """The change of the lean by category, over all families and in each."""
+        each = controls.lean(self.study.answers, ["category"])
+        families = {
+            str(category): dict(self.study.each(part))
+            for category, part in each.groupby("category", observed=True)
+        }
         rows = self.categories[self.categories["precision"].isin(self.study.shown)]
-        frame = pd.DataFrame(
-            {
-                **({"model": rows["model"].to_numpy()} if "model" in rows else {}),
-                "category": rows["category"].astype(str).to_numpy(),
-                "at": rows["precision"].str.upper().to_numpy(),
-                "odds at BF16": np.exp(rows["lean"].to_numpy()),
-                "times that": [row for _, row in rows.iterrows()],
-                "p, Holm": rows["p_holm"].to_numpy(),
-            }
-        )
-        return frame, {"odds at BF16": "{:.2f}".format, "times that": factor, "p, Holm": p_text}
+        table = []
+        for _, row in rows.iterrows():
+            parts = families[str(row["category"])]
+            own = {name: find(part, LEAN, row["precision"]) for name, part in parts.items()}
+            lone = {"model": row["model"]} if "model" in row else {}
+            told_ = {"all" if self.study.several else "times that": row} | (
+                own if self.study.several and len(own) > 1 else {}
+            )
+            table.append(
+                {**lone, "category": str(row["category"]), "at": row["precision"].upper()}
+                | {"odds at BF16": float(np.exp(row["lean"])), **told_, "p, Holm": row["p_holm"]}
+            )
+        frame = pd.DataFrame(table)
+        texts = {"odds at BF16": "{:.2f}".format, "p, Holm": p_text}
+        plain = {"model", "category", "at", *texts}
+        return frame, texts | dict.fromkeys([c for c in frame if c not in plain], factor)
 
     def figure_noise_excess(self):
         """Items that changed beyond the placebo, and their mirror image."""
