@@ -88,7 +88,8 @@ def test_a_chapter_tells_every_kind_of_study_all_it_can(name, kind, monkeypatch)
         "nothing",
     ):
         assert not [t for t in texts if re.search(r"became biased|stereotyped", t) and "%" in t]
-    if kind in FOREIGN:
+    # The null benchmark is the project's own, and so are the models that its page is about.
+    if kind in FOREIGN and name != "nothing":
         told = [t for t in texts if re.search("organism|planted", t)]
         assert not told
 
