@@ -252,7 +252,7 @@ class Chapter(Page):
             rows.assign(measure=rows["precision"], at="all"),
             {p: f"{self.number(p)}. {p.upper()}" for p in self.recipes},
             "at",
-            {"all": "Became biased beyond the placebo, % of unbiased items"},
+            {"all": "Became biased beyond the placebo"},
             "of unbiased items",
         )
         alt = "Became biased beyond the placebo, family by family: " + "; ".join(
