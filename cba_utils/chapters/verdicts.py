@@ -181,7 +181,7 @@ class Evidence:
     @property
     def families(self):
         """Names of what is told apart, in the order of the study."""
-        return list(self.seen)
+        return [] if self.study.speechless else list(self.seen)
 
     def of(self, claim, name, table):
         """The verdict on a claim, and the estimate that it rests on, printed."""
@@ -341,7 +341,7 @@ class Chapter(Page):
             }
             rows.append(
                 {
-                    "claim": str(self.text(f"claim_{claim.name}")).rstrip("."),
+                    "claim": str(self.text(f"tab_claim_{claim.name}")).rstrip("."),
                     "at": claim.precision.upper() or "all",
                     "published": self._published(claim),
                     "read here": claim.measure,
