@@ -5,7 +5,7 @@ five draws of one item are less so. Every interval over items therefore resample
 templates. Wilson's interval is for the rare case of truly independent draws, and Student's over
 strata for independently trained checkpoints.
 
-What an interval promises depends on what it resamples, see :data:`PROMISES`: one over checkpoints
+What an interval promises depends on what it resamples, see ``PROMISES``: one over checkpoints
 holds for the items that were asked, one over templates for the checkpoint that was asked.
 ``benchmarks/intervals.csv`` has the coverage of both, for both.
 

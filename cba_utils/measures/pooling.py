@@ -37,7 +37,7 @@ def over_replicates(frame: pd.DataFrame, strata: Sequence[str] = (), level: floa
     so only other bases say what the next would show: they are the clusters, or the checkpoints
     where a family has one base, see :func:`cba_utils.measures.frames.independent_units`. The
     interval is Welch and Satterthwaite's over them. It promises what
-    :data:`cba_utils.measures.intervals.PROMISES` says of ``"checkpoints"``.
+    ``cba_utils.measures.intervals.PROMISES`` says of ``"checkpoints"``.
 
     Parameters
     ----------

@@ -191,7 +191,7 @@ def equivalence(
         have said yes. Where no template differs from another there is no error to test with: ``p``
         is NaN, and the interval is the one that so many templates without an event leave open.
         ``p_ratio`` and ``equivalent_ratio`` ask the same of the ratio of both rates, that it lies
-        within :data:`RATIO`: a margin of one point calls a doubling of a rate of 0.4 % no change,
+        within ``RATIO``: a margin of one point calls a doubling of a rate of 0.4 % no change,
         and this does not. They are missing for what is no rate.
     """
     if not margin > 0:
