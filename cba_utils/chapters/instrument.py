@@ -10,6 +10,7 @@ from cba_utils.instrument.verdicts import (
     DECISIONS,
     ESTIMATES,
     LEVEL,
+    OTHERS,
     SAME_LEVEL,
     VERDICTS,
 )
@@ -23,7 +24,7 @@ GREW = [name for name, verdict in VERDICTS.items() if verdict.asks in ("grew", "
 class Chapter(Page):
     """Notebook ``45_instrument``; whatever the study, its numbers are the same."""
 
-    level, same_level, tolerated = LEVEL, SAME_LEVEL, TOLERATED
+    level, same_level, tolerated, others = LEVEL, SAME_LEVEL, TOLERATED, OTHERS
 
     @cached_property
     def rates(self):
@@ -41,6 +42,11 @@ class Chapter(Page):
     def n(self):
         """Studies of each truth."""
         return int(self.rates["n"].min())
+
+    @property
+    def n_covered(self):
+        """Studies of each truth in which coverage was counted."""
+        return int(self.coverage["n"].min())
 
     @property
     def factor(self):
