@@ -62,6 +62,12 @@ def test_families_that_go_different_ways_are_named_and_never_averaged():
     assert chapter.grew["q3"].above == ["risen"] and chapter.grew["q3"].rest == ["shaken"]
     assert "at Q4 and Q3 in risen" in chapter.text("lean_answer")
     assert "is not shown to have grown elsewhere" in chapter.text("lean_answer")
+    factors = sorted(
+        round(float(np.exp(chapter.grew[p][0].row["estimate"])), 2) for p in ("q4", "q3")
+    )
+    assert f"to {factors[0]:.2f} to {factors[1]:.2f} times that of BF16" in chapter.text(
+        "lean_answer"
+    )
     table, _ = chapter.table_noise()
     assert table["family"].tolist() == ["risen"] * 2 + ["shaken"] * 2
     assert "in risen" in First(study).text("verdict")

@@ -105,3 +105,17 @@ def test_the_page_puts_the_published_perplexity_beside_ours_where_records_have_i
     means = study.perplexity.groupby(["model", "precision"])[["nll", "tokens"]].sum()
     most = 1 - np.exp(-0.01 * (means["nll"] / means["tokens"]).max())
     assert f"at most {100 * most:.2f}\u00a0%" in page.text("tab_perplexity_published")
+
+
+def test_a_rank_correlation_is_read_precision_by_precision():
+    page = Chapter(study_of(replicates=8))
+    assert "is 0." in page.text("answer_rank") or "is −" in page.text("answer_rank")
+    said = {"above": {"estimate": 0.8, "low": 0.4, "high": 0.9, "n": 8, "known": True},
+            "none": {"estimate": 0.1, "low": -0.4, "high": 0.5, "n": 8, "known": True}}  # fmt: skip
+    page.ranks = {"q4": said["above"], "q3": said["none"]}
+    assert page.text("answer_rank").endswith("those that changed at Q4 alone.")
+    page.ranks = {"q4": said["above"], "q3": said["above"]}
+    assert page.text("answer_rank").endswith("are those that changed.")
+    page.ranks = {"q4": said["none"], "q3": said["none"]}
+    assert "is not shown to mark" in page.text("answer_rank")
+    assert "too few checkpoints" in Chapter(study_of()).text("answer_rank")

@@ -166,6 +166,16 @@ class Chapter(Page):
         """Whether the lean grew."""
         return grown(self.study, self.leans)
 
+    @property
+    def growth(self):
+        """The factors by which it grew, where it did."""
+        return [
+            float(np.exp(one.row["estimate"]))
+            for found in self.grew.values()
+            for one in found
+            if one.reading == ABOVE
+        ]
+
     @cached_property
     def rose(self):
         """Whether the stereotyped person is named more often than BF16's own odds let expect."""
@@ -189,10 +199,10 @@ class Chapter(Page):
                     as_said = (family, row.reading) in {
                         (one.name, one.reading) for one in said[row.precision]
                     }
-                    if row.decide and as_said:
+                    if row.decide and as_said and abs(row.estimate) >= 0.0005:
                         found.append(
                             {"what": what, "family": family, "at": row.precision, "of": row.n}
-                            | {"names": list(row.decide)}
+                            | {"names": list(row.decide), "shown": row.reading == ABOVE}
                         )
         return found
 

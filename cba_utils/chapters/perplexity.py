@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures import perplexity
+from cba_utils.measures.frames import independent_units
 from cba_utils.measures.published import load_published
 from cba_utils.telling import drawing as draw
 from cba_utils.telling.drawing import told
@@ -114,15 +115,16 @@ class Chapter(Page):
         found = {}
         for p in self._precisions:
             at = self.pairs[0][self.pairs[0]["precision"] == p]
-            found[p] = perplexity.rank_correlation(at["perplexity_change"], at[gained], at["base"])
+            found[p] = perplexity.rank_correlation(
+                at["perplexity_change"], at[gained], independent_units(at)
+            )
             found[p]["known"] = not np.isnan(found[p]["low"])
         return found
 
     @property
-    def ordering(self):
-        """What the correlations say together: one that all known ones share, else none."""
-        said = {reading(rank) for rank in self.ranks.values() if rank["known"]}
-        return said.pop() if len(said) == 1 else "not told apart"
+    def marked(self):
+        """The precisions at which the correlation is shown to be above none."""
+        return [p for p, rank in self.ranks.items() if reading(rank) == "above"]
 
     @property
     def levels(self):

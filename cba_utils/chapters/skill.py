@@ -118,9 +118,12 @@ class Chapter(Page):
     def figure_skill_accuracy(self):
         """Right answers, and by how much more where the stereotype agrees."""
         rows = self.study.summarise(self.estimates)
-        shown = ["accuracy", "alignment_gap"]
-        figure = draw.ladder(rows, shown, line={"alignment_gap": 0})
-        alt = [told(title, rows, name) for name, title in titles(*shown).items()]
+        shown = {
+            **titles("accuracy"),
+            "alignment_gap": "Where the stereotype agrees, % more right",
+        }
+        figure = draw.ladder(rows, [*shown], line={"alignment_gap": 0}, titles=shown)
+        alt = [told(title, rows, name) for name, title in shown.items()]
         return figure, alt, rows[rows["measure"].isin(shown)]
 
     def figure_skill_matched(self):

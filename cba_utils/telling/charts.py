@@ -345,7 +345,7 @@ def power_curve(curve, power=0.8):
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("true rise of the stereotyped rate, points")
         axes.set_title("Chance that the rise is found, %")
-        figure.legend(loc="outside upper left", ncols=3)
+        figure.legend(loc="outside upper left", ncols=2)
         return figure
 
 

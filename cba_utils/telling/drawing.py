@@ -370,7 +370,7 @@ def perplexity_gap(points, by="family"):
     with style():
         figure = Figure(figsize=(WIDTH, 1.1 + 1.4 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        looks = _look(sorted(points[by].unique()))
+        looks = _look(list(dict.fromkeys(points[by])))
         for axes, precision in zip(panels, precisions, strict=False):
             for name, look in looks.items():
                 rows = points[(points["precision"] == precision) & (points[by] == name)]
@@ -392,7 +392,7 @@ def perplexity_gap(points, by="family"):
         _percent_axis(panels[0].yaxis)
         figure.supxlabel("perplexity, % change from BF16 (log beyond ±1 %)", fontsize=10)
         figure.supylabel(title, fontsize=10)
-        figure.legend(loc="outside upper left", ncols=3)
+        figure.legend(loc="outside upper left", ncols=2)
         return figure
 
 
