@@ -82,7 +82,8 @@ class Chapter(Page):
             ),
             told("Placebo", self.moves, "became_biased_placebo", by="depth"),
         ]
-        return draw.depth_curves(self.moves), alt, self.moves
+        whose = " and ".join(self.study.families)
+        return draw.depth_curves(self.moves), alt, self.moves.assign(family=whose)
 
     def table_depth(self):
         """What each depth answers at BF16, and its excess at two precisions."""
