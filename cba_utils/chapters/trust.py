@@ -1,0 +1,164 @@
+"""Can it be trusted? What kills, bad input, other machines and other Pythons do to a run.
+
+The numbers are those of files in the repository, each written by the command that the page names; the
+study makes no difference to them.
+"""
+
+import heapq
+import re
+from functools import cached_property
+
+import pandas as pd
+
+from cba_utils.measures.intervals import wilson
+from cba_utils.names import PROJECT
+from cba_utils.telling.page import Need, Page
+
+SURFACES = {
+    "make": "variables and goals of make",
+    "words": "words of cba's command line",
+    "study": "keys of a study file",
+    "file": "study files as a whole",
+    "item": "fields of an item",
+    "items": "files of items",
+    "record": "fields of a record",
+    "records": "files of records",
+    "model": "files of a model's folder",
+    "call": "arguments of functions",
+}
+REHEARSAL = PROJECT / "benchmarks" / "gpu_rehearsal.csv"
+REHEARSED = Need("rehearsed", lambda study: REHEARSAL.exists())
+# Cells of the published grid, and numbers of GPUs that they are spread over.
+MODELS, GPUS = 3, (1, 5, 15)
+
+
+def makespan(first, after, gpus):
+    """Seconds until all cells are done, each model's reference before its other cells.
+
+    Parameters
+    ----------
+    first : list of float
+        Seconds of the reference cell, a model each.
+    after : list of list of float
+        Seconds of the model's other cells.
+    gpus : int
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> makespan([2.0, 2.0], [[1.0, 1.0], [1.0]], 1), makespan([2.0, 2.0], [[1.0, 1.0], [1.0]], 5)
+    (7.0, 3.0)
+    """
+    free, waiting = [0.0] * gpus, []
+    for seconds, cells in zip(first, after, strict=True):
+        done = heapq.heappop(free) + seconds
+        heapq.heappush(free, done)
+        waiting += [(done, cell) for cell in cells]
+    last = max(free)
+    for ready, seconds in sorted(waiting, key=lambda cell: (cell[0], -cell[1])):
+        done = max(heapq.heappop(free), ready) + seconds
+        heapq.heappush(free, done)
+        last = max(last, done)
+    return last
+
+
+class Chapter(Page):
+    """Notebook ``51_trust``; whatever the study, its numbers are the same."""
+
+    without_letters = ("all",)
+    needs = {"gpus": REHEARSED, "gpu_hours": REHEARSED}
+
+    @cached_property
+    def kills(self):
+        """A kill a row."""
+        return pd.read_csv(PROJECT / "benchmarks" / "kills.csv")
+
+    @cached_property
+    def inputs(self):
+        """A bad input a row."""
+        return pd.read_csv(PROJECT / "tests" / "bad_inputs.csv", keep_default_na=False)
+
+    @cached_property
+    def gpu(self):
+        """A cell of a model of seven billion weights a row."""
+        rows = pd.read_csv(REHEARSAL)
+        return rows[rows["seconds"].notna()]
+
+    # Readings: what the template says
+
+    @property
+    def runs(self):
+        """Runs that were killed, some of them several times."""
+        return len(self.kills[["kind", "run"]].drop_duplicates())
+
+    @property
+    def different(self):
+        """Runs at whose end something was not the same."""
+        return int((~self.kills.groupby(["kind", "run"])["identical"].all()).sum())
+
+    @property
+    def slowest(self):
+        """Seconds from the signal until all had ended, at most."""
+        return float(self.kills["ended_after_s"].max())
+
+    @property
+    def chance(self):
+        """Share of runs that end with the same bytes; kills of one run are not independent."""
+        n = self.runs
+        low, high = wilson(n - self.different, n)
+        return {"estimate": (n - self.different) / n, "low": low, "high": high, "n": n}
+
+    @property
+    def packages(self):
+        """Packages and hashes of the lock."""
+        text = (PROJECT / "requirements.lock").read_text()
+        found = re.findall(r"^[A-Za-z0-9][\w.-]*==", text, re.M)
+        return {"packages": len(found), "hashes": text.count("--hash=sha256:")}
+
+    @property
+    def python(self):
+        """The oldest Python that the pins allow."""
+        text = (PROJECT / "pyproject.toml").read_text()
+        return re.search(r'requires-python = ">=([\d.]+)"', text)[1]
+
+    # Tables
+
+    def table_kills(self):
+        """Kills by what was killed and the signal."""
+        groups = self.kills.groupby(["kind", "signal"], sort=True)
+        rows = groups.agg(
+            kills=("kill", "size"), same=("identical", "sum"), slowest=("ended_after_s", "max")
+        ).reset_index()
+        rows["kind"] = rows["kind"].map({"cell": "a cell", "book": "make book"})
+        rows.columns = ["what", "signal", "kills", "same bytes in the end", "ended in at most, s"]
+        return rows, {
+            "kills": str,
+            "same bytes in the end": str,
+            "ended in at most, s": "{:.1f}".format,
+        }
+
+    def table_inputs(self):
+        """Bad inputs by where they are given, with one of their lines."""
+        rows = []
+        for surface, words in SURFACES.items():
+            mine = self.inputs[self.inputs["surface"] == surface]
+            if len(mine):
+                short = mine.loc[mine["line"].str.len().idxmin(), "line"]
+                codes = ", ".join(map(str, sorted(mine["code"].unique())))
+                rows.append([words, len(mine), codes, short])
+        table = pd.DataFrame(rows, columns=["where", "inputs", "exit code", "the shortest line"])
+        return table, {"inputs": str}
+
+    def table_gpus(self):
+        """Hours that the published grid takes on some GPUs."""
+        seconds = self.gpu.set_index("precision")["seconds"]
+        first = float(seconds["bf16"])
+        others = [float(value) for name, value in seconds.items() if name != "bf16"]
+        rows = [[gpus, makespan([first] * MODELS, [others] * MODELS, gpus) / 3600] for gpus in GPUS]
+        alone = MODELS * float(seconds.sum()) / 3600
+        table = pd.DataFrame(rows, columns=["GPUs", "hours"])
+        table["GPU hours"] = alone
+        return table, {"GPUs": str, "hours": "{:.2f}".format, "GPU hours": "{:.2f}".format}

@@ -1,0 +1,35 @@
+"""The page of kills, inputs and machines says what its tables hold."""
+
+from cba_utils.chapters import trust
+from studies import study_of
+
+import pandas as pd
+import pytest
+
+COLUMNS = dict(kind="cell", signal="KILL", ended_after_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return study_of("none", templates=4)
+
+
+def test_a_run_that_ended_otherwise_is_the_first_thing_said(study):
+    page = trust.Chapter(study)
+    page.kills = pd.DataFrame([COLUMNS | {"run": run, "identical": True} for run in (0, 0, 1, 2)])
+    assert page.text("answer").startswith("All 3 runs that were killed at random moments, 4 times")
+    page = trust.Chapter(study)
+    page.kills = pd.DataFrame(
+        [COLUMNS | {"run": run, "identical": run != 1} for run in (0, 0, 1, 2)]
+    )
+    assert page.text("answer").startswith("1 of 3 runs") and page.chance["estimate"] == 2 / 3
+
+
+def test_hours_are_those_of_a_schedule_in_which_references_come_first(study, tmp_path, monkeypatch):
+    path = tmp_path / "gpu.csv"
+    rows = [("bf16", 3600.0), ("q4", 1800.0), ("q3", 1800.0)]
+    pd.DataFrame(rows, columns=["precision", "seconds"]).assign(device="one").to_csv(path)
+    monkeypatch.setattr(trust, "REHEARSAL", path)
+    table, _ = trust.Chapter(study).table_gpus()
+    # Six hours of work; on 15 GPUs a reference and then all others at once.
+    assert table["hours"].tolist() == [6.0, 2.0, 1.5] and (table["GPU hours"] == 6.0).all()
