@@ -6,6 +6,7 @@ study makes no difference to them.
 
 import heapq
 import re
+import tomllib
 from functools import cached_property
 
 import pandas as pd
@@ -121,8 +122,8 @@ class Chapter(Page):
     @property
     def python(self):
         """The oldest Python that the pins allow."""
-        text = (PROJECT / "pyproject.toml").read_text()
-        return re.search(r'requires-python = ">=([\d.]+)"', text)[1]
+        project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+        return project["requires-python"].removeprefix(">=")
 
     # Tables
 
