@@ -150,7 +150,8 @@ class Chapter(Page):
     def parsers(self):
         """Rates of the study's samples by either parser, and the change, over all checkpoints."""
         samples = self.study.samples
-        shown = samples[samples["precision"].isin(["bf16", *self.study.shown])]
+        told = ["bf16", *self.study.shown, self.study.lowest]
+        shown = samples[samples["precision"].isin(told)]
         return self.study.pooled(sensitivity.parser_rates(shown, self.study.items), ["parser"])
 
     # Readings: what the template says
