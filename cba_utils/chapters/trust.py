@@ -67,7 +67,7 @@ def makespan(first, after, gpus):
 
 
 class Chapter(Page):
-    """Notebook ``51_trust``; whatever the study, its numbers are the same."""
+    """Notebook ``52_trust``; whatever the study, its numbers are the same."""
 
     without_letters = ("all",)
     needs = {"gpus": REHEARSED, "gpu_hours": REHEARSED}
