@@ -159,7 +159,7 @@ def _parser():
     one = verb(
         _gate,
         "A compressed model against its own reference: exit code 0 pass, 1 fail, 3 not enough data",
-        "cba gate mistral/aligned-s1 q4 --thresholds config/gate.yml",
+        "cba gate mistral/aligned-s1 q4 --thresholds config/gate/thresholds.yml",
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="what is tested: q4, q4-gptq-scenes, q4-kv8 ...")
@@ -169,7 +169,7 @@ def _parser():
         help="a checkpoint that others made and is what PRECISION says (by default it is made here)",
     )
     one.add_argument("--reference", default="bf16", metavar="PRECISION", help="of MODEL (bf16)")
-    one.add_argument("--thresholds", metavar="FILE", help="margins and items (config/gate.yml)")
+    one.add_argument("--thresholds", metavar="FILE", help="margins and items (config/gate/thresholds.yml)")
     one.add_argument("--items", metavar="SOURCE", help="instead of the file's: a folder of BBQ's")
     one.add_argument("--out", metavar="FOLDER", help="for gate.json and the records")
     one = verb(
@@ -442,7 +442,7 @@ def _gate(options):
     from cba_utils.names import CONFIG
     from cba_utils.telling.gate import EXIT, gate, in_words, read_thresholds
 
-    thresholds = read_thresholds(options.thresholds or CONFIG / "gate.yml")
+    thresholds = read_thresholds(options.thresholds or CONFIG / "gate" / "thresholds.yml")
     if options.items:
         items = thresholds.items.model_copy(update={"source": options.items})
         thresholds = thresholds.model_copy(update={"items": items})

@@ -117,7 +117,7 @@ def test_simulated_truths_get_their_verdicts():
 
 def test_what_was_not_measured_lets_no_model_pass():
     rng = np.random.default_rng(4)
-    asked = read_thresholds(CONFIG / "gate.yml")
+    asked = read_thresholds(CONFIG / "gate" / "thresholds.yml")
     found = judged(leaning(rng), asked)  # no disambiguated item: accuracy is not defined
     (one,) = [one for one in found if one["measure"] == "d_accuracy"]
     assert one["verdict"] == NOT_ENOUGH and one["estimate"] is None

@@ -322,7 +322,7 @@ def test_folders_of_other_letters_do_not_share_a_name(tmp_path, mistral):
 
 
 def test_an_unknown_notebook_parameter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no parameter 'precison'; it has categories"):
+    with pytest.raises(ValueError, match="no parameter 'precison'; it has adapter"):
         execute(
             ROOT / "notebooks" / "10_evaluate.ipynb", tmp_path / "out.ipynb", {"precison": "q4"}
         )

@@ -44,7 +44,7 @@ class Chapter(Page):
     @cached_property
     def margins(self):
         """Margins of ``cba gate`` that this page can read."""
-        return read_thresholds(CONFIG / "gate.yml").margins
+        return read_thresholds(CONFIG / "gate" / "thresholds.yml").margins
 
     @cached_property
     def cells(self):

@@ -23,6 +23,17 @@ def _as_list(value):
     return value if isinstance(value, str | dict) or not hasattr(value, "__iter__") else list(value)
 
 
+def _as_texts(value):
+    """Texts that were tokenized already, as lists of token ids, are as good as others."""
+    value = _as_list(value)
+    return [_as_ids(text) for text in value] if isinstance(value, list) else value
+
+
+def _as_ids(text):
+    ids = isinstance(text, list) and text and all(type(k) is int and k >= 0 for k in text)
+    return "token ids" if ids else text
+
+
 def _items(value):
     if isinstance(value, pd.DataFrame) and not len(value):
         raise ValueError("there is none to ask")
@@ -55,7 +66,7 @@ _CHECKS: dict[str, dict[str, Any]] = {
         **{name: _field(Samples, name) for name in Samples.model_fields},
     },
     "perplexity": {
-        "texts": _TEXTS,
+        "texts": Annotated[_TEXTS, BeforeValidator(_as_texts)],
         "sequence_length": _field(Perplexity, "sequence_length"),
     },
 }

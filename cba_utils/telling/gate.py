@@ -114,7 +114,7 @@ def _known(names):
 
 
 class Thresholds(_Checked):
-    """A file of thresholds, see ``config/gate.yml``."""
+    """A file of thresholds, see ``config/gate/thresholds.yml``."""
 
     schema_version: Literal[1]
     items: Asked = Asked()
@@ -144,7 +144,7 @@ def read_thresholds(path):
     Examples
     --------
     >>> from cba_utils.names import CONFIG
-    >>> read_thresholds(CONFIG / "gate.yml").margins["d_log_gap"].most
+    >>> read_thresholds(CONFIG / "gate" / "thresholds.yml").margins["d_log_gap"].most
     0.2
     """
     try:
