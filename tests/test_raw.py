@@ -91,12 +91,10 @@ def test_the_pages_say_what_imported_records_cannot_tell(study, tmp_path):
     choices = sensitivity.specification_curve(data.drawn, "q3")
     assert len(choices) == 3 * data.samples["model"].nunique() and choices["estimate"].notna().all()
     page = dose_response.Chapter(data)
-    assert "cannot be told" in page.text("answer_bias")
+    assert "cannot tell" in page.text("verdict")
     walked, _ = page.table_walk()
     assert walked["BF16"].sum() <= 1.001 and "not its text" in page.code_walk_prompt()
-    assert "no model was run" in data.provenance_line and "made elsewhere" in page.text(
-        "study_records"
-    )
+    assert "no model was run" in data.provenance_line and "made elsewhere" in page.text("held")
 
 
 def test_items_that_were_asked_give_texts_and_templates(tmp_path):
@@ -278,7 +276,7 @@ def test_a_response_cut_inside_a_character_is_kept_and_counted(tmp_path):
     "change, message",
     [
         (lambda rows: [*rows, "{broken"], r"a.jsonl:5: not a JSON object"),
-        (lambda rows: [*rows, "[1]"], r"a.jsonl:5: a JSON object was due, not list"),
+        (lambda rows: [*rows, "[1]"], r"a.jsonl:5: keys with values were due, not a list"),
         (
             lambda rows: [{k: v for k, v in rows[0].items() if k != "seed"}, *rows[1:]],
             r"a.jsonl:1: field 'seed' is missing; a record has model, quant",

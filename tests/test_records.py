@@ -25,6 +25,7 @@ import pytest
 
 PARAMETERS = dict(
     model=None,
+    adapter=None,
     precision="q4",
     items="bundled",
     categories=None,
