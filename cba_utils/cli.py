@@ -169,7 +169,9 @@ def _parser():
         help="a checkpoint that others made and is what PRECISION says (by default it is made here)",
     )
     one.add_argument("--reference", default="bf16", metavar="PRECISION", help="of MODEL (bf16)")
-    one.add_argument("--thresholds", metavar="FILE", help="margins and items (config/gate/thresholds.yml)")
+    one.add_argument(
+        "--thresholds", metavar="FILE", help="margins and items (config/gate/thresholds.yml)"
+    )
     one.add_argument("--items", metavar="SOURCE", help="instead of the file's: a folder of BBQ's")
     one.add_argument("--out", metavar="FOLDER", help="for gate.json and the records")
     one = verb(

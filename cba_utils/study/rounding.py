@@ -22,7 +22,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 import cba_utils
 from cba_utils.answering.likelihood import load_texts, perplexity, token_ids
 from cba_utils.answering.precisions import stored_bits
-from cba_utils.answering.scoring import score_letters
 from cba_utils.names import RESULTS
 from cba_utils.study.cell import select_items
 from cba_utils.study.files import compact, read_json, write_table, write_text
@@ -225,7 +224,9 @@ def examine(parameters, folder):
         each role for every item, as `cba_utils.study.roles.role_probabilities` gives it) and
         ``variant_perplexity``, with the columns ``precision`` and ``variant``.
     """
+    # Here, because reports read what was examined, and load no model library.
     from cba_utils.answering.checkpoint_files import weights_hash
+    from cba_utils.answering.scoring import score_letters
 
     folder = Path(folder)
     items = select_items(parameters)
