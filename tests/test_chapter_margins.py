@@ -62,7 +62,7 @@ def test_the_reading_is_the_truth(told):
 
 def test_a_planted_margin_is_told_where_it_is_known(told):
     _, page = told
-    assert page.text("truth").startswith("No margin was planted")
+    assert page.text("truth").startswith("How long a margin should be is not known")
     rng_margin = pd.Series(range(len(page.study.items))) % 5 + 0.5
     known = replace(page.study, items=page.study.items.assign(margin=rng_margin.to_numpy()))
     assert "the margin that was planted is known" in margins.Chapter(known).text("truth")
