@@ -102,7 +102,7 @@ class Groups:
     @property
     def ends(self):
         """The tested groups whose lean rose and fell most, with the estimates."""
-        rows = self.leans[self.leans["p"].notna()]
+        rows = self.leans[self.leans["p"].notna()].reset_index(drop=True)
         if rows.empty:
             return None
         return {
