@@ -1,5 +1,7 @@
 """Who is hit? finds one group up and one down, a category alone, and nothing where nothing is."""
 
+from dataclasses import replace
+
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.chapters import who_is_hit
 from cba_utils.chapters.who_is_hit import Chapter
@@ -182,6 +184,32 @@ def test_the_page_says_who(real):
     assert len(figure.axes[0].get_yticks()) == 12 + 3 and len(data) == 24
     assert "none shows a lean that grew" in page.text("real")
     assert "real" not in page.text("answer").lower().split()
+
+
+def test_models_that_stand_for_themselves_are_told_one_by_one(real):
+    """The published design: a single checkpoint a family."""
+    study = with_groups(study_of("noise", templates=24))
+    apart = {"model": "other", "family": "other", "base": "other"}
+    names = ("samples", "answers", "perplexity", "provenance")
+    tables = {name: getattr(study, name) for name in names}
+    study = replace(
+        study, **{name: pd.concat([t, t.assign(**apart)]) for name, t in tables.items()}
+    )
+    page = Chapter(study)
+    (first,) = set(study.answers["model"]) - {"other"}
+    frame, _ = page.table_who_groups()
+    alike = frame.set_index("group")
+    group = study.answers["target_group"].iloc[0]
+    assert {f"{group}, {first}", f"{group}, other"} <= set(alike.index)
+    assert len(frame) == 2 * study.answers.groupby(["category", "target_group"]).ngroups
+    assert alike.loc[f"{group}, other", "odds at BF16"] == pytest.approx(
+        alike.loc[f"{group}, {first}", "odds at BF16"]
+    )
+    asked_by = page.table_who_polarity()[0]["study"]
+    assert {first, "other"} <= set(asked_by)
+    for block in ("answer", "flat"):
+        assert page.text(block)
+    assert page.figure_who_lean()[2]["label"].nunique() == len(frame)
 
 
 def test_a_study_without_groups_says_so(real):

@@ -8,6 +8,7 @@ import pandas as pd
 from cba_utils.chapters.real_model import records
 from cba_utils.measures import controls, transitions
 from cba_utils.measures.controls import LEAST_TEMPLATES
+from cba_utils.measures.frames import several_checkpoints
 from cba_utils.measures.groups import BY, group_leans, group_sizes
 from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import count, factor, interval
@@ -35,8 +36,20 @@ class Groups:
 
     @cached_property
     def leans(self):
-        """The lean against each group and its change, over checkpoints or templates."""
-        return self._ordered(group_leans(self.asked, self.shown))
+        """The lean against each group and its change, over checkpoints or templates.
+
+        Where each model stands for itself, ``label`` names it beside the group.
+        """
+        rows = self._ordered(group_leans(self.asked, self.shown))
+        label = rows["target_group"]
+        if self.models_apart:
+            label = label + ", " + rows["model"]
+        return rows.assign(label=label).reset_index(drop=True)
+
+    @property
+    def models_apart(self):
+        """Whether several models stand for themselves, as without checkpoints trained alike."""
+        return self.asked["model"].nunique() > 1 and not several_checkpoints(self.asked)
 
     @cached_property
     def sizes(self):
@@ -80,8 +93,8 @@ class Groups:
         """Groups with a reading, each with the precisions at which it has it."""
         rows = self.leans[self.leans["reading"] == reading]
         return [
-            {"group": group, "category": category, "precisions": list(part["precision"])}
-            for (category, group), part in rows.groupby([*BY], sort=False)
+            {"group": label, "category": category, "precisions": list(part["precision"])}
+            for (category, label), part in rows.groupby(["category", "label"], sort=False)
         ]
 
     @property
@@ -102,7 +115,7 @@ class Groups:
     @property
     def ends(self):
         """The tested groups whose lean rose and fell most, with the estimates."""
-        rows = self.leans[self.leans["p"].notna()].reset_index(drop=True)
+        rows = self.leans[self.leans["p"].notna()]
         if rows.empty:
             return None
         return {
@@ -117,16 +130,25 @@ class Groups:
         return float(np.exp((rows["high"] - rows["low"]).max() / 2)) if len(rows) else np.nan
 
     def table(self):
-        """A row a group: what was asked, the lean at BF16, and its factor at each precision."""
+        """A row a group: what was asked, the lean at BF16, and its factor at each precision.
+
+        Returns
+        -------
+        frame : DataFrame
+        formats : dict
+        keys : list of tuple
+            Category and group of every row.
+        """
         sizes = self.sizes.set_index([*BY])
-        rows = []
-        for key, part in self.leans.groupby([*BY], sort=False):
+        rows, keys = [], []
+        for (*key, label), part in self.leans.groupby([*BY, "label"], sort=False):
             part = part.set_index("precision")
+            keys.append(tuple(key))
             row = {
-                "group": key[1],
+                "group": label,
                 "category": key[0],
-                "templates": sizes.loc[key, "templates"],
-                "items": sizes.loc[key, "items"],
+                "templates": sizes.loc[tuple(key), "templates"],
+                "items": sizes.loc[tuple(key), "items"],
                 "odds at BF16": float(np.exp(part["lean"].iloc[0])),
             }
             for precision in self.shown:
@@ -141,16 +163,16 @@ class Groups:
             "odds at BF16": "{:.2f}".format,
             **{f"{p.upper()}, times that": _factor for p in self.shown},
         }
-        return frame, formats
+        return frame, formats, keys
 
     def figure(self, title):
         """Change of the lean group by group."""
         rows = self.leans.assign(told=self.leans["reading"].isin(TOLD))
-        return draw.forest(rows, "category", "target_group", "told", title), self._alt(), rows
+        return draw.forest(rows, "category", "label", "told", title), self._alt(), rows
 
     def _alt(self):
         names = [
-            f"{row.target_group} {row.precision.upper()} {np.exp(row.estimate):.2f}"
+            f"{row.label} {row.precision.upper()} {np.exp(row.estimate):.2f}"
             for row in self.leans.itertuples()
         ]
         found = [f"{one['group']} {name}" for name in TOLD for one in self.of(name)]
@@ -217,18 +239,16 @@ class Chapter(Page):
 
     def table_who_groups(self):
         """A row a group."""
-        frame, formats = self.here.table()
+        frame, formats, keys = self.here.table()
         low = self.here.shown[-1]
         moves = self.here.moves[self.here.moves["measure"] == EXCESS].set_index([*BY])
         name = f"became biased beyond the placebo, {low.upper()}"
-        frame[name] = [
-            moves.loc[key] for key in zip(frame["category"], frame["group"], strict=True)
-        ]
+        frame[name] = [moves.loc[key] for key in keys]
         return frame, {**formats, name: interval}
 
     def table_who_real_groups(self):
         """A row a group of BBQ's."""
-        frame, formats = self.real.table()
+        frame, formats, keys = self.real.table()
         low = self.real.shown[-1]
         rates = self.real.rates[self.real.rates["precision"] == low]
         names = {
@@ -238,9 +258,7 @@ class Chapter(Page):
         for measure, words in names.items():
             part = rates[rates["measure"] == measure].set_index([*BY])
             name = f"{words}, {low.upper()}"
-            frame[name] = [
-                part.loc[key] for key in zip(frame["category"], frame["group"], strict=True)
-            ]
+            frame[name] = [part.loc[key] for key in keys]
             formats[name] = interval
         return frame, formats
 
@@ -257,7 +275,7 @@ class Chapter(Page):
                 )
                 rows.append(
                     {
-                        "study": found.study.study,
+                        "study": row.model if found.models_apart else found.study.study,
                         "asked": POLARITIES[row.question_polarity],
                         "precision": row.precision.upper(),
                         "items": int(asked.sum()),
