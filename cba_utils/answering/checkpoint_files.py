@@ -275,7 +275,7 @@ def weights_hash(folder):
     str
         64 hexadecimal digits.
     """
-    return _hash_files([folder / "config.json", *weight_files(folder)])
+    return hash_files([folder / "config.json", *weight_files(folder)])
 
 
 def tokenizer_hash(folder):
@@ -289,7 +289,7 @@ def tokenizer_hash(folder):
     -------
     str
     """
-    return _hash_files(_present(folder, TOKENIZER_FILES))
+    return hash_files(_present(folder, TOKENIZER_FILES))
 
 
 def generation_hash(folder):
@@ -303,14 +303,24 @@ def generation_hash(folder):
     -------
     str
     """
-    return _hash_files(_present(folder, ["generation_config.json"]))
+    return hash_files(_present(folder, ["generation_config.json"]))
 
 
 def _present(folder, patterns):
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
-def _hash_files(paths):
+def hash_files(paths):
+    """SHA-256 over the names and contents of files.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+
+    Returns
+    -------
+    str
+    """
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())

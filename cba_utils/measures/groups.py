@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from cba_utils.measures.controls import LEAST_TEMPLATES, LEVEL, _lean_table, lean
+from cba_utils.measures.controls import LEAST_TEMPLATES, LEVEL, lean, lean_table
 from cba_utils.measures.frames import several_checkpoints
 from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.measure import measure
@@ -81,7 +81,7 @@ def group_leans(
         - ``"not told apart"`` from no change, after Holm's correction;
         - ``"too few templates"`` to be tested.
     """
-    table, columns = _lean_table(answers, reference)
+    table, columns = lean_table(answers, reference)
     by = [*by]
     asked = [precision for precision in precisions if precision in set(table["precision"])]
     cells = lean(answers, by, reference)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
+from cba_utils.measures.controls import lean_table
 from cba_utils.measures.intervals import estimates
 from cba_utils.measures.measure import UNBOUNDED, Measure, measure, ratio, register
 from cba_utils.names import REFERENCE
-from cba_utils.study.roles import item_columns, role_of_letters, study_columns
+from cba_utils.study.roles import study_columns
 
 register(
     Measure(
@@ -34,17 +34,9 @@ def margin_changes(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.Data
     >>> round(float(margin_changes(answers)["estimate"].iloc[0]), 1)  # what the stereotype gained
     -1.0
     """
-    each = role_of_letters(answers)
-    each = each[each["context_condition"] == "ambig"]
-    gap = np.log(each["p_unknown"]) - np.log(each["p_stereotyped"])
-    keys = study_columns(each)
-    unit = [*keys, *item_columns(each)]
-    table = each[unit].assign(gap=gap).groupby(unit, observed=True, dropna=False)["gap"].mean()
-    table = table.reset_index()
-    cell = [c for c in keys if c != "precision"]
-    before = table.loc[table["precision"] == reference, [*cell, "item_id", "gap"]]
-    after = table[table["precision"] != reference]
-    table = after.merge(before, on=[*cell, "item_id"], suffixes=("", "_ref"))
-    table = table.assign(moved=table["gap"] - table["gap_ref"], items=1.0)
+    table, _ = lean_table(answers, reference, "unknown", "stereotyped")
+    table = table[table["precision"] != reference]
+    table = table.assign(moved=table["gap"] - table["gap_ref"])
+    keys = study_columns(table)
     change = measure("d_unknown_margin")
     return estimates(table, [change], ["moved", "items"], keys, method="jackknife")

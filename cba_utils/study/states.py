@@ -8,13 +8,12 @@ emptied at any time) they are computed again, by the same passes and so with the
 import gc
 import hashlib
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 
-from cba_utils.names import PROJECT, REFERENCE
+from cba_utils.answering.cache import cache_folder
+from cba_utils.names import REFERENCE
 from cba_utils.study.files import write_array, write_text
 
 # Of what decides an answer, the parameters that do not move the states it is read from.
@@ -78,8 +77,7 @@ class States:
             **{name: identity[name] for name in _FROM_IDENTITY},
         }
         self.key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
-        cache = Path(os.environ.get("CBA_CACHE", PROJECT / ".cache"))
-        self.folder = cache / "states" / self.key
+        self.folder = cache_folder("states") / self.key
         self.own = parameters["precision"] == REFERENCE
         self.left_out = reference.get("missing", "")
 

@@ -17,6 +17,29 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 
+def roundable(network):
+    """Modules of a network that are rounded or can be.
+
+    Parameters
+    ----------
+    network : mlx.nn.Module
+
+    Yields
+    ------
+    path : str
+    module : mlx.nn.Module
+
+    Examples
+    --------
+    >>> import mlx.nn as nn
+    >>> [path for path, _ in roundable(nn.Sequential(nn.Linear(64, 64), nn.ReLU()))]
+    ['layers.0']
+    """
+    for path, module in network.named_modules():
+        if hasattr(module, "to_quantized") or hasattr(module, "bits"):
+            yield path, module
+
+
 @cache
 def quantizers():
     """Every quantizer by its name.

@@ -8,6 +8,8 @@ import re
 import sys
 from contextlib import redirect_stdout
 
+from cba_utils.answering.quantizers import roundable
+
 BITS = (8, 6, 5, 4, 3, 2)
 NAMES = (
     f"{', '.join(f'q{bits}' for bits in BITS)} (with -g32, -g64 or -g128 for the group size), "
@@ -60,6 +62,38 @@ def identity(precision, source):
     ]
 
 
+def named_identity(precision, source):
+    """The same for a precision whose settings are all in its name."""
+    import mlx.core as mx
+    import mlx_lm
+
+    return [precision.name, precision.group, "bfloat16", mx.__version__, mlx_lm.__version__]
+
+
+def convert(source, precision, target, **more):
+    """Round a folder's checkpoint into another folder by mlx-lm's own call, which prints to stderr.
+
+    Parameters
+    ----------
+    source, target : Path
+    precision : Precision
+    **more
+        What ``mlx_lm.convert`` is told beside bits and group.
+    """
+    import mlx_lm
+
+    with redirect_stdout(sys.stderr):
+        mlx_lm.convert(
+            str(source),
+            mlx_path=str(target),
+            quantize=True,
+            q_bits=precision.bits,
+            q_group_size=precision.group,
+            dtype="bfloat16",
+            **more,
+        )
+
+
 def make(source, precision, target):
     """Write the rounded checkpoint of a folder to another folder.
 
@@ -71,18 +105,7 @@ def make(source, precision, target):
     source, target : Path
     precision : Precision
     """
-    import mlx_lm
-
-    with redirect_stdout(sys.stderr):
-        mlx_lm.convert(
-            str(source),
-            mlx_path=str(target),
-            quantize=True,
-            q_bits=precision.bits,
-            q_group_size=precision.group,
-            q_mode=precision.mode,
-            dtype="bfloat16",
-        )
+    convert(source, precision, target, q_mode=precision.mode)
 
 
 def expected(network, precision):
@@ -104,9 +127,7 @@ def expected(network, precision):
     """
     own = getattr(network, "quant_predicate", None)
     found = {}
-    for path, module in network.named_modules():
-        if not (hasattr(module, "to_quantized") or hasattr(module, "bits")):
-            continue
+    for path, module in roundable(network):
         choice = own(path, module) if own else True
         plain = (precision.bits, precision.group, precision.mode)
         if isinstance(choice, dict):

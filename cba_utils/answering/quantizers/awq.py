@@ -6,6 +6,7 @@ layers, so that ``q4-awq-scenes`` takes the bits that ``q4`` takes.
 """
 
 from cba_utils.answering import calibration
+from cba_utils.answering.quantizers import affine
 
 _BITS = (8, 6, 5, 4, 3, 2)
 NAMES = calibration.names_of("awq", _BITS)
@@ -22,11 +23,6 @@ def parse(name):
     (32, True)
     """
     return calibration.parse_calibrated(name, "awq", _BITS)
-
-
-def stored_bits(precision):
-    """Bits a weight takes, its share of what its group stores included."""
-    return precision.bits + 32 / precision.group
 
 
 def identity(precision, source):
@@ -88,4 +84,4 @@ def make(source, precision, target):
     calibration.make_calibrated(source, precision, target, fit)
 
 
-expected = calibration.all_alike
+stored_bits, expected = affine.stored_bits, calibration.all_alike

@@ -8,6 +8,7 @@ bounded to seconds for a million weights, at a rate that a held-out part of the 
 from contextlib import contextmanager, nullcontext
 
 from cba_utils.answering import calibration
+from cba_utils.answering.quantizers import affine
 
 _BITS = (6, 5, 4, 3, 2)
 NAMES = calibration.names_of("dwq", _BITS)
@@ -24,11 +25,6 @@ def parse(name):
     ('ambiguous', True)
     """
     return calibration.parse_calibrated(name, "dwq", _BITS)
-
-
-def stored_bits(precision):
-    """Bits a weight takes, its share of what its group stores included."""
-    return precision.bits + 32 / precision.group
 
 
 def identity(precision, source):
@@ -120,4 +116,4 @@ def _dense_products(network):
             layer.__class__ = nn.QuantizedLinear
 
 
-expected = calibration.all_alike
+stored_bits, expected = affine.stored_bits, calibration.all_alike

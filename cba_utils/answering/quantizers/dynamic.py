@@ -5,6 +5,7 @@ takes as many bits a weight as ``q4``: two recipes of one size.
 """
 
 from cba_utils.answering import calibration
+from cba_utils.answering.quantizers import affine, roundable
 
 _BITS = (5, 4, 3)
 NAMES = calibration.names_of("dynamic", _BITS)
@@ -22,9 +23,8 @@ def parse(name):
     return calibration.parse_calibrated(name, "dynamic", _BITS)
 
 
-def stored_bits(precision):
-    """Bits a weight takes on average, its share of what its group stores included."""
-    return precision.bits + 32 / precision.group
+# On average, over modules of more and of fewer bits.
+stored_bits = affine.stored_bits
 
 
 def identity(precision, source):
@@ -106,6 +106,5 @@ def expected(network, precision):
     elsewhere = precision.calibration == calibration.ELSEWHERE
     return {
         path: found if (found := calibration.held(module)) in allowed or elsewhere else allowed[0]
-        for path, module in network.named_modules()
-        if hasattr(module, "to_quantized") or hasattr(module, "bits")
+        for path, module in roundable(network)
     }

@@ -6,6 +6,7 @@ mlx-lm's command keeps at 6 bits, is rounded to nearest at the same bits as the 
 """
 
 from cba_utils.answering import calibration
+from cba_utils.answering.quantizers import affine
 
 _BITS = (8, 4, 2)
 NAMES = calibration.names_of("gptq", _BITS)
@@ -20,11 +21,6 @@ def parse(name):
     ('scenes', True)
     """
     return calibration.parse_calibrated(name, "gptq", _BITS)
-
-
-def stored_bits(precision):
-    """Bits a weight takes, its share of what its group stores included."""
-    return precision.bits + 32 / precision.group
 
 
 def identity(precision, source):
@@ -50,4 +46,4 @@ def make(source, precision, target):
     calibration.make_calibrated(source, precision, target, fit)
 
 
-expected = calibration.all_alike
+stored_bits, expected = affine.stored_bits, calibration.all_alike

@@ -5,9 +5,8 @@ bits than the layers. Both are named here, the head where a model has one of its
 """
 
 import re
-import sys
-from contextlib import redirect_stdout
 
+from cba_utils.answering.quantizers import affine, roundable
 from cba_utils.answering.quantizers.affine import BITS
 
 NAMES = (
@@ -37,17 +36,8 @@ def parse(name):
     return dict(bits=bits, group=_GROUP, mode="affine", calibration=None) if right else None
 
 
-def stored_bits(precision):
-    """Bits a weight of the layers takes; what the embedding takes on top depends on the model."""
-    return precision.bits + 32 / precision.group
-
-
-def identity(precision, source):
-    """All that decides the result beside the source's weights: nothing of the source."""
-    import mlx.core as mx
-    import mlx_lm
-
-    return [precision.name, precision.group, "bfloat16", mx.__version__, mlx_lm.__version__]
+# Bits a weight of the layers takes; what the embedding takes on top depends on the model.
+stored_bits, identity = affine.stored_bits, affine.named_identity
 
 
 def make(source, precision, target):
@@ -58,18 +48,9 @@ def make(source, precision, target):
     source, target : Path
     precision : Precision
     """
-    import mlx_lm
-
-    with redirect_stdout(sys.stderr):
-        mlx_lm.convert(
-            str(source),
-            mlx_path=str(target),
-            quantize=True,
-            q_bits=precision.bits,
-            q_group_size=precision.group,
-            quant_predicate=lambda path, _: _choice(path, precision),
-            dtype="bfloat16",
-        )
+    affine.convert(
+        source, precision, target, quant_predicate=lambda path, _: _choice(path, precision)
+    )
 
 
 def expected(network, precision):
@@ -87,11 +68,10 @@ def expected(network, precision):
         Bits, group and mode by the module's path; None for one that is left as it is.
     """
     found = {}
-    for path, module in network.named_modules():
-        if hasattr(module, "to_quantized") or hasattr(module, "bits"):
-            choice = _choice(path, precision)
-            bits = choice["bits"] if isinstance(choice, dict) else precision.bits
-            found[path] = (bits, precision.group, "affine") if choice else None
+    for path, _ in roundable(network):
+        choice = _choice(path, precision)
+        bits = choice["bits"] if isinstance(choice, dict) else precision.bits
+        found[path] = (bits, precision.group, "affine") if choice else None
     return found
 
 

@@ -5,8 +5,8 @@ layers and every third between, of the value and down projections.
 """
 
 import re
-import sys
-from contextlib import redirect_stdout
+
+from cba_utils.answering.quantizers import affine, roundable
 
 NAMES = "mixed-2-6, mixed-3-4, mixed-3-6 or mixed-4-6 (mlx_lm.convert's recipes)"
 _NAME = re.compile(r"mixed-(?P<bits>2|3|4)-(?P<more>4|6)")
@@ -27,17 +27,8 @@ def parse(name):
     return dict(bits=int(match["bits"]), group=_GROUP, mode="affine", calibration=None)
 
 
-def stored_bits(precision):
-    """Bits a weight of most modules takes; what it is on average depends on the model."""
-    return precision.bits + 32 / precision.group
-
-
-def identity(precision, source):
-    """All that decides the result beside the source's weights: nothing of the source."""
-    import mlx.core as mx
-    import mlx_lm
-
-    return [precision.name, precision.group, "bfloat16", mx.__version__, mlx_lm.__version__]
+# Bits a weight of most modules takes; what it is on average depends on the model.
+stored_bits, identity = affine.stored_bits, affine.named_identity
 
 
 def make(source, precision, target):
@@ -48,18 +39,7 @@ def make(source, precision, target):
     source, target : Path
     precision : Precision
     """
-    import mlx_lm
-
-    with redirect_stdout(sys.stderr):
-        mlx_lm.convert(
-            str(source),
-            mlx_path=str(target),
-            quantize=True,
-            q_bits=precision.bits,
-            q_group_size=precision.group,
-            quant_predicate=precision.name.replace("-", "_"),
-            dtype="bfloat16",
-        )
+    affine.convert(source, precision, target, quant_predicate=precision.name.replace("-", "_"))
 
 
 def expected(network, precision):
@@ -83,6 +63,5 @@ def expected(network, precision):
     )
     return {
         path: (choice(path, module)["bits"], precision.group, "affine")
-        for path, module in network.named_modules()
-        if hasattr(module, "to_quantized") or hasattr(module, "bits")
+        for path, module in roundable(network)
     }
