@@ -1,6 +1,7 @@
 """Rounding taken apart: what is left of an alignment, and models without a part of the error."""
 
 from cba_utils import load_model
+from cba_utils.answering import scoring
 from cba_utils.study import rounding
 from cba_utils.study.protocol import cells, read_study, rounding_parameters
 from conftest import ROOT
@@ -91,10 +92,8 @@ def test_a_finished_examination_is_reused_and_a_changed_one_is_not(tmp_path, mon
     parameters = {**rounding_parameters(cells(study)), "limit": 12, "sequences": 2}
     first = rounding.examine(parameters, tmp_path)
     calls = []
-    score = rounding.score_letters
-    monkeypatch.setattr(
-        rounding, "score_letters", lambda *a, **k: calls.append(1) or score(*a, **k)
-    )
+    score = scoring.score_letters
+    monkeypatch.setattr(scoring, "score_letters", lambda *a, **k: calls.append(1) or score(*a, **k))
     again = rounding.examine(parameters, tmp_path)
     assert not calls
     for name, table in first.items():

@@ -23,7 +23,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
 # For a screen: filters, downloads, and long lists to search in.
-ON_SCREEN = ("60_explorer", "11_one_cell", "book/models", "book/api", "book/api_measures")
+ON_SCREEN = ("60_explorer", "11_one_cell", "book/models", "book/api")
 LEFT_OUT = "script, .headerlink, .cell_input, .cell_output details, .cba-data, details, .copybtn"
 WIDEST = 86  # characters of code that fit into a line on paper
 STYLES = ("pygments.css", "custom.css", "print.css")
