@@ -189,18 +189,6 @@ def test_data_behind_a_figure_can_be_downloaded(browser):
     page.close()
 
 
-def test_a_page_answers_within_a_second(browser):
-    page = browser.new_page()
-    slow = {}
-    for name in PAGES:
-        page.goto((BUILT / name).as_uri())
-        taken = page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
-        if taken > 1000:
-            slow[name] = taken
-    page.close()
-    assert not slow
-
-
 def test_the_book_prints_with_its_figures_and_page_numbers(browser, tmp_path):
     target = tmp_path / "book.pdf"
     write_pdf(browser, BUILT, target)
