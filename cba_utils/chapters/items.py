@@ -11,6 +11,8 @@ from cba_utils.telling.page import Page
 class Chapter(Page):
     """Notebook ``60_explorer``."""
 
+    version = "all"
+
     @cached_property
     def shares(self):
         """What each model answered to each item."""
@@ -29,6 +31,11 @@ class Chapter(Page):
     def start(self):
         """Model and precision that the page opens with."""
         return explorer.start(self.shares)
+
+    @property
+    def planted(self):
+        """Whether what was planted in an item is known."""
+        return "margin" in explorer.items_of(self.study)
 
     @property
     def measure(self):

@@ -4,6 +4,9 @@ A page opened from disk (``file://``) may not fetch, so the data is a script tha
 object, and the same rows lie beside it as CSV. The table is Tabulator (MIT, vendored): it is
 maintained, needs nothing else, draws only the rows in view, and escapes text by default. The rest
 of the page, ``book/_static/explorer.js``, writes text as text and never as HTML.
+
+A study of 45 models has a hundred thousand answers, so numbers are letters of a text (see
+:func:`packed`): half the size of a list of numbers, and read faster.
 """
 
 import json
@@ -12,7 +15,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from cba_utils.measures.frames import item_table, pair_with
+from cba_utils.measures.frames import VERSION, item_table, pair_with
+from cba_utils.measures.planted import STRENGTHS, planted_is_known, planted_templates
 from cba_utils.measures.transitions import TRANSITIONS, observed_changes
 from cba_utils.names import ROLES
 from cba_utils.study.files import write_text
@@ -30,8 +34,8 @@ OUTCOME_WORDS = {
     "unparsed": "no answer",
 }
 CHANGE_WORDS = {
-    "became_biased": "became biased",
-    "lost_bias": "lost bias",
+    "became_biased": "gained stereotyped",
+    "lost_bias": "lost stereotyped",
     "became_anti": "gained anti-stereotyped",
     "lost_anti": "lost anti-stereotyped",
     "unchanged": "unchanged",
@@ -48,8 +52,21 @@ ITEM_TEXTS = [
     "ans1",
     "ans2",
 ]
+# What items can be filtered by: a control's name, the items' column and a label. The first three always
+# stand on the page, the others where they tell items apart.
+ITEM_FILTERS = [
+    ("category", "category", "Category"),
+    ("polarity", "question_polarity", "Question polarity"),
+    ("context", "context_condition", "Context"),
+    ("version", "version", "Templates"),
+    ("margin", "margin", "Planted margin, nats"),
+    ("lean", "lean", "Planted lean"),
+]
+ALWAYS = 3
 # Rows of the table that stands in where scripts do not run.
 STATIC_ROWS = 12
+# A packed number is the letter this far behind it: past the quotation mark, so few need escapes.
+PACKED_FROM = 35
 VENDOR = "vendor/tabulator-6.5.3"
 
 
@@ -100,26 +117,50 @@ def measure(report):
 
 
 def start(shares):
-    """Model and precision that the page opens with: where most items became biased.
+    """Model and precision that the page opens with: the middle one of the models, fewest bits.
+
+    The models are ordered by how many items gained a stereotyped answer there. The one with most would
+    show an outlier as if it were usual.
 
     Examples
     --------
-    >>> start(pd.DataFrame({"model": ["a", "a", "b"], "precision": ["q4", "q3", "q3"],
-    ...                     "change": ["unchanged", "became_biased", "unchanged"]}))
-    ('a', 'q3')
+    >>> start(pd.DataFrame({"model": ["a", "b", "c"], "precision": "q3",
+    ...                     "change": ["became_biased", "lost_bias", "unchanged"]}))
+    ('b', 'q3')
     """
-    changed = shares["change"].str.contains("became_biased")
-    counts = changed.groupby([shares["model"], shares["precision"]], sort=False).sum()
-    return counts.idxmax()
+    precision = shares["precision"].iloc[-1]
+    there = shares[shares["precision"] == precision]
+    gained = there["change"].str.contains("became_biased")
+    counts = gained.groupby(there["model"], sort=False).sum().sort_values(kind="stable")
+    return counts.index[(len(counts) - 1) // 2], precision
+
+
+def packed(numbers):
+    r"""Whole numbers as a text, one letter each; the page takes ``charCodeAt`` less `PACKED_FROM`.
+
+    Letters up to 1035 take at most two bytes, and the small numbers, which are most, take one.
+
+    Examples
+    --------
+    >>> packed([0, 1, 1000])
+    '#$\u040b'
+    """
+    return "".join(map(chr, np.asarray(numbers).ravel() + PACKED_FROM))
 
 
 def page_data(report, shares):
     """All that the page shows, as plain values: items by column, then one entry a cell.
 
     Probabilities are integers per mille, four an item, in the order of ``outcomes``; ``change`` is
-    an index into ``changes``.
+    an index into ``changes``. Both are :func:`packed`.
     """
-    items = _items(report)
+    items = items_of(report)
+    filters = _filters(items)
+    opens = dict(zip(("model", "precision"), start(shares), strict=True))
+    # Only ambiguous items can change, and headline rates count the main templates alone.
+    opens["context"] = "ambig"
+    if any(name == "version" for name, _, _ in filters) and (items["version"] == VERSION).any():
+        opens["version"] = VERSION
     changes = sorted(shares["change"].unique())
     cells = []
     for (model, precision), rows in shares.groupby(["model", "precision"], sort=False):
@@ -128,19 +169,18 @@ def page_data(report, shares):
             {
                 "model": model,
                 "precision": precision,
-                "p": (rows[OUTCOMES].to_numpy() * 1000).round().astype(int).ravel().tolist(),
-                "change": rows["change"].map(changes.index).tolist(),
+                "p": packed((rows[OUTCOMES].to_numpy() * 1000).round().astype(int)),
+                "change": packed(rows["change"].map(changes.index)),
             }
         )
     return {
         "study": report.study,
         "measure": measure(report),
         "reference": REFERENCE,
-        # Only ambiguous items can change, so the page opens with them.
-        "start": {
-            **dict(zip(("model", "precision"), start(shares), strict=True)),
-            "context": "ambig",
-        },
+        "about": _about(report),
+        "packedFrom": PACKED_FROM,
+        "start": opens,
+        "filters": filters,
         "outcomes": list(OUTCOME_WORDS.items()),
         "kinds": list(CHANGE_WORDS.items()),
         "changes": changes,
@@ -149,8 +189,19 @@ def page_data(report, shares):
     }
 
 
-def _items(report):
-    """Items with the role of each answer; what the records lack is empty (a label: -1)."""
+def items_of(report):
+    """Items with the role of each answer and what was planted in them, where it is known.
+
+    Parameters
+    ----------
+    report : cba_utils.telling.study.Study
+
+    Returns
+    -------
+    DataFrame
+        What the records lack is empty (a label: -1), or no column where no item has it (``version``,
+        ``margin``, ``lean``).
+    """
     items = report.items.reindex(columns=[*report.items, *set(ITEM_TEXTS) - set(report.items)])
     roles = {}
     for k in range(3):
@@ -158,7 +209,32 @@ def _items(report):
         roles[f"role{k}"] = np.select(places, ROLES, "")
     texts = items[ITEM_TEXTS].astype(object).fillna("").astype(str)
     label = items["label"] if "label" in items else pd.Series(-1, items.index)
-    return texts.assign(**roles, label=label.astype(int))
+    texts = texts.assign(**roles, label=label.astype(int))
+    if "version" in items and items["version"].notna().any():
+        texts["version"] = items["version"].fillna("").astype(str)
+    if report.organisms and report.own_items and planted_is_known():
+        template = items["category"].astype(str) + "/" + items["question_index"].astype(str)
+        known = planted_templates(pd.read_csv(STRENGTHS)).reindex(template)
+        for name in ("margin", "lean"):
+            texts[name] = ["" if np.isnan(x) else f"{x:g}" for x in known[name]]
+    return texts
+
+
+def _filters(items):
+    """Those of `ITEM_FILTERS` that the page has."""
+    more = [f for f in ITEM_FILTERS[ALWAYS:] if f[1] in items and items[f[1]].nunique() > 1]
+    return ITEM_FILTERS[:ALWAYS] + more
+
+
+def _about(report):
+    """What must be said wherever an item is shown without the rest of the book."""
+    if not report.organisms:
+        return ""
+    groups = "; its groups are invented" if report.own_items else ""
+    return (
+        f"Toy models of at most {report.millions:.2g} million weights, trained for this study{groups}. "
+        "Nothing here says what a model in use does."
+    )
 
 
 def script(data):
@@ -169,7 +245,7 @@ def script(data):
     >>> script({"question": "</script>"})
     'window.cbaExplorer = {"question":"\\u003c/script>"};\n'
     """
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     # One cell a line, for readable differences; inside a text the quote would be escaped.
     text = text.replace('{"model"', '\n{"model"')
     return f"window.cbaExplorer = {text};\n"
@@ -191,7 +267,7 @@ def write(report, shares):
     """
     folder = book_folder(report.study) / "book" / "_static" / "explorer-data"
     write_text(script(page_data(report, shares)), folder / "data.js")
-    write_text(_items(report).to_csv(index=False), folder / "items.csv")
+    write_text(items_of(report).to_csv(index=False), folder / "items.csv")
     write_text(shares.to_csv(index=False, float_format="%g"), folder / "answers.csv")
     return folder
 
@@ -212,26 +288,37 @@ def page(report, shares, static="../_static"):
     str
     """
     colours = ";".join(f"--{role}:{colour}" for role, colour in ROLE_COLOURS.items())
+    chosen = [("model", "Model"), ("precision", "Precision"), ("change", "Change since BF16")]
+    chosen += [(name, label) for name, _, label in _filters(items_of(report))]
     selects = "".join(
-        f'<label>{label} <select name="{name}"></select></label>'
-        for name, label in (
-            ("model", "Model"),
-            ("precision", "Precision"),
-            ("change", "Change since BF16"),
-            ("category", "Category"),
-            ("polarity", "Question polarity"),
-            ("context", "Context"),
-        )
+        f'<label>{label} <select name="{name}"></select></label>' for name, label in chosen
     )
+    answers = "".join(f'<option value="{k}">{word}</option>' for k, word in OUTCOME_WORDS.items())
     rows, said = _static_rows(report, shares)
     return f"""\
 <link rel="stylesheet" href="{static}/{VENDOR}/tabulator_simple.min.css">
 <link rel="stylesheet" href="{static}/explorer.css">
 <div id="cba-explorer" style="{colours}" hidden>
-<form aria-label="Filters">{selects}</form>
-<p role="status"></p>
-<div class="cba-rows" aria-label="Items"></div>
-<section class="cba-item" aria-label="The chosen item"></section>
+<p class="cba-skips"><a href="#cba-list">Skip the filters</a> <a href="#cba-item">Skip to the item</a></p>
+<p role="alert" class="cba-wrong"></p>
+<form role="search" aria-label="Filters"><label>Words in the item
+<input type="search" name="search" autocomplete="off" spellcheck="false"></label>{selects}
+<button type="reset">Reset all filters</button></form>
+<p role="status" class="cba-count"></p>
+<p id="cba-keys" class="cba-keys">In the list, arrow keys go from item to item and Enter opens one.</p>
+<div id="cba-list" class="cba-rows" aria-label="Items" aria-describedby="cba-keys"></div>
+<section id="cba-item" class="cba-item" aria-label="The chosen item" tabindex="-1">
+<p class="cba-steps"><button type="button" name="previous">Previous item</button>
+<button type="button" name="next">Next item</button>
+<button type="button" name="back">Back to the list</button>
+<span role="status"></span></p>
+<div class="cba-said"></div>
+<p class="cba-picture">A picture of this item with this model's answers:
+<button type="button" name="svg">SVG</button> <button type="button" name="png">PNG</button></p>
+<div class="cba-all"><h4>Every model</h4>
+<label>Answer shown <select name="answer">{answers}</select></label>
+<div class="cba-table" role="region" tabindex="0" aria-label="Every model by precision"></div></div>
+</section>
 </div>
 <div id="cba-explorer-static">
 <p>{escape(said)}</p>
@@ -255,7 +342,7 @@ def _static_rows(report, shares):
     asked = shares.loc[shares["change"] != "", "item_id"].unique()
     rise = (wide[precision] - wide[REFERENCE])[asked]
     chosen = rise.sort_values(ascending=False, kind="stable").index[:STATIC_ROWS]
-    items, wide = _items(report).set_index("item_id").loc[chosen], wide.loc[chosen]
+    items, wide = items_of(report).set_index("item_id").loc[chosen], wide.loc[chosen]
     rows = pd.DataFrame(
         {
             "item": chosen,
