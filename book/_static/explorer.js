@@ -149,7 +149,7 @@
       { title: "before", field: "before", responsive: 0, ...numeric },
       { title: "after", field: "after", responsive: 0, ...numeric },
       { title: "Rise", field: "rise", responsive: 2, ...numeric },
-      { title: "Change", field: "change", minWidth: 112, responsive: 1, ...wrapped },
+      { title: "Change", field: "change", minWidth: small ? 100 : 150, responsive: 1, ...wrapped },
     ],
   });
   let opening = false; // whether an item was opened from the list: then focus goes to it
@@ -245,18 +245,19 @@
     }));
   }
 
+  const breakable = (words) => words.replaceAll("stereo", "stereo\u00ad"); // on a phone
+
   function shares(i) {
     const head = element("tr", {}, element("th", { scope: "col" }, "Precision"));
     for (const [role, label] of data.outcomes) {
-      const word = label.replace("stereo", "stereo\u00ad"); // may break on a phone
       head.append(element("th", { scope: "col" },
-        element("span", { class: `cba-role cba-${role}` }, word)));
+        element("span", { class: `cba-role cba-${role}` }, breakable(label))));
     }
     const body = element("tbody", {});
     for (const [precision, cell] of cells.get(controls.model.value)) {
       const name = element("th", { scope: "row" }, precision.toUpperCase());
       const change = changeText(cell, i);
-      if (change && change !== "unchanged") name.append(element("small", {}, change));
+      if (change && change !== "unchanged") name.append(element("small", {}, breakable(change)));
       const line = element("tr", {}, name);
       data.outcomes.forEach(([role], k) => {
         const fill = element("span", { class: `cba-fill cba-${role}` });
