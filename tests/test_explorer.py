@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 
 from cba_utils.study.protocol import book_folder
 from cba_utils.telling import explorer
-from cba_utils.telling.study import Study, open_study
+from cba_utils.telling.page import open_page
+from cba_utils.telling.study import Study
 from studies import PROVENANCE
 from test_browser import BUILT, CHROMIUM, FLAGS
 
@@ -172,7 +173,7 @@ def test_forty_five_models_at_five_precisions_stay_light():
 
 def test_shipped_data_is_that_of_the_shipped_records(tmp_path, monkeypatch):
     monkeypatch.setattr(explorer, "book_folder", lambda name: tmp_path)
-    report = open_study("organisms")
+    report = open_page("items", "organisms").study
     folder = explorer.write(report, explorer.answer_shares(report))
     committed = book_folder("organisms") / "book" / "_static" / "explorer-data"
     for path in sorted(folder.iterdir()):

@@ -126,7 +126,7 @@ def start(shares):
     --------
     >>> start(pd.DataFrame({"model": ["a", "b", "c"], "precision": "q3",
     ...                     "change": ["became_biased", "lost_bias", "unchanged"]}))
-    ('b', 'q3')
+    ('c', 'q3')
     """
     precision = shares["precision"].iloc[-1]
     there = shares[shares["precision"] == precision]
