@@ -21,13 +21,11 @@ BIN := .venv/bin
 # MODELS, PRECISIONS, ITEMS, PROMPT and COMPUTE make another study of STUDY, with its results and book
 # in results/NAME; RAW is a folder of records to import under the name STUDY. PROFILE says where the
 # steps run: here, or with PROFILE=slurm as jobs of a cluster (workflow/profiles/slurm/README.md).
-GIVEN := STUDY MODELS PRECISIONS ITEMS PROMPT COMPUTE NAME RAW MODEL PRECISION A B PROFILE
+GIVEN := STUDY MODELS PRECISIONS ITEMS PROMPT COMPUTE NAME RAW MODEL PRECISION A B PROFILE ARCHIVE
 $(foreach v,$(GIVEN),$(eval export CBA_$v := $$(value $v)))
 unexport $(GIVEN)
-# NAME is a word that some machines have in their environment.
-ifneq ($(origin NAME),command line)
-export CBA_NAME :=
-endif
+# Words that some machines have in their environment.
+$(foreach v,NAME ARCHIVE,$(if $(filter command,$(firstword $(origin $v))),,$(eval export CBA_$v :=)))
 override BBQ_DIR := $(value BBQ_DIR)
 export BBQ_DIR
 export CBA_GOALS := $(MAKECMDGOALS)
@@ -50,7 +48,7 @@ export PYTHONWARNINGS := ignore::DeprecationWarning
 ASKED := --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" \
 	--prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" --name="$$CBA_NAME" -- "$$CBA_STUDY"
 
-.PHONY: help setup variables book test lint pages pdf bench organisms estimate rehearse cell compare doctor lock clean
+.PHONY: help setup variables book test lint pages pdf deposit bench organisms estimate rehearse cell compare doctor lock clean
 
 help: variables ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -86,6 +84,9 @@ pages: setup ## Build the book from the committed results alone: no model is run
 
 pdf: setup ## The book of STUDY as one file to read on paper; needs a Chromium or Chrome
 	@$(BIN)/cba pdf --raw="$$CBA_RAW" --profile="$$CBA_PROFILE" $(ASKED)
+
+deposit: setup ## Pack STUDY to deposit: data, code, provenance and book as an RO-Crate (ARCHIVE=<file>.zip)
+	@$(BIN)/cba deposit --archive="$$CBA_ARCHIVE" -- "$$CBA_STUDY"
 
 test: pages ## Tests, and nbval over every report notebook
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest

@@ -50,10 +50,10 @@ def _from_here(options, project):
     if Path.cwd() == project:
         return
     names = ("study", "items", "raw", "profile", "folder", "notebook", "model", "out")
-    for name in (*names, "thresholds", "quantized", "result", "card"):
+    for name in (*names, "thresholds", "quantized", "result", "card", "archive"):
         value = getattr(options, name, None)
         # What is written may not be there yet.
-        if value and (Path(value).exists() or name in ("out", "card")):
+        if value and (Path(value).exists() or name in ("out", "card", "archive")):
             setattr(options, name, os.path.abspath(value))
     if getattr(options, "models", None):
         options.models = [os.path.abspath(m) if Path(m).exists() else m for m in options.models]
@@ -74,6 +74,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """Asks git only if it is asked itself."""
+
+    def __call__(self, parser, *_):
+        from cba_utils.study.provenance import version
+
+        print(f"cba {version()}")
+        parser.exit()
+
+
 def _parser():
     parser = _Parser(
         prog="cba",
@@ -81,6 +91,9 @@ def _parser():
         "quantized to: from a study file to its book.",
         epilog="Begin with `cba doctor` (what can this machine run?), `cba estimate smoke`, and "
         "`cba run smoke`. `cba <verb> --help` has an example of each.",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="version and commit of the code"
     )
     verbs = parser.add_subparsers(
         dest="verb", metavar="<verb>", required=True, parser_class=_Parser
@@ -212,6 +225,16 @@ def _parser():
         action="store_true",
         help="make stand-ins for the tokenizers, and ask no "
         "package index for the packages that ship the true ones",
+    )
+    one = verb(
+        _deposit,
+        "Pack a study that was run for a repository of data: code, records, provenance and book, as an "
+        "RO-Crate",
+        "cba deposit organisms --archive organisms.zip",
+    )
+    one.add_argument("study", help="a name in config/ or results/")
+    one.add_argument(
+        "--archive", metavar="FILE.zip", help="what to write (results/<study>/deposit.zip)"
     )
     verb(_doctor, "What this machine is, and which studies it can run", "cba doctor")
     one = verb(
@@ -501,6 +524,19 @@ def _rehearse(options):
             bbq=Path(bbq).resolve() if bbq else None,
         )
     )
+
+
+def _deposit(options):
+    from cba_utils.study.deposit import archive_of, deposit
+    from cba_utils.study.protocol import SHIPPED
+    from cba_utils.study.workflow import build_pages
+
+    study = _step_study(options.study)["name"]
+    archive = archive_of(study, options.archive)
+    if study == SHIPPED:
+        build_pages()
+    deposit(study, archive)
+    print(f"The deposit: {archive} ({archive.stat().st_size / 1e6:.0f} MB)")
 
 
 def _doctor(_):

@@ -28,3 +28,15 @@ def test_a_lock_holds_every_pin_and_a_hash_of_every_package(name):
     packages = re.split(r"\n(?=[a-z0-9])", text)[1:]
     assert len(packages) == len(locked)
     assert all("--hash=sha256:" in package for package in packages)
+
+
+def test_a_version_a_python_keeps_its_marker_when_the_lock_is_written_again(tmp_path):
+    path = tmp_path / "some.lock"
+    path.write_text(
+        "a==1 ; python_version < '3.12' \\\n    --hash=sha256:0\na==2 ; python_version >= '3.12'\n"
+    )
+    assert lock.requirements(path) == [
+        "a==1 ; python_version < '3.12'",
+        "a==2 ; python_version >= '3.12'",
+    ]
+    assert lock.pins(path) == ["a==1", "a==2"]

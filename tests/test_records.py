@@ -86,7 +86,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(parameters, tmp_path):
 def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ITEMS_AT_ONCE", 8)  # three blocks, the last one short
     monkeypatch.setenv("CBA_CACHE", str(tmp_path / "cache"))
-    parameters, write, written = small(parameters), files._atomically, []
+    parameters, write, written = small(parameters), files.write_whole, []
 
     def stop_at(number):
         shutil.rmtree(tmp_path / "cache" / "states", ignore_errors=True)
@@ -98,7 +98,7 @@ def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_pa
             write(path, function)
 
         written.clear()
-        monkeypatch.setattr(files, "_atomically", counted)
+        monkeypatch.setattr(files, "write_whole", counted)
 
     stop_at(None)
     cell.evaluate(parameters, tmp_path / "whole")
@@ -107,7 +107,7 @@ def test_a_run_stopped_at_any_write_resumes_to_the_same_bytes(parameters, tmp_pa
         stop_at(number)
         with pytest.raises(KeyboardInterrupt):
             cell.evaluate(parameters, stopped)
-        monkeypatch.setattr(files, "_atomically", write)
+        monkeypatch.setattr(files, "write_whole", write)
         cell.evaluate(parameters, stopped)
         for name in FILES:
             assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

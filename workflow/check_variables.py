@@ -13,6 +13,7 @@ CHANGES = ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "PROMPT", "COMPUTE", "NAME"
 USED = {
     "book": CHANGES + ["RAW", "PROFILE"],
     "pdf": CHANGES + ["RAW", "PROFILE"],
+    "deposit": ["STUDY", "ARCHIVE"],
     "estimate": CHANGES,
     "cell": ["MODEL", "PRECISION", "ITEMS", "PROMPT", "COMPUTE"],
     "rehearse": ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "BBQ_DIR"],

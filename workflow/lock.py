@@ -19,10 +19,15 @@ LOCKS = {
 HEAD = "# Written by `make lock` from pyproject.toml. For pip install --require-hashes -r {name}\n"
 
 
-def pins(lock):
-    """Lines `name==version` of a lock."""
+def requirements(lock):
+    """Lines `name==version` of a lock, with their markers: a package can have a version a Python."""
     lines = lock.read_text().splitlines() if lock.exists() else []
-    return [line.partition(" ")[0] for line in lines if "==" in line and line[0].isalnum()]
+    return [line.rstrip(" \\") for line in lines if "==" in line and line[0].isalnum()]
+
+
+def pins(lock):
+    """Lines `name==version` of a lock, without their markers."""
+    return [line.partition(" ")[0] for line in requirements(lock)]
 
 
 def write_lock(name, extras):
@@ -31,7 +36,7 @@ def write_lock(name, extras):
         kept, made = Path(folder, "kept.txt"), Path(folder, name)
         wanted = direct(*extras)
         ours = {text.partition("==")[0].lower().replace("_", "-") for text in wanted}
-        known = pins(ROOT / name) or pins(ROOT / "requirements.lock")
+        known = requirements(ROOT / name) or requirements(ROOT / "requirements.lock")
         kept.write_text("\n".join(p for p in known if p.partition("==")[0] not in ours))
         command = [
             *(Path(sys.executable).with_name("uv"), "pip", "compile", "pyproject.toml"),

@@ -6,13 +6,13 @@ study makes no difference to them.
 
 import heapq
 import re
-import tomllib
 from functools import cached_property
 
 import pandas as pd
 
 from cba_utils.measures.intervals import wilson
 from cba_utils.names import PROJECT
+from cba_utils.study.provenance import project
 from cba_utils.telling.page import Need, Page
 
 SURFACES = {
@@ -122,8 +122,7 @@ class Chapter(Page):
     @property
     def python(self):
         """The oldest Python that the pins allow."""
-        project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-        return project["requires-python"].removeprefix(">=")
+        return project()["requires-python"].removeprefix(">=")
 
     # Tables
 

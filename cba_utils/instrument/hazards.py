@@ -38,7 +38,7 @@ from cba_utils.instrument.respondents import draw_samples, simulate_respondents
 from cba_utils.measures.rates import role_rates
 from cba_utils.measures.transitions import transitions
 from cba_utils.names import HELD_OUT_TEXT, RESULTS
-from cba_utils.study.files import _atomically
+from cba_utils.study.files import write_whole
 
 OUT = RESULTS / "hazards"
 # A network in Phi-3.5's shape, small: heads and their keys, width of a head, layers, inner width.
@@ -468,7 +468,7 @@ def main(arguments=None):
         parser.error(f"there is no table {min(strange)!r}; there are {', '.join(TABLES)}")
     for name in options.tables or TABLES:
         table = TABLES[name]()
-        _atomically(
+        write_whole(
             options.out / f"{name}.csv",
             lambda scratch, table=table: table.to_csv(scratch, index=False),
         )

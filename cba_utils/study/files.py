@@ -36,7 +36,7 @@ def write_table(table, path, **options):
     **options
         Passed to pyarrow, such as ``column_encoding``.
     """
-    _atomically(
+    write_whole(
         path,
         lambda scratch: table.to_parquet(scratch, index=False, compression="zstd", **options),
     )
@@ -55,7 +55,7 @@ def write_array(array, path):
         with scratch.open("wb") as file:
             np.save(file, array)
 
-    _atomically(path, save)
+    write_whole(path, save)
 
 
 def write_text(text, path):
@@ -66,10 +66,18 @@ def write_text(text, path):
     text : str
     path : Path
     """
-    _atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
-def _atomically(path, write):
+def write_whole(path, write):
+    """Write a file beside its place and put it there when it is whole.
+
+    Parameters
+    ----------
+    path : Path
+    write : callable
+        Takes the path to write to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_for(path)
     try:

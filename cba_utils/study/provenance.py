@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -163,14 +164,54 @@ def code_version():
     Returns
     -------
     dict
+        Without a commit where the code is no repository of its own, such as an unpacked source archive.
     """
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
 
 
-def _git(*arguments):
+def version():
+    """The project's version and the commit of its code, in words.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> version().startswith(f"{project()['version']}, ")
+    True
+    """
+    code = code_version()
+    commit = f"commit {code['git_commit'][:12]}" if code["git_commit"] else "no commit known"
+    return f"{project()['version']}, {commit}" + " with local changes" * code["git_dirty"]
+
+
+def project():
+    """The project's table of pyproject.toml: it lies beside the code, installed or not."""
+    return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def git(*arguments):
+    """What git says of the project's repository.
+
+    Parameters
+    ----------
+    *arguments : str
+
+    Returns
+    -------
+    str or None
+        None without git, and where the project is no repository of its own.
+    """
+    # Unpacked inside of another project, git would answer for that one.
+    top = _answer("rev-parse", "--show-toplevel")
+    return _answer(*arguments) if top and Path(top).resolve() == PROJECT else None
+
+
+def _answer(*arguments):
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True

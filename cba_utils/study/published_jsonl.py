@@ -12,7 +12,7 @@ import pandas as pd
 from cba_utils.answering.items import lines
 from cba_utils.answering.prompts import LETTERS
 from cba_utils.names import RESULTS, kind
-from cba_utils.study.files import _atomically
+from cba_utils.study.files import write_whole
 
 _BITS_OF_JSONL = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4, "q3": 3}
 
@@ -95,7 +95,7 @@ def write_jsonl(samples, items, folder):
                 "elapsed_s": np.nan,
             }
         )
-        _atomically(
+        write_whole(
             path, lambda scratch, rows=rows: rows.to_json(scratch, orient="records", lines=True)
         )
     return list(written)
