@@ -12,6 +12,7 @@ from cba_utils.telling.pdf import FLAGS, find_browser, open_browser, write_pdf  
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
 BUILT = Path(os.environ.get("BOOK_HTML", Path(__file__).parents[1] / "_build" / "html"))
@@ -194,6 +195,10 @@ def test_the_book_prints_with_its_figures_and_page_numbers(browser, tmp_path):
     write_pdf(browser, BUILT, target)
     reader = PdfReader(target)
     assert len(reader.pages) > 20 and reader.metadata.author
+    first = BeautifulSoup((BUILT / "book" / "index.html").read_text(), "html.parser")
+    finding = first.select_one("article h1 ~ p strong").get_text()
+    cover = "".join(reader.pages[0].extract_text().split())
+    assert "".join(finding.split()) in cover, "the abstract has the finding"
     contents = reader.pages[1].extract_text()
     assert "What happens with precision" in contents
     text = "".join(page.extract_text() for page in reader.pages)

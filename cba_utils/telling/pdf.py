@@ -155,6 +155,20 @@ def slug(address):
     return address.removesuffix(".html").replace("/", "-")
 
 
+def lead(article):
+    """Take what stands before the first heading out of the first page: the finding, for the abstract.
+
+    Examples
+    --------
+    >>> page = BeautifulSoup("<article><h1>T</h1><p>One.</p><section><h2>H</h2></section></article>",
+    ...                      "html.parser").article
+    >>> lead(page), str(page)
+    ('<p>One.</p>', '<article><h1>T</h1><section><h2>H</h2></section></article>')
+    """
+    said = [p for p in article.find("h1").find_next_siblings("p")]
+    return "".join(str(p.extract()) for p in said)
+
+
 def document(built, numbers=None):
     """The whole book as one HTML document.
 
@@ -174,12 +188,11 @@ def document(built, numbers=None):
     # the first page has the answer, and its title stands on the cover already
     title = articles[0].find("h1").get_text(strip=True)
     articles[0].find("h1").string = "In short"
-    articles[0]["class"] = "begins-part"
+    abstract = lead(articles[0])
     lines, last = [], ""
     for (part, address), article in zip(listed, articles, strict=True):
         if part != last:
             lines.append(f'<li class="part">{escape(part)}</li>')
-            article["class"] = "begins-part"
             last = part
         name = slug(address)
         number = (numbers or {}).get(name, "")
@@ -193,7 +206,7 @@ def document(built, numbers=None):
         f"<title>{escape(title)}</title>{styles}</head><body>"
         f'<header class="cover"><h1>{escape(title)}</h1><p class="kind">An executable paper</p>'
         f"<p>{escape(authors())}</p><p>Version {escape(str(ABOUT['version']))}</p>"
-        f"<h2>Abstract</h2><p>{escape(ABOUT['abstract'])}</p>"
+        f"<h2>Abstract</h2>{abstract}"
         f'<p class="licence">Text and data: CC BY 4.0. Code: MIT. Every number was computed by a '
         f"notebook of the repository; the book in the browser also has the code, the data behind "
         f"each figure, the item explorer, the model cards and the API reference.</p></header>"
