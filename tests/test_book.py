@@ -98,6 +98,12 @@ def test_words_that_promise_too_much_are_absent():
         assert not re.search(r"debias|fair model|unbiased model", page.read_text(), re.IGNORECASE)
 
 
+def test_a_model_of_a_million_weights_has_no_opinions_and_no_item_is_biased():
+    for page in PROJECT.glob("book/*.md"):
+        found = re.search(r"biased items?\b|\b(belie(f|ve)s|opinion)", page.read_text(), re.I)
+        assert not found, f"{page.name}: {found and found[0]}"
+
+
 def test_every_page_is_in_the_table_of_contents():
     toc = yaml.safe_load((PROJECT / "_toc.yml").read_text())
     listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
