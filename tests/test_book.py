@@ -100,7 +100,7 @@ def test_words_that_promise_too_much_are_absent():
 
 def test_a_model_of_a_million_weights_has_no_opinions_and_no_item_is_biased():
     for page in PROJECT.glob("book/*.md"):
-        found = re.search(r"biased items?\b|\b(belie(f|ve)s|opinion)", page.read_text(), re.I)
+        found = re.search(r"biased items?\b|\b(belief|believes|opinion)", page.read_text(), re.I)
         assert not found, f"{page.name}: {found and found[0]}"
 
 
