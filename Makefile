@@ -88,9 +88,12 @@ pdf: setup ## The book of STUDY as one file to read on paper; needs a Chromium o
 deposit: setup ## Pack STUDY to deposit: data, code, provenance and book as an RO-Crate (ARCHIVE=<file>.zip)
 	@$(BIN)/cba deposit --archive="$$CBA_ARCHIVE" -- "$$CBA_STUDY"
 
+# A process a core, which takes whole files; more than four would want more memory than time.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
+test: export OMP_NUM_THREADS := 1
 test: pages ## Tests, and nbval over every report notebook
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -p no:cacheprovider notebooks/[2-9]*.ipynb
+	@$(BIN)/python -m pytest $(SPREAD)
+	@$(BIN)/python -m pytest $(SPREAD) --nbval -p no:cacheprovider notebooks/[2-9]*.ipynb
 	@echo "All tests passed, and every report notebook gave its committed outputs again"
 
 lint: setup ## Format, lint and types, as CI asks for them
