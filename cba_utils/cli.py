@@ -35,7 +35,9 @@ def main(arguments=None):
         _from_here(options, PROJECT)
         return options.run(options) or 0
     except (ValueError, OSError, RuntimeError) as error:
-        print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
+        from cba_utils.study.files import in_words
+
+        print("error: " + in_words(" ".join(str(error).split("\n"))), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

@@ -78,6 +78,11 @@ class Chapter(Page):
         return pd.read_csv(PROJECT / "benchmarks" / "kills.csv")
 
     @cached_property
+    def faults(self):
+        """A fault of the machine a row."""
+        return pd.read_csv(PROJECT / "benchmarks" / "faults.csv", keep_default_na=False)
+
+    @cached_property
     def inputs(self):
         """A bad input a row."""
         return pd.read_csv(PROJECT / "tests" / "bad_inputs.csv", keep_default_na=False)
@@ -139,6 +144,20 @@ class Chapter(Page):
             "same bytes in the end": str,
             "ended in at most, s": "{:.1f}".format,
         }
+
+    def table_faults(self):
+        """Faults of the machine, what was said, and whether the next run went on from there."""
+        table = self.faults[["fault", "exit", "said", "identical"]].copy()
+        # what is left out are places of the machine that measured
+        said = (
+            table["said"]
+            .str.removeprefix("error: ")
+            .str.replace(r"^\S+: (?:\w+Error: )?(?=CACHE)", "", regex=True)
+        )
+        table["said"] = said.str.replace(r" \(see .*\)$", "", regex=True).replace("", "nothing")
+        table["identical"] = table["identical"].map({True: "yes", False: "no"})
+        table.columns = ["a study with", "exit code", "said", "same bytes in the end"]
+        return table, {"exit code": str}
 
     def table_inputs(self):
         """Bad inputs by where they are given, with one of their lines."""

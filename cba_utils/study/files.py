@@ -14,6 +14,14 @@ import psutil
 _SCRATCH = re.compile(r"\..+\.([\w-]+)\.(\d+)(?:\.ipynb)?")
 _HOST = re.sub(r"\W+", "-", socket.gethostname(), flags=re.ASCII)
 _DAY = 86_400
+# Why the system lets nothing be written, and what to do about it.
+_REMEDIES = {
+    "No space left on device": "make room",
+    "Disk quota exceeded": "make room",
+    "Read-only file system": "choose a place that can be written (CBA_CACHE names the cache's)",
+    "Permission denied": "choose a place of your own (CBA_CACHE names the cache's)",
+}
+_OF_SYSTEM = re.compile(r"\[Errno \d+\] ([^:']+): '([^']+)'")
 
 
 def read_json(path):
@@ -78,9 +86,9 @@ def write_whole(path, write):
     write : callable
         Takes the path to write to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_for(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(scratch)
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
@@ -144,10 +152,33 @@ def cannot_write(path, error):
     OSError
     """
     return OSError(
-        error.errno,
-        f"{path}: cannot be written ({error.strerror}); what was finished before is kept: "
-        f"make room and run the same command again",
+        f"{path}: cannot be written ({error.strerror or error}); what was finished before is kept: "
+        f"{_REMEDIES.get(error.strerror, 'make room')} and run the same command again"
     )
+
+
+def in_words(text):
+    """An error's words, with the file first and a remedy where the operating system's own stand there.
+
+    Parameters
+    ----------
+    text : str
+
+    Examples
+    --------
+    >>> in_words("[Errno 30] Read-only file system: '/cache/states'")  # doctest: +ELLIPSIS
+    '/cache/states: cannot be written (Read-only file system); what was finished before is kept: ...'
+    >>> in_words("[Errno 2] No such file or directory: 'a.csv'"), in_words("limit: must be above 0")
+    ('a.csv: No such file or directory', 'limit: must be above 0')
+    """
+    match = _OF_SYSTEM.search(text)
+    if not match:
+        return text
+    reason, path = match.groups()
+    told = f"{path}: {reason}"
+    if reason in _REMEDIES:
+        told = str(cannot_write(path, OSError(0, reason)))
+    return text[: match.start()] + told + text[match.end() :]
 
 
 def compact(frame):
