@@ -148,6 +148,7 @@ class Chapter(Page):
     def table_faults(self):
         """Faults of the machine, what was said, and whether the next run went on from there."""
         table = self.faults[["fault", "exit", "said", "identical"]].copy()
+        table["fault"] = table["fault"].str[0].str.lower() + table["fault"].str[1:]
         # what is left out are places of the machine that measured
         said = (
             table["said"]
