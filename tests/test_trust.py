@@ -33,3 +33,25 @@ def test_hours_are_those_of_a_schedule_in_which_references_come_first(study, tmp
     table, _ = trust.Chapter(study).table_gpus()
     # Six hours of work; on 15 GPUs a reference and then all others at once.
     assert table["hours"].tolist() == [6.0, 2.0, 1.5] and (table["GPU hours"] == 6.0).all()
+
+
+def test_what_is_said_of_slips_and_of_pythons_is_what_the_files_hold(study):
+    page = trust.Chapter(study)
+    rows = [("roles", "a", "killed", ""), ("roles", "a", "survived", "The value is never read.")]
+    rows += [("scoring", "b", "survived", ""), ("scoring", "c", "killed", "")]
+    page.mutants = pd.DataFrame(rows, columns=["part", "module", "result", "note"])
+    assert page.noticed["estimate"] == 0.5 and "Of the 2 that none noticed, 1 are" in page.text(
+        "mutants"
+    )
+    table, _ = page.table_mutants()
+    assert table["modules"].tolist() == [1, 2] and table["of these explained"].tolist() == [1, 0]
+    columns = ["platform", "python", "from_source", "tests", "passed"]
+    told = [
+        ("Linux on x86-64", "3.9", "", "", ""),
+        ("Linux on x86-64", "3.14", "one two", "8", "7"),
+    ]
+    page.environments = pd.DataFrame(told, columns=columns)
+    assert "Python 3.14 on Linux on x86-64 alone" in page.text("environment")
+    assert page.table_environments()[0].iloc[1].tolist()[2:] == ["one, two", "7 of 8"]
+    page.environments = pd.DataFrame(told[:1], columns=columns)
+    assert "No tests were run" in page.text("environment")

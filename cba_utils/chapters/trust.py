@@ -1,4 +1,4 @@
-"""Can it be trusted? What kills, bad input, other machines and other Pythons do to a run.
+"""Can it be trusted? What kills, bad input, slips in the code, other machines and other Pythons do.
 
 The numbers are those of files in the repository, each written by the command that the page names; the
 study makes no difference to them.
@@ -13,6 +13,7 @@ import pandas as pd
 from cba_utils.measures.intervals import wilson
 from cba_utils.names import PROJECT
 from cba_utils.study.provenance import project
+from cba_utils.telling.numbers import measured
 from cba_utils.telling.page import Need, Page
 
 SURFACES = {
@@ -26,6 +27,12 @@ SURFACES = {
     "records": "files of records",
     "model": "files of a model's folder",
     "call": "arguments of functions",
+}
+# What Python calls a system and machine, in words.
+MACHINES = {
+    "Linux x86_64": "Linux on x86-64",
+    "Linux aarch64": "Linux on arm64",
+    "Darwin arm64": "macOS on arm64",
 }
 REHEARSAL = PROJECT / "benchmarks" / "gpu_rehearsal.csv"
 REHEARSED = Need("rehearsed", lambda study: REHEARSAL.exists())
@@ -88,6 +95,18 @@ class Chapter(Page):
         return pd.read_csv(PROJECT / "tests" / "bad_inputs.csv", keep_default_na=False)
 
     @cached_property
+    def mutants(self):
+        """A change of one thing in the code a row, and the test that noticed it."""
+        return pd.read_csv(PROJECT / "benchmarks" / "mutation.csv", keep_default_na=False)
+
+    @cached_property
+    def environments(self):
+        """A platform and Python a row: what has no wheel there, and the tests that were run."""
+        path = PROJECT / "benchmarks" / "environments.csv"
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return rows.assign(platform=rows["platform"].map(MACHINES))
+
+    @cached_property
     def gpu(self):
         """A cell of a model of seven billion weights a row."""
         rows = pd.read_csv(REHEARSAL)
@@ -99,6 +118,11 @@ class Chapter(Page):
     def runs(self):
         """Runs that were killed, some of them several times."""
         return len(self.kills[["kind", "run"]].drop_duplicates())
+
+    @property
+    def most_kills(self):
+        """Kills of a run, at most."""
+        return int(self.kills.groupby(["kind", "run"]).size().max())
 
     @property
     def different(self):
@@ -128,6 +152,43 @@ class Chapter(Page):
     def python(self):
         """The oldest Python that the pins allow."""
         return project()["requires-python"].removeprefix(">=")
+
+    @property
+    def newest(self):
+        """The newest Python that the lock was tried for."""
+        return max(self.environments["python"], key=lambda text: int(text.partition(".")[2]))
+
+    @property
+    def platforms(self):
+        """What the lock was tried for."""
+        return list(dict.fromkeys(self.environments["platform"]))
+
+    @property
+    def tested(self):
+        """Where tests were run."""
+        ran = self.environments[self.environments["tests"] != ""]
+        return [f"Python {row.python} on {row.platform}" for row in ran.itertuples()]
+
+    @property
+    def noticed(self):
+        """Share of small changes of the code that a test notices."""
+        return self._noticed(self.mutants)
+
+    @staticmethod
+    def _noticed(rows):
+        killed, n = int((rows["result"] == "killed").sum()), len(rows)
+        low, high = wilson(killed, n)
+        return {"estimate": killed / n, "low": low, "high": high, "n": n}
+
+    @property
+    def survivors(self):
+        """Changes that no test noticed."""
+        return self.mutants[self.mutants["result"] == "survived"]
+
+    @property
+    def explained(self):
+        """Survivors of which somebody noted why no test could notice them."""
+        return int((self.survivors["note"] != "").sum())
 
     # Tables
 
@@ -171,6 +232,33 @@ class Chapter(Page):
                 rows.append([words, len(mine), codes, short])
         table = pd.DataFrame(rows, columns=["where", "inputs", "exit code", "the shortest line"])
         return table, {"inputs": str}
+
+    def table_mutants(self):
+        """Small changes of the code by what was changed."""
+        rows = []
+        for part, mine in self.mutants.groupby("part", sort=False):
+            left = mine[mine["result"] == "survived"]
+            known = (left["note"] != "").sum()
+            rows.append([part, mine["module"].nunique(), self._noticed(mine), len(left), known])
+        table = pd.DataFrame(
+            rows, columns=["part", "modules", "noticed", "not noticed", "of these explained"]
+        )
+        counts = dict.fromkeys(["modules", "not noticed", "of these explained"], str)
+        return table, {**counts, "noticed": measured}
+
+    def table_environments(self):
+        """Packages without a wheel and tests that were run, by Python and platform."""
+        rows = [
+            [
+                row.platform,
+                row.python,
+                row.from_source.replace(" ", ", ") or "none",
+                f"{row.passed} of {row.tests}" if row.tests else "none were run",
+            ]
+            for row in self.environments.itertuples()
+        ]
+        columns = ["platform", "Python", "built from sources", "tests passed"]
+        return pd.DataFrame(rows, columns=columns), {}
 
     def table_gpus(self):
         """Hours that the published grid takes on some GPUs."""
