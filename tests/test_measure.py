@@ -121,3 +121,19 @@ def test_a_statistic_may_be_given_when_it_is_computed():
     table = pd.DataFrame({"template_id": ["a", "b", "b"], "k": [1.0, 0, 0], "n": 1.0})
     found = estimates(table, [measure("became_biased").computed(ratio("k", "n"), "k")], ["k", "n"])
     assert found[["measure", "estimate", "n"]].to_numpy().tolist() == [["became_biased", 1 / 3, 1]]
+
+
+def test_a_scale_ends_where_its_unit_does_and_that_of_a_change_is_symmetric():
+    inf = float("inf")
+    free = {(0.0, inf), (-inf, inf)}  # factors and sizes, and what can be below nothing
+    ends = {
+        "share": {(0.0, 1.0), (-1.0, 1.0), (-2.0, 2.0), (-inf, inf)},
+        "score": {(-100.0, 100.0), (-200.0, 200.0)},
+        "relative": {(-1.0, inf)},
+        "ratio": free,
+        "log odds": free,
+    }
+    for one in known():
+        low, high = one.bounds
+        assert one.unit not in ends or one.bounds in ends[one.unit], one.name
+        assert one.kind not in ("change", "excess", "beyond", "net") or low == -high, one.name

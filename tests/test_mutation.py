@@ -1,9 +1,9 @@
 """The bench that changes the code: it sees a test that notices, and the project stays as it is."""
 
-from benchmarks import mutation
 from cba_utils.names import PROJECT
 
 import pandas as pd
+from benchmarks import mutation
 
 
 def test_tests_of_a_module_are_its_examples_and_the_files_that_import_it():
