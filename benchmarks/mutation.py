@@ -4,7 +4,8 @@
 the test files that import the module and its examples against it, and writes ``benchmarks/mutation.csv`` with
 the first test that failed. It needs what ``make bench`` installs. Rows of modules that are asked again are
 replaced; what somebody noted of a survivor is kept, and ``--again`` asks the survivors alone, after a test
-was written.
+was written. What the tests noticed when they were first asked stays in the file: tests that were written for
+these very changes say nothing about others.
 
 Of the changes that cosmic-ray knows those are drawn that a slip could be: another sign, comparison or number,
 a condition turned, ``and`` for ``or``, a loop left at once. Those that no test could miss, such as a shift
@@ -28,7 +29,10 @@ from cba_utils.names import PROJECT
 import pandas as pd
 
 RESULT = PROJECT / "benchmarks" / "mutation.csv"
-COLUMNS = ["part", "module", "line", "seed", "before", "after", "result", "test", "seconds", "note"]
+COLUMNS = [
+    *("part", "module", "line", "seed", "before", "after"),
+    *("first", "result", "test", "seconds", "note"),
+]
 PARTS = {
     "measures": sorted(
         p.relative_to(PROJECT).as_posix() for p in PROJECT.glob("cba_utils/measures/[a-z]*.py")
@@ -49,6 +53,7 @@ SLIPS = re.compile(
 )
 # Seconds until tests that hang count as having noticed, if they do not hang without the change.
 PATIENCE = 600
+REGISTER = "tests/test_measure.py"  # asks what every module of measures/ registers
 NO_TESTS = 5  # pytest's code where there are none
 # They start clusters, browsers and books, or compare what is committed as a whole.
 APART = ("test_book", "test_browser", "test_environment", "test_slurm", "test_rehearsal")
@@ -91,7 +96,7 @@ def mutants(module, each, seed):
 
 
 def tests_of(module):
-    """Test files that import a module, by name or out of its package, and the module's own examples."""
+    """A module's own examples, and the test files that import it; first that of its name."""
     name = module.removesuffix(".py").replace("/", ".")
     package, _, last = name.rpartition(".")
     found = []
@@ -106,7 +111,9 @@ def tests_of(module):
             if name in names and path.stem not in APART:
                 found.append(f"tests/{path.name}")
                 break
-    return [module, *found]
+    if "/measures/" in module and REGISTER not in found:
+        found.append(REGISTER)
+    return [module, *sorted(found, key=lambda path: path != f"tests/test_{last}.py")]
 
 
 def copy_of_project(folder):
@@ -150,7 +157,7 @@ def try_out(part, module, each, seed, folder):
         result = "killed" if test else "survived"
         seconds = round(time.monotonic() - started, 1)
         print(f"{result:9} {module}:{line} {after}  {test}", flush=True)
-        yield [part, module, line, seed, before, after, result, test, seconds, ""]
+        yield [part, module, line, seed, before, after, result, result, test, seconds, ""]
 
 
 def ask_again(table, folder):
@@ -169,7 +176,7 @@ def ask_again(table, folder):
         print(f"{'killed' if test else 'survived':9} {row.module}:{k + 1} {row.after}  {test}")
         if test:
             table.loc[row.Index, ["result", "test", "note"]] = ["killed", test, ""]
-    return table
+            table.to_csv(RESULT, index=False)
 
 
 def main():
@@ -187,7 +194,7 @@ def main():
         folder = Path(scratch).resolve()
         copy_of_project(folder)
         if options.again:
-            return ask_again(table, folder).to_csv(RESULT, index=False)
+            return ask_again(table, folder)
         for part, modules in PARTS.items():
             for module in modules:
                 if options.modules and not {part, module} & set(options.modules):

@@ -29,4 +29,5 @@ def test_what_no_test_noticed_is_explained():
         mutation.PARTS
     )
     assert (table.loc[table["result"] == "killed", "test"] != "").all()
+    assert (table.loc[table["first"] == "killed", "result"] == "killed").all()
     assert (table.loc[table["result"] == "survived", "note"].str.len() > 20).all()

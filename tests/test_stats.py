@@ -590,6 +590,7 @@ def test_choices_are_pooled_over_all_families_and_each_without_the_odd_checkpoin
     assert len(found) == 6
     one = sensitivity.over_choices(cells.iloc[:1]).iloc[0]
     assert (one["families"], one["without"], one["estimate"]) == ("all", "none", 0.01)
+    assert one["n"] == 100  # of a lone model: its items, and not that it is one
 
 
 def test_a_doubling_of_a_small_rate_is_no_equal_rate():

@@ -37,14 +37,21 @@ def test_hours_are_those_of_a_schedule_in_which_references_come_first(study, tmp
 
 def test_what_is_said_of_slips_and_of_pythons_is_what_the_files_hold(study):
     page = trust.Chapter(study)
-    rows = [("roles", "a", "killed", ""), ("roles", "a", "survived", "The value is never read.")]
-    rows += [("scoring", "b", "survived", ""), ("scoring", "c", "killed", "")]
-    page.mutants = pd.DataFrame(rows, columns=["part", "module", "result", "note"])
-    assert page.noticed["estimate"] == 0.5 and "Of the 2 that none noticed, 1 are" in page.text(
+    rows = [
+        ("roles", "a", "killed", "killed", ""),
+        ("roles", "a", "survived", "survived", "The value is never read."),
+        ("scoring", "b", "survived", "killed", ""),
+        ("scoring", "c", "killed", "killed", ""),
+    ]
+    page.mutants = pd.DataFrame(rows, columns=["part", "module", "first", "result", "note"])
+    # A test that was written for a change says nothing about others.
+    assert page.noticed["estimate"] == 0.5
+    assert "Of the 2 that none noticed, 1 are noticed by a test that was written" in page.text(
         "mutants"
     )
     table, _ = page.table_mutants()
-    assert table["modules"].tolist() == [1, 2] and table["of these explained"].tolist() == [1, 0]
+    assert table["modules"].tolist() == [1, 2] and table["n"].tolist() == [2, 2]
+    assert table["noticed since"].tolist() == [0, 1] and table["explained"].tolist() == [1, 0]
     columns = ["platform", "python", "from_source", "tests", "passed"]
     told = [
         ("Linux on x86-64", "3.9", "", "", ""),

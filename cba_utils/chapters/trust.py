@@ -171,24 +171,29 @@ class Chapter(Page):
 
     @property
     def noticed(self):
-        """Share of small changes of the code that a test notices."""
+        """Share of small changes of the code that a test noticed, before tests were written for the rest."""
         return self._noticed(self.mutants)
 
     @staticmethod
     def _noticed(rows):
-        killed, n = int((rows["result"] == "killed").sum()), len(rows)
+        killed, n = int((rows["first"] == "killed").sum()), len(rows)
         low, high = wilson(killed, n)
         return {"estimate": killed / n, "low": low, "high": high, "n": n}
 
     @property
-    def survivors(self):
-        """Changes that no test noticed."""
-        return self.mutants[self.mutants["result"] == "survived"]
+    def missed(self):
+        """Changes that no test noticed at first."""
+        return self.mutants[self.mutants["first"] == "survived"]
+
+    @property
+    def mended(self):
+        """How many of them a test notices that was written since."""
+        return int((self.missed["result"] == "killed").sum())
 
     @property
     def explained(self):
-        """Survivors of which somebody noted why no test could notice them."""
-        return int((self.survivors["note"] != "").sum())
+        """How many of the others can be seen by no test, as somebody noted with the reason."""
+        return int((self.missed["note"] != "").sum())
 
     # Tables
 
@@ -237,14 +242,12 @@ class Chapter(Page):
         """Small changes of the code by what was changed."""
         rows = []
         for part, mine in self.mutants.groupby("part", sort=False):
-            left = mine[mine["result"] == "survived"]
-            known = (left["note"] != "").sum()
-            rows.append([part, mine["module"].nunique(), self._noticed(mine), len(left), known])
-        table = pd.DataFrame(
-            rows, columns=["part", "modules", "noticed", "not noticed", "of these explained"]
-        )
-        counts = dict.fromkeys(["modules", "not noticed", "of these explained"], str)
-        return table, {**counts, "noticed": measured}
+            left = mine[mine["first"] == "survived"]
+            counts = [len(left), (left["result"] == "killed").sum(), (left["note"] != "").sum()]
+            rows.append([part, mine["module"].nunique(), self._noticed(mine), len(mine), *counts])
+        names = ["not noticed", "noticed since", "explained"]
+        table = pd.DataFrame(rows, columns=["part", "modules", "noticed at first", "n", *names])
+        return table, {**dict.fromkeys(["modules", "n", *names], str), "noticed at first": measured}
 
     def table_environments(self):
         """Packages without a wheel and tests that were run, by Python and platform."""

@@ -8,6 +8,7 @@ to the weights and items that a cell had, each with its hash. Unpacked, it is th
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from datetime import datetime, timedelta
@@ -196,7 +197,12 @@ def source_files():
         return listed.strip("\0").split("\0")
     lines = (PROJECT / ".gitignore").read_text(encoding="utf-8").splitlines()
     for more in PROJECT.glob("*/.gitignore"):
-        lines += [f"{more.parent.name}/**/{line}" for line in more.read_text().split()]
+        own = [
+            line
+            for line in more.read_text(encoding="utf-8").splitlines()
+            if line[:1] not in ("", "#")
+        ]
+        lines += [f"{more.parent.name}/**/{line}" for line in own]
     ignored = GitIgnoreSpec.from_lines(lines)
     return sorted(ignored.match_tree_files(PROJECT, negate=True))
 
@@ -495,7 +501,8 @@ def _read(name, asked):
     else:
         folder = local_folder(at_precision(asked["model"], asked.get("precision", "bf16")))
         files = [folder / "config.json", *weight_files(folder)] if folder else []
-    each = (path.resolve() for path in files)
+    # Folders of the project may be links to where there is room: what counts is how they are called here.
+    each = (Path(os.path.abspath(path)) for path in files)
     inside = [path for path in each if PROJECT in path.parents]
     inside = [
         one for path in inside for one in (sorted(path.glob("*")) if path.is_dir() else [path])
