@@ -58,7 +58,7 @@ def test_what_is_said_of_slips_and_of_pythons_is_what_the_files_hold(study):
         ("Linux on x86-64", "3.14", "one two", "8", "7"),
     ]
     page.environments = pd.DataFrame(told, columns=columns)
-    assert "Python 3.14 on Linux on x86-64 alone" in page.text("environment")
+    assert "Python 3.14 (Linux on x86-64) alone" in page.text("environment")
     assert page.table_environments()[0].iloc[1].tolist()[2:] == ["one, two", "7 of 8"]
     page.environments = pd.DataFrame(told[:1], columns=columns)
     assert "No tests were run" in page.text("environment")

@@ -167,7 +167,7 @@ class Chapter(Page):
     def tested(self):
         """Where tests were run."""
         ran = self.environments[self.environments["tests"] != ""]
-        return [f"Python {row.python} on {row.platform}" for row in ran.itertuples()]
+        return [f"Python {row.python} ({row.platform})" for row in ran.itertuples()]
 
     @property
     def noticed(self):
