@@ -168,6 +168,8 @@ def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, n
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # a process of xdist ignores Ctrl-C, and what it starts would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.time() + 120
         while not any(f"{name}" in words and "model" in words for words in at_work("mistral-base")):
