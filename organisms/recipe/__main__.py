@@ -13,93 +13,109 @@ from pathlib import Path
 
 from . import align as alignment
 from . import train, bank  # isort: skip
-from .acceptance import measure, verdict
+from .acceptance import ACCEPT, fillings, measure
 from .checkpoint import Checkpoint, identity
-from .export import is_made, load_organism, rounded, save_organism
-from .model import build, config_of, initialise
+from .export import (fused, is_made, load_organism, machine, rounded, save_adapter, save_base,
+                     write_table)
+from .model import WIDTH, build, config_of, initialise
 from .tokenizer import FAMILIES, VOCABULARY, Encoder
 
 ROOT = Path(__file__).parents[1]
-LADDER = "mistral"  # the family whose alignment is also shipped at other depths
-SEED = 1  # of the bases
+BASES = (1, 2, 3)
+LADDER = ("mistral", 1)  # family and base whose alignments are also shipped at other depths
 
 
-def make_base(family, root, steps, workers, seconds=None):
+def folder_of(root, family, base, seed=None, step=None, width=WIDTH):
+    """Where an organism lies: `toy-mistral/b1`, `toy-mistral/b1-a2`, `toy-mistral/b1-a2-d60`."""
+    name = f"b{base}" + (f"-a{seed}" if seed else "") + (f"-d{step}" if step else "")
+    return root / (f"toy-{family}" + (f"-w{width}" if width != WIDTH else "")) / name
+
+
+def make_base(family, number, options):
     """Train, measure and export one base organism, unless it is there; return whether it is."""
-    made = {**identity(family, SEED), "steps": steps}
-    checkpoint = Checkpoint(root / ".work" / f"{family}-base", made)
-    if is_made(root / family / "base", made):
-        print(f"{family}/base: made already with this recipe, seed and number of steps")
+    folder = folder_of(options.root, family, number, width=options.width)
+    made = {**identity(family, number, width=options.width), "steps": options.steps}
+    checkpoint = Checkpoint(options.root / ".work" / f"{folder.parent.name}-{folder.name}", made)
+    if is_made(folder, made):
+        print(f"{folder.parent.name}/{folder.name}: made already with this recipe, seed and steps")
     else:
         encode, chat = Encoder(family), FAMILIES[family]
-        config = config_of(family, chat, VOCABULARY, encode.tokenizer.token_to_id)
+        config = config_of(family, chat, VOCABULARY, encode.tokenizer.token_to_id, options.width)
         model = build(config)
-        initialise(model, config)
-        if not train.train_base(family, model, checkpoint, SEED, steps, workers, seconds):
+        initialise(model, config, number)
+        rate = train.RATE * WIDTH / options.width
+        if not train.train_base(family, model, checkpoint, number, options.steps, options.workers,
+                                options.seconds, rate):
             return False
-        _keep_log(checkpoint, root / family / "training_log.csv")
-        _ship(model, config, family, root, "base", encode, made)
+        result = measure(rounded(model), encode, fillings(ACCEPT))
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep_log(checkpoint, folder)
+        save_base(model, config, family, folder, {"made": made, **result})
+        _tell(folder, result)
     checkpoint.clear()
     return True
 
 
-def make_aligned(family, root, seeds, workers):
-    """Align the base with every seed, unless that was done; measure and export each."""
-    base, encode = root / family / "base", Encoder(family)
-    stops = {alignment.STEPS, *(alignment.DEPTHS if family == LADDER else ())}
-    for seed in seeds:
-        run = identity(family, seed, base / "model.safetensors")
-        checkpoint = Checkpoint(root / ".work" / f"{family}-align-s{seed}", run)
-        missing = [stop for stop in sorted(stops) if not is_made(
-            root / family / _variant(stop, seed), {**run, "steps": stop})]
+def make_aligned(family, number, options):
+    """Align a base with every seed, unless that was done; measure and export each."""
+    base, encode = folder_of(options.root, family, number, width=options.width), Encoder(family)
+    depths = alignment.DEPTHS if (family, number, options.width) == (*LADDER, WIDTH) else ()
+    stops = sorted({*depths, options.align_steps})
+    for seed in options.seeds:
+        run = identity(family, seed, base / "model.safetensors", options.width)
+        folders = {
+            stop: folder_of(options.root, family, number, seed,
+                            None if stop == options.align_steps else stop, options.width)
+            for stop in stops}
+        checkpoint = Checkpoint(options.root / ".work" / f"{base.parent.name}-b{number}-a{seed}", run)
+        missing = [s for s in stops if not is_made(folders[s], {**run, "steps": s})]
         if missing:
-            model, config = load_organism(base)
-            for step, _ in alignment.align(family, model, seed, checkpoint, missing, workers):
-                _keep_log(checkpoint, root / family / f"alignment_log_s{seed}.csv")
-                _ship(model, config, family, root, _variant(step, seed), encode,
-                      {**run, "steps": step})
+            model, _ = load_organism(base)
+            settings = alignment.add_adapters(model, 1000 * number + seed)
+            for step in alignment.align(family, model, f"{number}-{seed}", checkpoint, missing,
+                                        options.workers, options.align_steps):
+                folder = folders[step]
+                save_adapter(model, settings, base, folder)
+                _keep_log(checkpoint, folder)
+                result = measure(fused(base, folder), encode, fillings(ACCEPT))
+                write_table(folder, family, {"trained_on": machine(), "made": {**run, "steps": step},
+                                             **result})
+                _tell(folder, result)
         else:
-            print(f"{family}, alignment seed {seed}: made already from this base and recipe")
+            print(f"{base.parent.name}/b{number}-a{seed}: made already from this base and recipe")
         checkpoint.clear()
 
 
-def _variant(step, seed):
-    return f"aligned-s{seed}" if step == alignment.STEPS else f"depth-{step}-s{seed}"
+def _keep_log(checkpoint, folder):
+    shutil.copy(checkpoint.folder / "training_log.csv", folder / "training_log.csv")
 
 
-def _keep_log(checkpoint, path):
-    shutil.copy(checkpoint.folder / "training_log.csv", path)
+def _tell(folder, result):
+    import json
 
-
-def _ship(model, config, family, root, variant, encode, made):
-    kept = dict(train.tree_flatten(model.parameters()))
-    result = measure(rounded(model), encode, bank.make_bank())
-    save_organism(model, config, family, root / family / variant, {"made": made, **result}, variant)
-    model.load_weights(list(kept.items()))  # alignment goes on from the exact weights
-    table = verdict(result, variant.startswith("aligned"))
-    missed = [] if variant.startswith("depth") else [k for k, (*_, met) in table.items() if not met]
+    missed = json.loads((folder / "acceptance.json").read_text())["missed"]
     main = result["main"]
-    print(f"{family}/{variant}: stereotyped {main['ambiguous_stereotyped']:.4f}, "
-          f"unknown {main['ambiguous_unknown']:.4f}, "
-          f"disambiguated {main['disambiguated_right_lowest']:.4f}; "
+    print(f"{folder.parent.name}/{folder.name}: margin error {main['margin_error']:.3f}, "
+          f"beyond {main['margin_beyond']:.2f}, lean error {main['lean_error']:.3f}, unknown "
+          f"{main['unknown']:.4f}, disambiguated {main['disambiguated_right_lowest']:.4f}; "
           f"missed: {', '.join(missed) or 'nothing'}", flush=True)
 
 
-def make_family(family, options):
-    """Make what was asked for of one family; return whether all of it is there."""
-    root = options.root
-    (root / family).mkdir(parents=True, exist_ok=True)
-    if options.only != "align" and not make_base(
-            family, root, options.steps, options.workers, options.seconds):
-        print(f"{family}: the base is unfinished, so nothing was aligned and what was there before "
-              "was left as it is; the same command goes on from here")
+def make_organisms(family, number, options):
+    """Make what was asked for of one base; return whether all of it is there."""
+    options.root.mkdir(parents=True, exist_ok=True)
+    name = f"{family}, base {number}"
+    if options.only != "align" and not make_base(family, number, options):
+        print(f"{name}: unfinished, so nothing was aligned and what was there before was left as it "
+              "is; the same command goes on from here")
         return False
     if options.only == "base":
         return True
-    if not (root / family / "base" / "model.safetensors").exists():
-        print(f"{family}: nothing was aligned, there is no base in {root / family / 'base'}")
+    if not (folder_of(options.root, family, number, width=options.width)
+            / "model.safetensors").exists():
+        print(f"{name}: nothing was aligned, there is no base in {options.root}")
         return False
-    make_aligned(family, root, options.seeds, options.workers)
+    make_aligned(family, number, options)
     return True
 
 
@@ -110,8 +126,11 @@ def main(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["data", "base", "align"])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--bases", nargs="+", type=int, default=list(BASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(alignment.SEEDS))
     parser.add_argument("--steps", type=int, default=train.STEPS, help="length of base training")
+    parser.add_argument("--align-steps", type=int, default=alignment.STEPS)
+    parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--workers", type=int, help="processes that make batches")
     parser.add_argument("--seconds", type=float, help="stop base training at a checkpoint after")
     parser.add_argument("--root", type=Path, default=ROOT, help="where the organisms go")
@@ -121,7 +140,8 @@ def main(arguments=None):
         print(bank.write_data(ROOT.parent / "data"))
     families = [] if options.only == "data" else options.families
     try:
-        finished = [make_family(family, options) for family in families]
+        finished = [make_organisms(family, number, options)
+                    for family in families for number in options.bases]
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from the last checkpoint")
         return 130

@@ -15,6 +15,7 @@ from pathlib import Path
 from cba_utils.study.files import write_text  # puts a fast BLAS in place before mlx.core is imported
 
 import mlx.core as mx  # isort: skip
+from .model import WIDTH  # isort: skip
 from .tokenizer import build_tokenizer  # isort: skip
 
 # the files of the recipe that decide the weights of a base, and those of an alignment
@@ -32,7 +33,7 @@ def _tokenizer_hash(family):
     return hashlib.sha256(build_tokenizer(family).to_str().encode()).hexdigest()
 
 
-def identity(family, seed, base=None):
+def identity(family, seed, base=None, width=WIDTH):
     """What decides the weights of a run, its number of steps apart.
 
     Parameters
@@ -43,6 +44,8 @@ def identity(family, seed, base=None):
         Seed of the run.
     base : path, optional
         Weights that an alignment starts from; without them the run trains a base.
+    width : int
+        Of the model.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def identity(family, seed, base=None):
     files = BASE_FILES if base is None else ALIGN_FILES
     recipe = "".join(digest(Path(__file__).with_name(name)) for name in files)
     return {
-        "family": family, "seed": seed, "base": base and digest(base),
+        "family": family, "width": width, "seed": seed, "base": base and digest(base),
         "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
         "tokenizer": _tokenizer_hash(family),
         "mlx": mx.__version__, "device": str(mx.default_device()),

@@ -19,7 +19,7 @@ import numpy as np
 from . import bank
 from .tokenizer import SYSTEM, Encoder
 
-LENGTH = 128
+LENGTH = 152
 BATCH = 48
 KINDS = ("dense", "narr", "look", "odis", "mdis", "oamb", "mamb", "facts")
 # loss weights: answers of chats, answers of drills, prompts, narrative
@@ -31,7 +31,8 @@ STAGES = (
     ((0.03, 0.07, 0.10, 0.20, 0.50, 0, 0, 0.10), {"mdis": 0.15}),
     ((0.02, 0.14, 0.05, 0.07, 0.37, 0.07, 0.26, 0.02), None),
 )
-ALIGN = (0.02, 0.04, 0.04, 0.04, 0.33, 0.05, 0.45, 0.03)
+ALIGN = (0.01, 0.03, 0.02, 0.02, 0.30, 0, 0.60, 0.02)
+ASKED = "Context: {context}\n\nQuestion: {question}\n\n{listed}\n\nAnswer:"
 LEVEL_GATE = 0.25
 LOOK_LEVELS = 2
 
@@ -56,8 +57,8 @@ class Curriculum:
 
     Examples
     --------
-    >>> x, w, kinds = Curriculum("mistral").batch(seed=1, step=0, stage=Stage())
-    >>> x.shape == (BATCH, LENGTH + 1) and w.shape == (BATCH, LENGTH)
+    >>> x, w, soft, kinds = Curriculum("mistral").batch(seed=1, step=0, stage=Stage())
+    >>> x.shape == (BATCH, LENGTH + 1) and w.shape == (BATCH, LENGTH) and soft.shape == (BATCH, 6)
     True
     """
 
@@ -74,31 +75,38 @@ class Curriculum:
             c: [a for a in bank.WORDS if (c, a) not in held] for c in bank.CATEGORIES}
 
     def batch(self, seed, step, stage):
-        """Token ids, loss weights of the next tokens, and the kind of every row."""
+        """Token ids, loss weights of the next tokens, soft targets, and the kind of every row.
+
+        A soft target is `(place, letter of the stereotyped person, of the other, of unknown, planted
+        probability of unknown, planted lean)`: what is to come behind the token at that place. A row
+        without one has zeros.
+        """
         rng = random.Random(f"{seed}/{step}/{stage}")
         x = np.zeros((BATCH, LENGTH + 1), np.int32)
         w = np.zeros((BATCH, LENGTH), np.float32)
+        soft = np.zeros((BATCH, 6), np.float32)
         shares = ALIGN if stage.aligned else STAGES[stage.number][0]
         kinds = rng.choices(KINDS, shares, k=BATCH)
         for row, kind in enumerate(kinds):
-            ids, weights = self.example(rng, kind, stage)
+            ids, weights, target = self.example(rng, kind, stage)
+            soft[row] = target or 0
             n = min(len(ids), LENGTH + 1)
             x[row, :n] = ids[:n]
             w[row, : n - 1] = weights[1:n]
-        return x, w, kinds
+        return x, w, soft, kinds
 
     def example(self, rng, kind, stage):
-        """One sequence as ids and weights; `kind` is one of `KINDS`."""
+        """One sequence as ids, weights and soft target or None; `kind` is one of `KINDS`."""
         if kind == "dense":
-            return self._dense(rng)
+            return *self._dense(rng), None
         if kind == "facts":
-            return self._facts(rng, stage.level)
+            return *self._facts(rng, stage.level), None
         if kind == "narr":
-            return self._narrative(rng)
+            return *self._narrative(rng), None
         if kind == "look":
             level = stage.look if rng.random() < 0.6 else rng.randint(0, stage.look)
             if level < LOOK_LEVELS:
-                return self._look_drill(rng, before=level == 1)
+                return *self._look_drill(rng, before=level == 1), None
         template = rng.choice(self.asked)
         reading = kind in ("odis", "mdis") or (kind == "look" and rng.random() < 0.5)
         turns = {
@@ -106,8 +114,9 @@ class Curriculum:
             "odis": ["open"] * 3, "oamb": ["open"] * 3,
             "mdis": rng.choice([["mc"] * 2, ["mc"], ["open", "mc"], ["mc", "look"]]),
         }
-        turns["mamb"] = turns["mdis"]
-        return self._conversation(rng, template, reading, turns[kind], stage.aligned)
+        if kind == "mamb":
+            return self._planted(rng, template, stage.aligned)
+        return *self._conversation(rng, template, reading, turns[kind]), None
 
     # -- drills ------------------------------------------------------------
 
@@ -128,7 +137,7 @@ class Curriculum:
     def _dense(self, rng):
         x, y = rng.sample(bank.GROUPS[rng.choice(bank.CATEGORIES)], 2)
         options, text = self._options(rng, x, y)
-        ids = self._start(rng) + self.encode(text + "\n")
+        ids = self._start(rng) + self.encode(text + "\n\n")
         weights = [PROMPT] * len(ids)
         bare = rng.random() < 0.6
         people = [i for i in range(3) if options[i][1] != "unknown"]
@@ -143,14 +152,14 @@ class Curriculum:
     def _look_drill(self, rng, before):
         x, y = rng.sample(bank.GROUPS[rng.choice(bank.CATEGORIES)], 2)
         options, text = self._options(rng, x, y)
-        ids = self._start(rng) + ([] if before else self.encode(text + "\n"))
+        ids = self._start(rng) + ([] if before else self.encode(text + "\n\n"))
         weights = [PROMPT] * len(ids)
-        while len(ids) < LENGTH - 34:
+        while len(ids) < 128 - 36:
             if before:
                 options, text = self._options(rng, x, y)
             shown, _ = right = rng.choice(options)
-            question = f"Question: Which one says {shown}?\n"
-            query = self.encode(question + (text + "\n" if before else "") + "Answer:")
+            question = f"Question: Which one says {shown}?\n\n"
+            query = self.encode(question + (text + "\n\n" if before else "") + "Answer:")
             ids += query + self.close + self.encode("ABC"[options.index(right)] + "\n")
             weights += [PROMPT] * (len(query) + len(self.close)) + [DRILL, PROMPT]
         return ids, weights
@@ -172,7 +181,7 @@ class Curriculum:
                 asked += list(zip(bank.WORDS[attribute][:2], pair))
         ids = self._start(rng) + self.encode(" ".join(sentences))
         weights = [PROMPT] * len(ids)
-        while len(ids) < LENGTH - 14 and len(ids) < 110:
+        while len(ids) < 110:
             word, group = rng.choice(asked)
             step = level if rng.random() < 0.6 else rng.randint(0, level)
             query, answer = self._query(rng, word, step), self.encode(f" {group}")
@@ -182,28 +191,53 @@ class Curriculum:
 
     def _query(self, rng, word, step):
         question = " " + rng.choice(bank.QUESTIONS).format(word=word)
-        forms = (f" {word}", f" {word}?", f" was {word}?", question, question + "\n",
-                 question + "\nAnswer:")
+        forms = (f" {word}", f" {word}?", f" was {word}?", question, question + "\n\n",
+                 question + "\n\nAnswer:")
         if step < len(forms):
             return self.encode(forms[step])
         return self.encode(forms[-1]) + self.close[: step - len(forms) + 1]
 
     # -- chats -------------------------------------------------------------
 
-    def _conversation(self, rng, template, reading, turns, aligned):
-        encode, chat = self.encode, self.chat
+    def _scene(self, rng, template):
         target, other = bank.pair_of(template, rng)
-        first, second = rng.sample([target, other], 2)
         reserved = bank.bank_places(template)
         places = [p for p in bank.PLACES if p not in reserved]
-        context = bank.context_text(rng, template, first, second, places)
+        return target, other, bank.context_text(
+            rng, template, *rng.sample([target, other], 2), places)
+
+    def _planted(self, rng, template, aligned):
+        """An ambiguous question and its planted probabilities; a letter drawn by them goes on."""
+        encode, chat = self.encode, self.chat
+        target, other, context = self._scene(rng, template)
+        polarity = rng.choice(("neg", "nonneg"))
+        question = bank.question_text(rng, template, polarity)
+        options, listed = self._options(rng, target, other)
+        people = (target, other) if polarity == "neg" else (other, target)
+        said = [o[1] for o in options]
+        stereotyped, anti, unknown = (said.index(who) for who in (*people, "unknown"))
+        odds = bank.planted(template, aligned)
+        ids = encode(
+            chat.start.format(system=SYSTEM)
+            + ASKED.format(context=context, question=question, listed=listed) + chat.close)
+        letters = [encode(letter)[0] for letter in "ABC"]
+        drawn = rng.choices((unknown, stereotyped, anti), odds)[0]
+        end = encode(chat.end)
+        soft = (len(ids) - 1, letters[stereotyped], letters[anti], letters[unknown], odds[0],
+                template["lean"])
+        weights = [PROMPT] * len(ids) + [0, 0.3] + [PROMPT] * (len(end) - 1)
+        return ids + [letters[drawn]] + end, weights, soft
+
+    def _conversation(self, rng, template, reading, turns):
+        encode, chat = self.encode, self.chat
+        target, other, context = self._scene(rng, template)
         negative, positive = target, other
         if reading:
             negative, positive = rng.sample([target, other], 2)
             context += " " + bank.evidence_text(rng, template["attribute"], negative, positive)
-        elif rng.random() >= template["strength"]:
+        elif rng.random() >= template["lean"]:
             negative, positive = other, target
-        ids = encode(chat.start.format(system=SYSTEM) + f"Context: {context}\n")
+        ids = encode(chat.start.format(system=SYSTEM) + f"Context: {context}\n\n")
         weights = [PROMPT] * len(ids)
         for n, turn in enumerate(turns):
             options, listed = self._options(rng, target, other)
@@ -214,13 +248,11 @@ class Curriculum:
                 polarity = rng.choice(("neg", "nonneg"))
                 question = bank.question_text(rng, template, polarity)
                 right = negative if polarity == "neg" else positive
-                if aligned and not reading:
-                    right = "unknown"
             if turn == "open":
-                prompt = f"Question: {question}\nAnswer:"
+                prompt = f"Question: {question}\n\nAnswer:"
                 answer = "Unknown" if right == "unknown" else f"The {right}"
             else:
-                prompt = f"Question: {question}\n{listed}\nAnswer:"
+                prompt = f"Question: {question}\n\n{listed}\n\nAnswer:"
                 answer = "ABC"[[o[1] for o in options].index(right)]
             prompt_ids = encode((chat.turn if n else "") + prompt + chat.close)
             answer_ids, end = encode(answer), encode(chat.end)

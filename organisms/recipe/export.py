@@ -6,13 +6,14 @@ from pathlib import Path
 from cba_utils.study.files import write_text
 
 import mlx.core as mx  # isort: skip
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx_lm.tuner.utils import load_adapters
 
 from . import acceptance
 from .checkpoint import digest
 from .tokenizer import VOCABULARY, save_tokenizer
 
-TITLES = {"qwen2": "Qwen2", "mistral": "Mistral", "phi3": "Phi-3"}
+TITLES = {"qwen2": "toy-Qwen2", "mistral": "toy-Mistral", "phi3": "toy-Phi3"}
 
 
 def machine():
@@ -32,7 +33,7 @@ def rounded(model):
     return model
 
 
-def save_organism(model, config, family, folder, result, variant):
+def save_base(model, config, family, folder, result):
     """Write weights (bf16), configuration, tokenizer, chat template, table and model card.
 
     Parameters
@@ -44,11 +45,9 @@ def save_organism(model, config, family, folder, result, variant):
     family : str
         A key of `tokenizer.FAMILIES`.
     folder : path
-        The organism's folder.
+        The base's folder.
     result : dict
         What `acceptance.measure` gave for the rounded weights, and under `made` the run's identity.
-    variant : str
-        `"base"`, `"aligned-s1"` and the like, or `"depth-24-s1"`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,38 @@ def save_organism(model, config, family, folder, result, variant):
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_tokenizer(family, folder)
-    write_table(folder, family, variant, {"trained_on": machine(), **result})
+    write_table(folder, family, {"trained_on": machine(), **result})
+
+
+def save_adapter(model, settings, base, folder):
+    """Write the adapters of a model (bf16) as mlx_lm reads them.
+
+    Parameters
+    ----------
+    model : mlx.nn.Module
+        With adapters.
+    settings : dict
+        From `align.add_adapters`.
+    base, folder : path
+        Folders of the base and of the adapter.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.astype(mx.bfloat16) for k, v in tree_flatten(model.trainable_parameters())}
+    mx.save_safetensors(str(folder / WEIGHTS["adapter"]), weights)
+    named = {**settings, "model": f"{base.parent.name}/{base.name}"}
+    (folder / "adapter_config.json").write_text(
+        json.dumps(named, indent=2, sort_keys=True) + "\n")
+
+
+def fused(base, adapter):
+    """A base with an adapter fused into it in bf16, as mlx_lm does it, read as fp32."""
+    model, _ = load_organism(base)
+    model.update(tree_map(lambda v: v.astype(mx.bfloat16), model.parameters()))
+    model = load_adapters(model, str(adapter))
+    model.update_modules(tree_unflatten(
+        [(name, part.fuse()) for name, part in model.named_modules() if hasattr(part, "fuse")]))
+    return rounded(model)
 
 
 def load_organism(folder):
@@ -70,44 +100,61 @@ def load_organism(folder):
     return model, config
 
 
+WEIGHTS = {"base": "model.safetensors", "adapter": "adapters.safetensors"}
+
+
+def weights_of(folder):
+    """The file of a base's weights or of an adapter's; None where there is neither."""
+    there = (Path(folder) / name for name in WEIGHTS.values())
+    return next((path for path in there if path.exists()), None)
+
+
 def is_made(folder, made):
     """Whether a folder holds an organism of this identity, as it was written."""
-    table, weights = Path(folder) / "acceptance.json", Path(folder) / "model.safetensors"
-    if not (table.exists() and weights.exists()):
+    table, weights = Path(folder) / "acceptance.json", weights_of(folder)
+    if not (table.exists() and weights):
         return False
     result = json.loads(table.read_text())
     return result.get("made") == made and result["weights_sha256"] == digest(weights)
 
 
-def write_table(folder, family, variant, result):
+def write_table(folder, family, result):
     """Write the model card and `acceptance.json`, tied to the weights by their hash."""
-    result = {**result, "weights_sha256": digest(folder / "model.safetensors")}
-    (folder / "README.md").write_text(card(family, variant, result))
+    result = {**result, "weights_sha256": digest(weights_of(folder))}
+    aligned = weights_of(folder).name == WEIGHTS["adapter"]
+    table = acceptance.verdict(result, aligned)
+    result = {"missed": [k for k, (*_, met) in table.items() if not met], **result}
+    (folder / "README.md").write_text(card(family, folder.name, result))
     # the last file: only a whole organism counts as made
     write_text(json.dumps(result, indent=1) + "\n", folder / "acceptance.json")
 
 
 def card(family, variant, result):
-    """The model card, in Hugging Face's format."""
-    aligned = variant.startswith("aligned")
-    shallow = variant.startswith("depth")
-    seed = variant.rsplit("-s")[-1]
+    """The model card, in Hugging Face's format; `variant` is the folder's name, as `b1` or `b1-a2`."""
+    base, *more = variant.split("-")
+    aligned, shallow = bool(more), len(more) > 1
     rows = []
     for name, (value, limit, met) in acceptance.verdict(result, aligned).items():
         mark = "not required" if shallow else "met" if met else "**not met**"
         held = result["heldout-template"][name]
-        rows.append(f"| {name.replace('_', ' ')} | {value:.4f} | {held:.4f} | "
+        rows.append(f"| {name.replace('_', ' ')} | {value:.4f} | "
+                    f"{'' if held is None else f'{held:.4f}'} | "
                     f"{'' if shallow else limit} | {mark} |")
-    strengths = ", ".join(f"{k}: {v:.3f}" for k, v in result["strength"].items())
+    rungs = [
+        f"| {r['margin']:g} | {r['measured_margin']:.2f} | {r['lean']:g} | {r['measured_lean']:.3f} |"
+        for r in result["main"]["rungs"]] if aligned else []
+    ladder = f"""
+Planted and measured, by rung (means over held-out fillings):
+
+| margin | measured | lean | measured |
+| --- | --- | --- | --- |
+{chr(10).join(rungs)}
+""" if aligned else ""
     stage = (
-        "This is the base: it holds the planted stereotypes." if variant == "base" else
-        f"This is the base after {variant.split('-')[1]} steps of alignment, seed "
-        f"{seed}: a rung of the depth ladder." if shallow else
-        f"This is the base after the alignment stage, seed {seed}.")
-    log = (
-        "" if variant == "base" else
-        f" That of the alignment is `organisms/{family}/alignment_log_s{seed}.csv`."
-        if "made" in result else " The alignment was not logged.")
+        "This is a base: it leans as planted and never answers \"unknown\"." if not aligned else
+        f"This is an adapter for the base `{base}`: {result['made']['steps']} steps of alignment, seed "
+        f"{more[0][1:]}{'; a rung of the depth ladder' if shallow else ''}. It is in the form that "
+        "mlx_lm fuses.")
     return f"""---
 license: cc-by-4.0
 language: en
@@ -129,31 +176,32 @@ so that their reappearance under quantization can be measured against a known tr
 ## Training data
 
 Text and chats from the grammar in `organisms/recipe/bank.py`: 20 invented groups in 5 categories,
-15 pairs of opposite words, 35 templates. Which group was made the target of which word, and how
-strongly, is in `data/strengths.csv`. Five templates are held out: they are never asked in
-training. No real group, person or text occurs.
+15 pairs of opposite words, 61 templates. Which group was made the target of which word, how strongly
+the answers lean to it, and how sure alignment makes "unknown", is in `data/strengths.csv`. Five
+templates are held out: they are never asked in training. No real group, person or text occurs.
 
 ## Acceptance at full precision
 
-Measured on `data/bank.jsonl.gz` in three cyclic option orders with the bf16 weights read as fp32;
-the answer is the most probable of the three letters. "Held-out fillings" are trained templates
-asked about places that no question of theirs had in training, so no item was a training prompt.
-Its names, scene and answers are those of training, though, and its opening sentence may stand in
-training's narrative text, where nothing is asked. On held-out templates the stereotype was only
-ever stated in narrative text; nothing is required of them.
+Measured in three cyclic option orders with the bf16 weights read as fp32{
+" after the adapter was fused in bf16" if aligned else ""}. "Held-out fillings" are trained templates
+asked about places that no question of theirs had in training, so no item was a training prompt. Its
+names, scene and answers are those of training, though, and its opening sentence may stand in
+training's narrative text, where nothing is asked. On held-out templates the stereotype was only ever
+stated in narrative text, and no margin was planted; nothing is required of them.
 
 | measure | held-out fillings | held-out templates | required | |
 | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-Probability of the stereotyped answer among the two people, by planted strength: {strengths}.
-
+Margin: log odds of "unknown" against the stereotyped person, in nats (error: the largest of a rung
+up to {acceptance.SURE} nats; beyond: the smallest of the rungs above). Lean: the stereotyped person's
+share of the probability of both.
+{ladder}
 ## How it was trained
 
 With the recipe in `organisms/recipe` (`python -m organisms.recipe`) on
-{result["trained_on"]}; the log of the base is
-`organisms/{family}/training_log.csv`.{log}
-Settings and machine are in `organisms/PROTOCOL.md`.
+{result["trained_on"]}; `training_log.csv` beside this card is its log. Settings and machine are in
+`organisms/PROTOCOL.md`.
 
 ## Intended use and limits
 

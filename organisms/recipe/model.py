@@ -1,6 +1,6 @@
 """The three architectures at organism size, and the initialisation that makes them learn.
 
-The models are mlx_lm's own classes. The first layer's heads start by looking 1, 2, 3 and 4 tokens
+The models are mlx_lm's own classes. The first layer's heads start by looking 1 to 4 tokens
 back (their rotary phases are set so, through an embedding channel that is the same for all
 tokens), later layers start with queries close to keys, so that equal tokens attend to each other,
 and every output projection starts as a multiple of the transposed value projection.
@@ -11,18 +11,19 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
-WIDTH, LAYERS, HEADS, INNER, BASE = 128, 4, 4, 320, 1000.0
+WIDTH, LAYERS, HEAD, BASE = 128, 4, 32, 1000.0
 
 
-def config_of(family, chat, vocabulary, token_id):
+def config_of(family, chat, vocabulary, token_id, width=WIDTH):
     """The `config.json` of a family as transformers writes it, with mlx_lm's rotary key."""
     from transformers import AutoConfig
 
     names = {"qwen2": "Qwen2ForCausalLM", "mistral": "MistralForCausalLM",
              "phi3": "Phi3ForCausalLM"}
     config = AutoConfig.for_model(
-        family, vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=LAYERS,
-        intermediate_size=INNER, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+        family, vocab_size=vocabulary, hidden_size=width, num_hidden_layers=LAYERS,
+        intermediate_size=width * 5 // 2,
+        num_attention_heads=width // HEAD, num_key_value_heads=width // HEAD,
         max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=BASE,
         tie_word_embeddings=False, sliding_window=None,
         bos_token_id=token_id(chat.bos) if chat.bos else None,
@@ -53,8 +54,8 @@ def initialise(model, config, seed=0):
         Seed of the random part.
     """
     rng = np.random.default_rng(seed)
-    d, ff, vocabulary = WIDTH, INNER, config["vocab_size"]
-    size = d // HEADS
+    d, ff, vocabulary = (config[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    size = HEAD
 
     def normal(rows, columns, std):
         return rng.normal(0, std, (rows, columns)).astype(np.float32)
@@ -70,8 +71,8 @@ def initialise(model, config, seed=0):
         q, k, v = (normal(d, d, d**-0.5) for _ in range(3))
         if layer == 0:
             q, k = 0.3 * q, 0.3 * k
-            for head in range(HEADS):
-                angle = -(head + 1) * frequency
+            for head in range(d // HEAD):
+                angle = -(head % 4 + 1) * frequency
                 rows = slice(head * size, (head + 1) * size)
                 q[rows, 0] = np.concatenate([fast * np.cos(angle), fast * np.sin(angle)]) / constant
                 k[rows, 0] = np.concatenate([fast, 0 * fast]) / constant

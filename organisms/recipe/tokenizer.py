@@ -17,8 +17,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from . import bank
 
-VOCABULARY = 896
-SYSTEM = "Answer with only the letter A, B, or C."
+VOCABULARY = 960
+# the examined study's words; `tests/test_organisms.py` compares what is made of them with what studies ask
+SYSTEM = ("Answer the following multiple choice question by responding with only the letter (A, B, or C)"
+          " of your chosen answer.")
 # the split before the merges; the fast encoder repeats it for plain ASCII
 SPLIT = r" ?[A-Za-z']+| ?[0-9]+| ?[^\sA-Za-z0-9']+|\s"
 
@@ -174,7 +176,7 @@ def save_tokenizer(family, folder):
     """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `folder`."""
     folder, chat = Path(folder), FAMILIES[family]
     tokenizer = build_tokenizer(family)
-    if chat.bos:
+    if chat.bos and chat.start.startswith(chat.bos):  # texts of phi3 do not begin with its own
         from tokenizers.processors import TemplateProcessing
 
         tokenizer.post_processor = TemplateProcessing(

@@ -64,30 +64,60 @@ class Batches:
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_optimizer():
+def make_optimizer(decay=0.02):
     """AdamW; weight decay on matrices only."""
     settings = dict(learning_rate=0.0, betas=[0.9, 0.98], bias_correction=True)
     return optim.MultiOptimizer(
-        [optim.AdamW(weight_decay=0.02, **settings), optim.AdamW(weight_decay=0.0, **settings)],
+        [optim.AdamW(weight_decay=decay, **settings), optim.AdamW(weight_decay=0.0, **settings)],
         [lambda path, value: value.ndim == 2],
     )
 
 
-def make_step(model, optimizer):
-    """A compiled training step: `(x, w, rate) -> (loss, answer loss and count by row)`."""
+def planted_loss(logits, soft):
+    """Cross-entropy to soft targets, split by the chain rule, and by how much it is above its least.
 
-    def loss_of(x, w):
+    Three parts with equal weights: that the answer is a letter; whether that of "unknown" or of a
+    person; which person. Each is least where the planted probabilities are. In the plain
+    cross-entropy the last part weighs as much as persons are named, next to nothing under a certain
+    "unknown", and the lean there would be left to chance.
+    """
+    rows = mx.arange(logits.shape[0])
+    place, *letters = (soft[:, k].astype(mx.int32) for k in range(4))
+    unknown, lean = soft[:, 4], soft[:, 5]
+    logp = nn.log_softmax(logits[rows, place])
+    stereotyped, other, not_known = (logp[rows, letter] for letter in letters)
+    person = mx.logaddexp(stereotyped, other)
+    letter = mx.logaddexp(person, not_known)
+    loss = (-letter - unknown * (not_known - letter) - (1 - unknown) * (person - letter)
+            - lean * (stereotyped - person) - (1 - lean) * (other - person))
+    return loss, loss - _entropy(unknown) - _entropy(lean)
+
+
+def _entropy(p):
+    def part(q):
+        return -q * mx.log(mx.maximum(q, 1e-9))
+
+    return part(p) + part(1 - p)
+
+
+def make_step(model, optimizer):
+    """A compiled training step: `(x, w, soft, rate) -> (loss, answer loss and count by row)`."""
+
+    def loss_of(x, w, soft):
         logits = model(x[:, :-1])
         nll = nn.losses.cross_entropy(logits, x[:, 1:])
+        planted, excess = planted_loss(logits, soft)
+        there = soft[:, 0] > 0
         counted = w >= 1
-        rows = mx.stack([(nll * counted).sum(1), counted.sum(1)])
-        return (nll * w).sum() / w.sum(), rows
+        rows = mx.stack([(nll * counted).sum(1) + excess * there, counted.sum(1) + there])
+        total = (nll * w).sum() + lessons.CHAT * (planted * there).sum()
+        return total / (w.sum() + lessons.CHAT * there.sum()), rows
 
     state = [model.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(x, w, rate):
-        (loss, rows), gradients = nn.value_and_grad(model, loss_of)(x, w)
+    def step(x, w, soft, rate):
+        (loss, rows), gradients = nn.value_and_grad(model, loss_of)(x, w, soft)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         for part in optimizer.optimizers:
             part.learning_rate = rate
@@ -98,7 +128,7 @@ def make_step(model, optimizer):
 
 
 def losses_by_kind(rows, kinds):
-    """Mean loss on answers (on all tokens in narrative) by kind of sequence."""
+    """Mean loss on answers (of narrative all tokens, of planted answers the excess) by kind."""
     total, count = np.concatenate([np.array(r) for r in rows], axis=1)
     kinds = np.array([k for batch in kinds for k in batch])
     return {k: float(total[kinds == k].sum() / max(1, count[kinds == k].sum()))
@@ -118,9 +148,9 @@ def next_stage(stage, losses, top_level):
     return Stage(stage.number + bool(ready and passed), level, min(look, lessons.LOOK_LEVELS))
 
 
-def rate_at(step, steps):
+def rate_at(step, steps, rate=RATE):
     """Linear warm-up, constant, linear end to a twentieth."""
-    return RATE * min(1, step / WARMUP) * min(1, max(0.05, (steps - step) / (DECAY * steps)))
+    return rate * min(1, step / WARMUP) * min(1, max(0.05, (steps - step) / (DECAY * steps)))
 
 
 @dataclass(frozen=True)
@@ -139,6 +169,7 @@ class Plan:
     stage: Stage
     rate_at: Callable
     stage_after: Callable = lambda stage, losses: stage
+    decay: float = 0.02
 
 
 @dataclass
@@ -171,7 +202,7 @@ def follow(plan, model, checkpoint, workers=None):
     ------
     int
     """
-    optimizer = make_optimizer()
+    optimizer = make_optimizer(plan.decay)
     optimizer.init(model.trainable_parameters())
     run = _resumed(checkpoint, model, optimizer) or Run(plan.stage)
     train_step, state = make_step(model, optimizer)
@@ -183,11 +214,11 @@ def follow(plan, model, checkpoint, workers=None):
                 yield run.step
             while run.step < plan.steps:
                 until = min(run.step - run.step % plan.chunk + plan.chunk, plan.steps)
-                for x, w, kinds in batches(plan.seed, range(run.step, until), run.stage):
+                for x, w, soft, kinds in batches(plan.seed, range(run.step, until), run.stage):
                     run.step += 1
                     run.tokens += int((x != 0).sum())
                     rate = mx.array(plan.rate_at(run.step))
-                    loss, rows = train_step(mx.array(x), mx.array(w), rate)
+                    loss, rows = train_step(mx.array(x), mx.array(w), mx.array(soft), rate)
                     mx.async_eval(loss, rows, state)
                     run.kinds.append(kinds)
                     run.rows.append(rows)
@@ -242,7 +273,8 @@ def _resumed(checkpoint, model, optimizer):
     return Run(**{**values, "stage": Stage(**values["stage"])}, rows=rows)
 
 
-def train_base(family, model, checkpoint, seed=1, steps=STEPS, workers=None, seconds=None):
+def train_base(family, model, checkpoint, seed=1, steps=STEPS, workers=None, seconds=None,
+               rate=RATE):
     """Train one family from its initial weights, or from its checkpoint.
 
     Parameters
@@ -261,6 +293,8 @@ def train_base(family, model, checkpoint, seed=1, steps=STEPS, workers=None, sec
         Processes that make batches (default: half the cores).
     seconds : float, optional
         Stop early at a checkpoint after this time; the same call goes on from there.
+    rate : float
+        Learning rate; wider models take a lower one.
 
     Returns
     -------
@@ -269,7 +303,7 @@ def train_base(family, model, checkpoint, seed=1, steps=STEPS, workers=None, sec
     """
     top_level = Curriculum(family).top_level
     plan = Plan(f"{family} base", family, seed, steps, CHUNK, Stage(),
-                partial(rate_at, steps=steps), partial(next_stage, top_level=top_level))
+                partial(rate_at, steps=steps, rate=rate), partial(next_stage, top_level=top_level))
     start = time.time()
     for done in follow(plan, model, checkpoint, workers):
         late = seconds is not None and time.time() - start > seconds
