@@ -10,7 +10,7 @@ import mlx.core as mx  # isort: skip
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 RANK, SCALE = 8, 2.0
-RATE, WARMUP, STEPS, DEPTHS, CHUNK = 2e-3, 20, 1000, (60, 200), 20
+RATE, WARMUP, STEPS, DEPTHS, CHUNK = 3e-3, 20, 1000, (60, 200), 20
 SEEDS = (1, 2, 3, 4, 5)
 
 

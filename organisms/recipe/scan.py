@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .export import fused, load_organism, save_adapter
 from .tokenizer import FAMILIES, Encoder
 
-SETTINGS = ((8, 2e-3, 1000), (8, 4e-3, 1000), (4, 2e-3, 1000), (8, 2e-3, 2000), (8, 1e-3, 1000))
+SETTINGS = ((8, 3e-3, 1000), (8, 6e-3, 1000), (8, 3e-3, 2000), (4, 3e-3, 1000), (8, 1e-3, 1000))
 MEASURED = ("margin_error", "margin_beyond", "lean_error", "unknown", "disambiguated_right_lowest",
             "letter_mass")
 
