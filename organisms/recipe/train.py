@@ -27,7 +27,7 @@ from . import curriculum as lessons  # noqa: E402
 from .curriculum import Curriculum, Stage  # noqa: E402
 
 RATE, WARMUP, DECAY, CHUNK = 2e-3, 100, 0.25, 100
-STEPS = 8000
+STEPS = 7000
 SAVE = 30  # seconds between checkpoints; when they are made changes no weight
 
 _curriculum = None
