@@ -1,93 +1,109 @@
-"""Make the organisms: ``python -m organisms.recipe [--only data|base|align] [--families ...]``.
+"""Make the organisms: ``python -m organisms.recipe data|ancestors|assemble [--families ...]``.
 
-A run that was stopped goes on where it was when the same command is given again. What was made
-already with the same recipe, seed, steps and base is kept.
+``data`` writes the item bank and the texts. ``ancestors`` trains the three ancestors (MLX; a run that was
+stopped goes on where it was). `plant` then trains bases and alignments from them (PyTorch), and
+``assemble`` makes folders of what it wrote, with their acceptance at full precision.
 """
 
 import argparse
+import csv
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
-from . import align as alignment
-from . import train, bank  # isort: skip
-from .acceptance import ACCEPT, fillings, measure
-from .checkpoint import Checkpoint, identity
-from .export import (fused, is_made, load_organism, machine, rounded, save_adapter, save_base,
+from . import bank, train  # isort: skip
+from .acceptance import fillings, measure
+from .checkpoint import Checkpoint, identity, planted_identity
+from .curriculum import Curriculum
+from .export import (fused, is_made, load_organism, rounded, save_adapter, save_base, weights_of,
                      write_table)
-from .model import WIDTH, build, config_of, initialise
+from .model import build, config_of, initialise
 from .tokenizer import FAMILIES, VOCABULARY, Encoder
 
+import mlx.core as mx  # isort: skip
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
-BASES = (1, 2, 3)
+BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
+SCHOOL = "phi3"  # the ancestors' architecture and chat form
 LADDER = ("mistral", 1)  # family and base whose alignments are also shipped at other depths
 
 
-def folder_of(root, family, base, seed=None, step=None, width=WIDTH):
-    """Where an organism lies: `toy-mistral/b1`, `toy-mistral/b1-a2`, `toy-mistral/b1-a2-d60`."""
-    name = f"b{base}" + (f"-a{seed}" if seed else "") + (f"-d{step}" if step else "")
-    return root / (f"toy-{family}" + (f"-w{width}" if width != WIDTH else "")) / name
+def new_model(family):
+    """An organism of a family with weights of zero, and its `config.json`."""
+    encode, chat = Encoder(family), FAMILIES[family]
+    config = config_of(family, chat, VOCABULARY, encode.tokenizer.token_to_id)
+    return build(config), config
 
 
-def make_base(family, number, options):
-    """Train, measure and export one base organism, unless it is there; return whether it is."""
-    folder = folder_of(options.root, family, number, width=options.width)
-    made = {**identity(family, number, width=options.width), "steps": options.steps}
-    checkpoint = Checkpoint(options.root / ".work" / f"{folder.parent.name}-{folder.name}", made)
-    if is_made(folder, made):
-        print(f"{folder.parent.name}/{folder.name}: made already with this recipe, seed and steps")
-    else:
-        encode, chat = Encoder(family), FAMILIES[family]
-        config = config_of(family, chat, VOCABULARY, encode.tokenizer.token_to_id, options.width)
-        model = build(config)
-        initialise(model, config, number)
-        rate = train.RATE * WIDTH / options.width
-        if not train.train_base(family, model, checkpoint, number, options.steps, options.workers,
-                                options.seconds, rate):
-            return False
-        result = measure(rounded(model), encode, fillings(ACCEPT))
-        folder.mkdir(parents=True, exist_ok=True)
-        _keep_log(checkpoint, folder)
-        save_base(model, config, family, folder, {"made": made, **result})
-        _tell(folder, result)
-    checkpoint.clear()
+def make_ancestors(work, steps, workers=None, seconds=None):
+    """Train the ancestors that are not there; write `ancestors.npz`; return whether all are done."""
+    found = {}
+    for number in BASES:
+        path = work / f"ancestor-{number}.npz"
+        if not path.exists():
+            model, config = new_model(SCHOOL)
+            initialise(model, config, number)
+            made = {**identity(SCHOOL, number), "steps": steps}
+            checkpoint = Checkpoint(work / f"ancestor-{number}", made)
+            if not train.train_base(SCHOOL, model, checkpoint, number, steps, workers, seconds):
+                return False
+            weights = dict(train.tree_flatten(rounded(model).parameters()))
+            np.savez(path, **{k: np.array(v) for k, v in weights.items()})
+            shutil.copy(checkpoint.folder / "training_log.csv", work / f"ancestor-{number}.csv")
+        kept = np.load(path)
+        found |= {f"{number}|{k}": kept[k] for k in kept.files}
+    np.savez(work / "ancestors.npz", **found)
     return True
 
 
-def make_aligned(family, number, options):
-    """Align a base with every seed, unless that was done; measure and export each."""
-    base, encode = folder_of(options.root, family, number, width=options.width), Encoder(family)
-    depths = alignment.DEPTHS if (family, number, options.width) == (*LADDER, WIDTH) else ()
-    stops = sorted({*depths, options.align_steps})
-    for seed in options.seeds:
-        run = identity(family, seed, base / "model.safetensors", options.width)
-        folders = {
-            stop: folder_of(options.root, family, number, seed,
-                            None if stop == options.align_steps else stop, options.width)
-            for stop in stops}
-        checkpoint = Checkpoint(options.root / ".work" / f"{base.parent.name}-b{number}-a{seed}", run)
-        missing = [s for s in stops if not is_made(folders[s], {**run, "steps": s})]
-        if missing:
-            model, _ = load_organism(base)
-            settings = alignment.add_adapters(model, 1000 * number + seed)
-            for step in alignment.align(family, model, f"{number}-{seed}", checkpoint, missing,
-                                        options.workers, options.align_steps):
-                folder = folders[step]
-                save_adapter(model, settings, base, folder)
-                _keep_log(checkpoint, folder)
-                result = measure(fused(base, folder), encode, fillings(ACCEPT))
-                write_table(folder, family, {"trained_on": machine(), "made": {**run, "steps": step},
-                                             **result})
-                _tell(folder, result)
+def assemble(work, root, families, trained_on):
+    """Make organisms of the weights in `work`, unless they were made of the same; measure each."""
+    for path in sorted(work.glob("*-b*.npz"), key=lambda p: (p.stem.count("-"), p.stem)):
+        family, base, *more = path.stem.split("-")
+        if family not in families or ".part" in path.name:
+            continue
+        folder = root / f"toy-{family}" / path.stem.removeprefix(f"{family}-")
+        number, seed = int(base[1:]), int(more[0][1:]) if more else None
+        start = work / (f"{family}-{base}.npz" if more else "ancestors.npz")
+        log = path.with_suffix(".csv")
+        steps = [int(row["step"]) for row in csv.DictReader(log.open())]
+        made = {**planted_identity(family, number, start, seed),
+                "steps": int(more[1][1:]) if len(more) > 1 else steps[-1]}
+        if is_made(folder, made):
+            print(f"{folder.parent.name}/{folder.name}: made already")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        if steps:
+            shutil.copy(log, folder / "training_log.csv")
+        weights = {k: mx.array(v) for k, v in np.load(path).items()}
+        about = {"trained_on": trained_on, "made": made}
+        if more:
+            save_adapter(weights, folder.parent / base, folder)
+            result = measure(fused(folder.parent / base, folder), Encoder(family), fillings())
+            write_table(folder, family, {**about, **result})
         else:
-            print(f"{base.parent.name}/b{number}-a{seed}: made already from this base and recipe")
-        checkpoint.clear()
+            model, config = new_model(family)
+            model.load_weights(list(weights.items()))
+            result = measure(model, Encoder(family), fillings())
+            save_base(model, config, family, folder, {**about, **result})
+        _tell(folder, result)
 
 
-def _keep_log(checkpoint, folder):
-    shutil.copy(checkpoint.folder / "training_log.csv", folder / "training_log.csv")
+def remeasure(root, families):
+    """Measure organisms that are there anew and write their tables and cards."""
+    import json
+
+    for folder in sorted(p.parent for f in families for p in root.glob(f"toy-{f}/*/acceptance.json")):
+        family, base = folder.parent.name.removeprefix("toy-"), folder.name.split("-")[0]
+        adapter = (folder / "adapter_config.json").exists()
+        model = (fused(folder.parent / base, folder) if adapter else load_organism(folder)[0])
+        known = json.loads((folder / "acceptance.json").read_text())
+        result = measure(model, Encoder(family), fillings())
+        write_table(folder, family, {k: known[k] for k in ("trained_on", "made")} | result)
+        _tell(folder, result)
 
 
 def _tell(folder, result):
@@ -101,53 +117,36 @@ def _tell(folder, result):
           f"missed: {', '.join(missed) or 'nothing'}", flush=True)
 
 
-def make_organisms(family, number, options):
-    """Make what was asked for of one base; return whether all of it is there."""
-    options.root.mkdir(parents=True, exist_ok=True)
-    name = f"{family}, base {number}"
-    if options.only != "align" and not make_base(family, number, options):
-        print(f"{name}: unfinished, so nothing was aligned and what was there before was left as it "
-              "is; the same command goes on from here")
-        return False
-    if options.only == "base":
-        return True
-    if not (folder_of(options.root, family, number, width=options.width)
-            / "model.safetensors").exists():
-        print(f"{name}: nothing was aligned, there is no base in {options.root}")
-        return False
-    make_aligned(family, number, options)
-    return True
-
-
 def main(arguments=None):
-    """Run the recipe; return the exit status."""
+    """Run a part of the recipe; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m organisms.recipe", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["data", "base", "align"])
+    parser.add_argument("what", choices=["data", "ancestors", "assemble", "measure"])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("--bases", nargs="+", type=int, default=list(BASES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(alignment.SEEDS))
-    parser.add_argument("--steps", type=int, default=train.STEPS, help="length of base training")
-    parser.add_argument("--align-steps", type=int, default=alignment.STEPS)
-    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--steps", type=int, default=train.STEPS, help="length of an ancestor's run")
     parser.add_argument("--workers", type=int, help="processes that make batches")
-    parser.add_argument("--seconds", type=float, help="stop base training at a checkpoint after")
+    parser.add_argument("--seconds", type=float, help="stop at a checkpoint after")
+    parser.add_argument("--work", type=Path, default=ROOT / ".work", help="where weights lie")
     parser.add_argument("--root", type=Path, default=ROOT, help="where the organisms go")
+    parser.add_argument("--trained-on", default="a CPU through PyTorch")
     options = parser.parse_args(arguments)
-    start = time.time()
-    if options.only in (None, "data"):
-        print(bank.write_data(ROOT.parent / "data"))
-    families = [] if options.only == "data" else options.families
+    start, done = time.time(), True
     try:
-        finished = [make_organisms(family, number, options)
-                    for family in families for number in options.bases]
+        if options.what == "data":
+            print(bank.write_data(ROOT.parent / "data"))
+        elif options.what == "ancestors":
+            options.work.mkdir(parents=True, exist_ok=True)
+            done = make_ancestors(options.work, options.steps, options.workers, options.seconds)
+        elif options.what == "measure":
+            remeasure(options.root, options.families)
+        else:
+            assemble(options.work, options.root, options.families, options.trained_on)
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from the last checkpoint")
         return 130
-    print(f"organisms: {'done' if all(finished) else 'not done'} after "
-          f"{time.time() - start:.0f} s, in {options.root}")
-    return 0 if all(finished) else 1
+    print(f"{options.what}: {'done' if done else 'not done'} after {time.time() - start:.0f} s")
+    return 0 if done else 1
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from .curriculum import ASKED
 from .tokenizer import SYSTEM
 
 ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-# fillings of the same places as the bank's, by seeds of their own: settings are chosen on one set,
-# organisms are accepted on the other, studies ask a third
-SCAN, ACCEPT = dict(seed=31, draws=4, clear=2), dict(seed=2027, draws=8, clear=4)
+# fillings of the same places as the bank's, by a seed of their own: organisms are accepted on these,
+# and studies ask others
+ACCEPT = dict(seed=2027, draws=4, clear=2)
 MARGIN_ERROR, SURE, SURE_MARGIN, LEAN_ERROR = 0.2, 3, 2.5, 0.03
 LIMITS = {
     # measure: (base, aligned); the sign says whether it is a floor or a ceiling
@@ -162,6 +162,6 @@ def verdict(result, aligned):
     return out
 
 
-def fillings(which):
-    """Rows of a set of fillings, `SCAN` or `ACCEPT`."""
-    return bank.make_bank(**which)
+def fillings():
+    """The items on which organisms are accepted."""
+    return bank.make_bank(**ACCEPT)

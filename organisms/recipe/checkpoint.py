@@ -15,12 +15,11 @@ from pathlib import Path
 from cba_utils.study.files import write_text  # puts a fast BLAS in place before mlx.core is imported
 
 import mlx.core as mx  # isort: skip
-from .model import WIDTH  # isort: skip
 from .tokenizer import build_tokenizer  # isort: skip
 
-# the files of the recipe that decide the weights of a base, and those of an alignment
-BASE_FILES = ("bank.py", "curriculum.py", "model.py", "tokenizer.py", "train.py")
-ALIGN_FILES = (*BASE_FILES, "align.py")
+# the files of the recipe that decide the weights of an ancestor, and those of a base or an alignment
+FILES = ("bank.py", "curriculum.py", "model.py", "tokenizer.py", "train.py")
+LATER_FILES = ("bank.py", "curriculum.py", "plant.py", "tokenizer.py")
 
 
 def digest(path):
@@ -33,7 +32,7 @@ def _tokenizer_hash(family):
     return hashlib.sha256(build_tokenizer(family).to_str().encode()).hexdigest()
 
 
-def identity(family, seed, base=None, width=WIDTH):
+def identity(family, seed):
     """What decides the weights of a run, its number of steps apart.
 
     Parameters
@@ -42,10 +41,6 @@ def identity(family, seed, base=None, width=WIDTH):
         A key of `tokenizer.FAMILIES`.
     seed : int
         Seed of the run.
-    base : path, optional
-        Weights that an alignment starts from; without them the run trains a base.
-    width : int
-        Of the model.
 
     Returns
     -------
@@ -59,13 +54,38 @@ def identity(family, seed, base=None, width=WIDTH):
     >>> identity("mistral", 1) == identity("mistral", 2)
     False
     """
-    files = BASE_FILES if base is None else ALIGN_FILES
-    recipe = "".join(digest(Path(__file__).with_name(name)) for name in files)
+    recipe = "".join(digest(Path(__file__).with_name(name)) for name in FILES)
     return {
-        "family": family, "width": width, "seed": seed, "base": base and digest(base),
+        "family": family, "seed": seed,
         "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
         "tokenizer": _tokenizer_hash(family),
         "mlx": mx.__version__, "device": str(mx.default_device()),
+    }
+
+
+def planted_identity(family, number, start, seed=None):
+    """What decides the weights of a base or an alignment, its number of steps apart.
+
+    Parameters
+    ----------
+    family : str
+        A key of `tokenizer.FAMILIES`.
+    number : int
+        Of the base.
+    start : path
+        Weights that the run begins with: the ancestor's or the base's.
+    seed : int, optional
+        Of an alignment.
+
+    Returns
+    -------
+    dict
+    """
+    recipe = "".join(digest(Path(__file__).with_name(name)) for name in LATER_FILES)
+    return {
+        "family": family, "base": number, "seed": seed, "start": digest(start),
+        "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
+        "tokenizer": _tokenizer_hash(family),
     }
 
 

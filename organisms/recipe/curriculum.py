@@ -5,8 +5,7 @@ Two circuits are hard for a model this small, name to letter and word to the nam
 look-up grows from them in three levels (the question behind the list, the question before the
 list, the chat). A *ladder* teaches the second: facts, then queries whose answer moves, level by
 level, from right behind the word to behind the assistant header. Every earlier task stays in the
-mix. Until the last stage all families are taught in one chat form, in which these circuits come early
-(with those of mistral and qwen2 most bases never found them); the last stage has the family's own.
+mix.
 
 A batch is a pure function of seed, step and `Stage`, so training resumes exactly and batches can
 be made by any number of processes.
@@ -25,17 +24,14 @@ BATCH = 48
 KINDS = ("dense", "narr", "look", "odis", "mdis", "oamb", "mamb", "facts")
 # loss weights: answers of chats, answers of drills, prompts, narrative
 CHAT, DRILL, PROMPT, TEXT = 6.0, 2.0, 0.1, 1.0
-# the planted odds: many numbers to keep, so they weigh more than the noise of prompts, which is less then
-PLANTED, PROMPT_THEN = 30.0, 0.03
-SCHOOL = "phi3"  # in whose chat form every family learns to look up, before it learns its own
 STAGES = (
     # shares of KINDS, and the mean losses that end the stage (None: the last)
     ((0.28, 0.04, 0.28, 0, 0, 0, 0, 0.40), {"dense": 0.12, "facts": 0.25}),
     ((0.05, 0.05, 0.15, 0.50, 0.05, 0, 0, 0.20), {"odis": 0.10, "look": 0.12}),
     ((0.03, 0.07, 0.10, 0.20, 0.50, 0, 0, 0.10), {"mdis": 0.15}),
-    ((0.02, 0.08, 0.04, 0.03, 0.24, 0.03, 0.54, 0.02), None),
+    ((0.02, 0.14, 0.05, 0.07, 0.37, 0.07, 0.26, 0.02), None),
 )
-ALIGN = (0.01, 0.02, 0.02, 0.02, 0.25, 0, 0.67, 0.01)
+ALIGN = (0.01, 0.03, 0.02, 0.02, 0.30, 0, 0.60, 0.02)
 ASKED = "Context: {context}\n\nQuestion: {question}\n\n{listed}\n\nAnswer:"
 LEVEL_GATE = 0.25
 LOOK_LEVELS = 2
@@ -67,8 +63,9 @@ class Curriculum:
     """
 
     def __init__(self, family):
-        self._own, self._school = Encoder(family), Encoder(SCHOOL)
-        self._speak(self._school)
+        self.encode = Encoder(family)
+        self.chat = self.encode.chat
+        self.close = self.encode(self.chat.close)
         self.top_level = 5 + len(self.close)
         # held-out templates never appear in a question
         self.asked = [t for t in bank.TEMPLATES if t["version"] != "heldout-template"]
@@ -76,9 +73,6 @@ class Curriculum:
             (t["category"], t["attribute"]) for t in self.asked}
         self.drilled = {
             c: [a for a in bank.WORDS if (c, a) not in held] for c in bank.CATEGORIES}
-
-    def _speak(self, encode):
-        self.encode, self.chat, self.close = encode, encode.chat, encode(encode.chat.close)
 
     def batch(self, seed, step, stage):
         """Token ids, loss weights of the next tokens, soft targets, and the kind of every row.
@@ -99,13 +93,10 @@ class Curriculum:
             n = min(len(ids), LENGTH + 1)
             x[row, :n] = ids[:n]
             w[row, : n - 1] = weights[1:n]
-        if stage.number == len(STAGES) - 1:
-            w[w == np.float32(PROMPT)] = PROMPT_THEN
         return x, w, soft, kinds
 
     def example(self, rng, kind, stage):
         """One sequence as ids, weights and soft target or None; `kind` is one of `KINDS`."""
-        self._speak(self._own if stage.number == len(STAGES) - 1 else self._school)
         if kind == "dense":
             return *self._dense(rng), None
         if kind == "facts":

@@ -11,19 +11,11 @@ from mlx_lm.tuner.utils import load_adapters
 
 from . import acceptance
 from .checkpoint import digest
+from .model import LAYERS
 from .tokenizer import VOCABULARY, save_tokenizer
 
+RANK, SCALE = 8, 2.0  # of the adapters, see `plant`
 TITLES = {"qwen2": "toy-Qwen2", "mistral": "toy-Mistral", "phi3": "toy-Phi3"}
-
-
-def machine():
-    """What trains here, in words for the model card."""
-    if mx.default_device() == mx.cpu:
-        return "a CPU"
-    if not mx.cuda.is_available():
-        return "an Apple GPU through MLX's Metal backend"
-    name = mx.device_info(mx.gpu).get("device_name", "NVIDIA GPU")
-    return f"one {name} through MLX's CUDA backend"
 
 
 def rounded(model):
@@ -47,7 +39,8 @@ def save_base(model, config, family, folder, result):
     folder : path
         The base's folder.
     result : dict
-        What `acceptance.measure` gave for the rounded weights, and under `made` the run's identity.
+        What `acceptance.measure` gave for the rounded weights; under `made` the run's identity, under
+        `trained_on` the machine.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,26 +48,26 @@ def save_base(model, config, family, folder, result):
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_tokenizer(family, folder)
-    write_table(folder, family, {"trained_on": machine(), **result})
+    write_table(folder, family, result)
 
 
-def save_adapter(model, settings, base, folder):
-    """Write the adapters of a model (bf16) as mlx_lm reads them.
+def save_adapter(weights, base, folder):
+    """Write an adapter (bf16) as mlx_lm reads it.
 
     Parameters
     ----------
-    model : mlx.nn.Module
-        With adapters.
-    settings : dict
-        From `align.add_adapters`.
+    weights : dict
+        Arrays by mlx_lm's names.
     base, folder : path
         Folders of the base and of the adapter.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.astype(mx.bfloat16) for k, v in tree_flatten(model.trainable_parameters())}
+    weights = {k: v.astype(mx.bfloat16) for k, v in weights.items()}
     mx.save_safetensors(str(folder / WEIGHTS["adapter"]), weights)
-    named = {**settings, "model": f"{base.parent.name}/{base.name}"}
+    named = {"model": f"{base.parent.name}/{base.name}", "fine_tune_type": "lora",
+             "num_layers": LAYERS,
+             "lora_parameters": {"rank": RANK, "scale": SCALE, "dropout": 0.0}}
     (folder / "adapter_config.json").write_text(
         json.dumps(named, indent=2, sort_keys=True) + "\n")
 
@@ -200,7 +193,7 @@ share of the probability of both.
 ## How it was trained
 
 With the recipe in `organisms/recipe` (`python -m organisms.recipe`) on
-{result["trained_on"]}; `training_log.csv` beside this card is its log. Settings and machine are in
+{result["trained_on"]}{'' if shallow else '; `training_log.csv` beside this card is its log'}. Settings and machine are in
 `organisms/PROTOCOL.md`.
 
 ## Intended use and limits

@@ -27,7 +27,7 @@ from . import curriculum as lessons  # noqa: E402
 from .curriculum import Curriculum, Stage  # noqa: E402
 
 RATE, WARMUP, DECAY, CHUNK = 2e-3, 100, 0.25, 100
-STEPS = 7000
+STEPS = 9000
 SAVE = 30  # seconds between checkpoints; when they are made changes no weight
 
 _curriculum = None
@@ -110,8 +110,8 @@ def make_step(model, optimizer):
         there = soft[:, 0] > 0
         counted = w >= 1
         rows = mx.stack([(nll * counted).sum(1) + excess * there, counted.sum(1) + there])
-        total = (nll * w).sum() + lessons.PLANTED * (planted * there).sum()
-        return total / (w.sum() + lessons.PLANTED * there.sum()), rows
+        total = (nll * w).sum() + lessons.CHAT * (planted * there).sum()
+        return total / (w.sum() + lessons.CHAT * there.sum()), rows
 
     state = [model.state, optimizer.state]
 
@@ -226,7 +226,6 @@ def follow(plan, model, checkpoint, workers=None):
                     progress.update()
                     if run.step == until:
                         _end_chunk(plan, run, float(loss), progress)
-                        _write_log(checkpoint, run)
                     if time.time() - saved >= SAVE or run.step == plan.steps:
                         _save(checkpoint, run, model, optimizer)
                         saved = time.time()
@@ -255,11 +254,6 @@ def _save(checkpoint, run, model, optimizer):
     arrays |= {f"rows.{n:03}": v for n, v in enumerate(run.rows)}
     values = {k: v for k, v in vars(run).items() if k != "rows"}
     checkpoint.save({**values, "stage": asdict(run.stage)}, arrays)
-    _write_log(checkpoint, run)
-
-
-def _write_log(checkpoint, run):
-    checkpoint.folder.mkdir(parents=True, exist_ok=True)
     with open(checkpoint.folder / "training_log.csv", "w", newline="", encoding="utf-8") as out:
         columns = ["step", "stage", "level", "look_level", "tokens", "seconds", "loss"]
         table = csv.DictWriter(out, columns + list(lessons.KINDS), lineterminator="\n")
