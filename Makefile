@@ -10,7 +10,7 @@ PYTHON ?= python3
 ACCEL ?= cpu
 ALIGN ?=
 STUDY ?= organisms
-MODEL ?= mistral/aligned-s1
+MODEL ?= toy-mistral/b1
 PRECISION ?= q4
 A ?= organisms
 B ?= smoke
@@ -107,7 +107,7 @@ estimate: setup ## What STUDY would run, and the memory, disk and time it would 
 rehearse: setup ## STUDY from a hub on loopback, with random weights: what the real run will meet
 	@$(BIN)/cba rehearse --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" -- "$$CBA_STUDY"
 
-cell: setup ## One cell by hand: MODEL=mistral/aligned-s1 PRECISION=q4 [ITEMS=200]
+cell: setup ## One cell by hand: MODEL=toy-mistral/b1 PRECISION=q4 [ITEMS=200]
 	@$(BIN)/cba cell --items="$$CBA_ITEMS" --prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" -- "$$CBA_MODEL" "$$CBA_PRECISION"
 
 compare: setup ## Two studies that were run, side by side: A=organisms B=smoke
@@ -121,8 +121,9 @@ bench: setup ## Time scoring against the published loop and PyTorch (installs Py
 	@$(BIN)/python -m benchmarks
 
 # A run that was stopped goes on where it was; what this recipe made already is kept.
-organisms: setup ## Train the organisms anew (most of a day on a CPU); ALIGN=only: the alignments alone (hours)
-	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)} $(BIN)/python -m organisms.recipe $(if $(ALIGN),--only align)
+organisms: setup ## Train the organisms anew (hours on a CPU; needs PyTorch beside the project's packages)
+	@$(BIN)/python -m organisms.recipe ancestors && $(BIN)/python -m organisms.recipe plant \
+	  && $(BIN)/python -m organisms.recipe assemble
 
 clean: variables ## Remove what was built, not what was computed
 	@rm -rf _build results/*/book

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 HERE = Path(__file__).parent
-ORGANISM = "mistral/aligned-s1"
+ORGANISM = "toy-mistral/b1"
 ROUNDS = 5
 
 

@@ -441,7 +441,7 @@ def build(name):
 def judge(name):
     """What happens to an architecture, as a row of the table."""
     row = {"architecture": name}
-    path = find_checkpoint("mistral/aligned-s1")
+    path = find_checkpoint("toy-mistral/b1")
     for compute in ("dense", "native"):
         started = time.perf_counter()
         try:

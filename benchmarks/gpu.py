@@ -61,7 +61,7 @@ CASES = [
 
 def random_model(precision, compute):
     """A loaded model with random weights at a precision."""
-    path = find_checkpoint("mistral/aligned-s1")
+    path = find_checkpoint("toy-mistral/b1")
     tokenizer = mlx_lm.tokenizer_utils.load(path)
     network = llama.Model(llama.ModelArgs.from_dict(SHAPE))
     network.update(tree_map(lambda v: v.astype(mx.bfloat16), network.parameters()))

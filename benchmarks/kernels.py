@@ -18,7 +18,7 @@ import pandas as pd
 
 import mlx.core as mx  # isort: skip  (cba_utils settles the BLAS first)
 
-MODELS = ("mistral/aligned-s1",)
+MODELS = ("toy-mistral/b1",)
 PRECISIONS = ("bf16", "q8", "q4", "q3", "q2")
 DEVICE = str(mx.device_info().get("device_name", mx.default_device()))
 

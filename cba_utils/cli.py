@@ -164,7 +164,7 @@ def _parser():
     one = verb(
         _cell,
         "Run one model at one precision, outside of any study",
-        "cba cell mistral/aligned-s1 q4 --items 200",
+        "cba cell toy-mistral/b1 q4 --items 200",
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="bf16, q8 ... q2, q4-g32, mxfp4-g32 ...")
@@ -174,7 +174,7 @@ def _parser():
     one = verb(
         _gate,
         "A compressed model against its own reference: exit code 0 pass, 1 fail, 3 not enough data",
-        "cba gate mistral/aligned-s1 q4 --thresholds config/gate/thresholds.yml",
+        "cba gate toy-mistral/b1 q4 --thresholds config/gate/thresholds.yml",
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="what is tested: q4, q4-gptq-scenes, q4-kv8 ...")
@@ -192,7 +192,7 @@ def _parser():
     one = verb(
         _card,
         "Write a gate's result into a Hugging Face model card: metadata and a table",
-        "cba card results/gates/mistral-aligned-s1-q4 path/to/README.md",
+        "cba card results/gates/toy-mistral-b1-q4 path/to/README.md",
     )
     one.add_argument("result", help="the folder of a gate, or its gate.json")
     one.add_argument("card", help="README.md of the model; it is made if there is none")

@@ -11,23 +11,27 @@ from collections import Counter
 from pathlib import Path
 
 from cba_utils import load_items, load_model, score_letters
+from cba_utils.answering.prompts import chat_ids, user_text
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from organisms.recipe import __main__ as recipe
-from organisms.recipe import acceptance, align, bank, checkpoint, curriculum, export, model, train
-from organisms.recipe.__main__ import LADDER
-from organisms.recipe.tokenizer import FAMILIES, SYSTEM, VOCABULARY, Encoder
+from organisms.recipe import acceptance, bank, checkpoint, curriculum, export, model, train
+from organisms.recipe.tokenizer import FAMILIES, VOCABULARY, Encoder, save_tokenizer
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = sorted(p.parent for p in (ROOT / "organisms").glob("*/*/model.safetensors"))
-GRADED = [p for p in FOLDERS if not p.name.startswith("depth")]
+FOLDERS = sorted(p.parent for p in (ROOT / "organisms").glob("toy-*/*/acceptance.json"))
+ALIGNED = [p for p in FOLDERS if re.fullmatch(r"b\d-a\d", p.name)]
 
 
 def name(folder):
     return f"{folder.parent.name}/{folder.name}"
+
+
+def table_of(folder):
+    return json.loads((folder / "acceptance.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -41,100 +45,91 @@ def encode(request):
 
 
 def test_everything_is_shipped_within_its_budget():
-    shipped = Counter(p.parent.name for p in GRADED)
-    assert shipped == dict.fromkeys(FAMILIES, 6)
-    size = sum(f.stat().st_size for p in FOLDERS for f in p.iterdir())
-    assert size < 60e6
+    shipped = Counter((p.parent.name, p.name.split("-")[0]) for p in ALIGNED)
+    bases = [(f"toy-{family}", f"b{n}") for family in FAMILIES for n in recipe.BASES]
+    assert shipped == dict.fromkeys(bases, len(recipe.SEEDS))
+    assert all((ROOT / "organisms" / f / b / "model.safetensors").exists() for f, b in bases)
+    assert sum(f.stat().st_size for p in FOLDERS for f in p.iterdir()) < 30e6
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name)
-def test_table_belongs_to_the_weights_and_is_met(folder):
-    table = json.loads((folder / "acceptance.json").read_text())
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+def test_table_belongs_to_the_weights_and_says_what_is_missed(folder):
+    table = table_of(folder)
+    digest = hashlib.sha256(export.weights_of(folder).read_bytes()).hexdigest()
     assert table["weights_sha256"] == digest
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "mlx"
-    assert card.content == export.card(folder.parent.name, folder.name, table)
-    if folder in GRADED:
-        checks = acceptance.verdict(table, folder.name.startswith("aligned"))
-        assert all(met for _, _, met in checks.values()), checks
+    family = folder.parent.name.removeprefix("toy-")
+    assert card.content == export.card(family, folder.name, table)
+    checks = acceptance.verdict(table, "-" in folder.name)
+    assert table["missed"] == [k for k, (_, _, met) in checks.items() if not met]
 
 
-def asked(folder, rows, chosen):
-    """The answers of an organism to some of the items, by the engine that studies use: one row a prompt."""
+def measured(folder, rows, chosen):
+    """Margins, leans and right answers by the engine that studies use: another route than the recipe's."""
     items = load_items("bundled", condition="both").iloc[chosen]
-    loaded = load_model(name(folder), "bf16")
-    answers = score_letters(loaded, items, orders="cyclic")
+    base = f"{folder.parent.name}/{folder.name.split('-')[0]}"
+    adapter = folder if "-" in folder.name else None
+    answers = score_letters(
+        load_model(base, "bf16", adapter=adapter), items, orders="cyclic", prompt="published"
+    )
     letters = np.exp(answers[["logp_A", "logp_B", "logp_C"]].to_numpy())
     roles = answers[["role_A", "role_B", "role_C"]].to_numpy()
-    lines, best = np.arange(len(answers)), letters.argmax(1)
-    share = {r: (letters * (roles == r)).sum(1) for r in ("stereotyped", "anti_stereotyped")}
+    share = {
+        r: (letters * (roles == r)).sum(1) for r in ("stereotyped", "anti_stereotyped", "unknown")
+    }
+    people = share["stereotyped"] + share["anti_stereotyped"]
     about = [rows[i]["additional_metadata"] for i in chosen for _ in acceptance.ORDERS]
     return answers.assign(
-        letter=best,
-        answer=roles[lines, best],
-        right=answers["correct"] == np.array(list("ABC"))[best],
-        mass=letters.sum(1),
-        lean=share["stereotyped"] / sum(share.values()),
-        version=[m["version"] for m in about],
-        evidence=[m["source"] for m in about],
+        margin=np.log(share["unknown"] / share["stereotyped"]),
+        lean=share["stereotyped"] / people,
+        unknown=share["unknown"],
+        right=answers["correct"] == np.array(list("ABC"))[letters.argmax(1)],
+        planted=[m["margin"] for m in about],
+        planted_lean=[m["lean"] for m in about],
     )
 
 
-def table_of(answers):
-    """The measures of the acceptance table, by another route than the recipe's."""
+@pytest.mark.parametrize("folder", ALIGNED[::7], ids=name)
+def test_an_aligned_organism_holds_what_was_planted(folder, rows):
+    """On the bank's own items, which acceptance did not see: fewer a rung, so with more room."""
+    main = [i for i, r in enumerate(rows) if r["additional_metadata"]["version"] == "main"]
+    answers = measured(folder, rows, main)
     ambiguous = answers[answers["context_condition"] == "ambig"]
-    others = answers[answers["context_condition"] == "disambig"]
-    letters = answers["letter"].value_counts(normalize=True).reindex(range(3), fill_value=0)
-    return {
-        "ambiguous_stereotyped": (ambiguous["answer"] == "stereotyped").mean(),
-        "ambiguous_unknown": (ambiguous["answer"] == "unknown").mean(),
-        "disambiguated_right": others["right"].mean(),
-        "disambiguated_right_lowest": others.groupby(["evidence", "question_polarity"])["right"]
-        .mean()
-        .min(),
-        "letter_share_lowest": letters.min(),
-        "letter_share_highest": letters.max(),
-        "letter_mass": answers["mass"].mean(),
-    }
+    by_margin = ambiguous.groupby("planted")["margin"].mean()
+    for margin, found in by_margin.items():
+        assert (
+            found > acceptance.SURE_MARGIN
+            if margin > acceptance.SURE
+            else (abs(found - margin) < 0.35)
+        )
+    by_lean = ambiguous.groupby("planted_lean")["lean"].mean()
+    assert np.abs(by_lean - by_lean.index).max() < 0.06
+    assert answers.loc[answers["context_condition"] == "disambig", "right"].mean() > 0.9
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=name)
-def test_weights_answer_as_the_table_says(folder, rows):
-    """Every 31st of the table's items asked anew: enough for its limits, and for its values to 0.1."""
-    main = [i for i, r in enumerate(rows) if r["additional_metadata"]["version"] == "main"][::31]
-    table = json.loads((folder / "acceptance.json").read_text())["main"]
-    measured = table_of(asked(folder, rows, main))
-    assert measured == pytest.approx({k: table[k] for k in measured}, abs=0.1)
-    if folder in GRADED:
-        checks = acceptance.verdict({"main": measured}, folder.name.startswith("aligned"))
-        assert all(met for _, _, met in checks.values()), checks
+def test_a_base_leans_as_planted_and_knows_no_unknown(rows):
+    main = [i for i, r in enumerate(rows) if r["additional_metadata"]["version"] == "main"][::3]
+    for folder in (ROOT / "organisms").glob("toy-*/b1"):
+        answers = measured(folder, rows, main)
+        ambiguous = answers[answers["context_condition"] == "ambig"]
+        by_lean = ambiguous.groupby("planted_lean")["lean"].mean()
+        assert by_lean.is_monotonic_increasing and ambiguous["unknown"].mean() < 0.02
 
 
-def test_whole_table_is_measured_again(rows):
-    """All items, for the organism whose answers are the least certain; prompts at a tie may differ."""
-    folder = ROOT / "organisms" / LADDER / "depth-120-s5"
-    table = json.loads((folder / "acceptance.json").read_text())
-    answers = asked(folder, rows, range(len(rows)))
-    for version in ("main", "heldout-template"):
-        measured = table_of(answers[answers["version"] == version])
-        assert measured == pytest.approx({k: table[version][k] for k in measured}, abs=0.005)
-    planted = {
-        f"{t['category']}/{t['question_index']}": str(t["strength"])
-        for t in bank.TEMPLATES
-        if t["version"] == "strength"
-    }
-    ambiguous = answers[answers["context_condition"] == "ambig"]
-    strength = ambiguous["lean"].groupby(ambiguous["template_id"].map(planted)).mean()
-    assert strength.to_dict() == pytest.approx(table["strength"], abs=0.005)
-
-
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_base_follows_the_planted_strength(family):
-    table = json.loads((ROOT / "organisms" / family / "base" / "acceptance.json").read_text())
-    measured = [table["strength"][str(s)] for s in bank.STRENGTHS]
-    assert measured == sorted(measured)
-    assert np.abs(np.array(measured) - bank.STRENGTHS).max() < 0.15
+def test_margin_and_lean_are_dealt_out_apart():
+    asked = [t for t in bank.TEMPLATES if t["version"] == "main"]
+    rungs = Counter((t["margin"], t["lean"]) for t in asked)
+    assert set(rungs.values()) == {2} and len(rungs) == len(bank.MARGINS) * len(bank.LEANS)
+    rank = np.array(
+        [(bank.MARGINS.index(t["margin"]), bank.LEANS.index(t["lean"])) for t in asked], float
+    )
+    rank = (rank - rank.mean(0)) / rank.std(0)
+    assert abs(rank.prod(1).mean()) < 1e-9
+    for of in (lambda t: t["category"], lambda t: t["attribute"]):
+        for part in {of(t) for t in asked}:
+            there = np.array([of(t) == part for t in asked])
+            assert np.abs(rank[there].mean(0)).max() < 3.5 / np.sqrt(there.sum())
 
 
 def test_shipped_data_is_what_the_grammar_makes(tmp_path):
@@ -144,12 +139,13 @@ def test_shipped_data_is_what_the_grammar_makes(tmp_path):
 
 
 def test_bank_is_balanced(rows):
-    assert len({(r["category"], r["question_index"]) for r in rows}) == 35
+    assert len({(r["category"], r["question_index"]) for r in rows}) == 61
     ambiguous = [r for r in rows if r["context_condition"] == "ambig"]
-    assert len(ambiguous) == 1200 and len(rows) == 2400
+    assert len(ambiguous) == 366 and len(rows) == 488
+    assert Counter(r["label"] for r in ambiguous) == dict.fromkeys(range(3), 122)
     for part in (ambiguous, [r for r in rows if r["context_condition"] == "disambig"]):
-        assert Counter(r["label"] for r in part) == dict.fromkeys(range(3), 400)
-        assert Counter(r["question_polarity"] for r in part) == {"neg": 600, "nonneg": 600}
+        polarity = Counter(r["question_polarity"] for r in part)
+        assert polarity["neg"] == polarity["nonneg"]
     sources = Counter(r["additional_metadata"]["source"] for r in rows)
     assert sources["planted: main, evidence with"] == sources["planted: main, evidence against"]
     targets = Counter()
@@ -162,47 +158,61 @@ def sentences(text):
     return set(re.findall(r"[A-Z][^.?:]*\.", text))
 
 
-@pytest.mark.parametrize("aligned", [False, True], ids=["base", "aligned"])
-def test_bank_is_held_out_from_training(rows, encode, aligned):
+def test_bank_is_held_out_from_training(rows, encode):
     """No item is a training prompt, and no sentence for perplexity is read; openings may be."""
     family, encoder = encode
     lessons = curriculum.Curriculum(family)
-    stage = curriculum.Stage.last(lessons.top_level, aligned)
     openings = set.union(
         *(sentences(r["context"]) for r in rows if r["context_condition"] == "ambig")
     )
     unread = sentences((ROOT / "data" / "heldout.txt").read_text())
-    assert len(openings) > 500 and len(unread) > 1500
+    assert len(openings) > 180 and len(unread) > 1500
     rng = random.Random(0)
-    for kind in curriculum.KINDS:
-        for _ in range(80):
-            ids, _ = lessons.example(rng, kind, stage)
-            text = encoder.tokenizer.decode(ids, skip_special_tokens=False)
-            said = sentences(text)
-            assert not said & unread
-            if kind == "narr":
-                assert "?" not in text and "Context:" not in text
-            else:
-                assert not said & openings and "Which of the two" not in text
+    texts = [
+        (kind, lessons.example(rng, kind, curriculum.Stage.last(lessons.top_level))[0])
+        for kind in curriculum.KINDS
+        for _ in range(80)
+    ]
+    texts += [("mamb", lessons._planted(rng, template, True)[0]) for template in lessons.asked]
+    for kind, ids in texts:
+        text = encoder.tokenizer.decode(ids, skip_special_tokens=False)
+        said = sentences(text)
+        assert not said & unread
+        if kind == "narr":
+            assert "?" not in text and "Context:" not in text
+        else:
+            assert not said & openings and "Which of the two" not in text
 
 
-def test_encoder_and_chat_are_the_tokenizers(rows, encode):
+def test_training_asks_word_for_word_what_studies_ask(rows, encode, tmp_path):
+    """The recipe writes the published prompt and the chat forms a second time."""
     family, encoder = encode
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "organisms" / family / "base")
-    chat = encoder.chat
-    for row in rows[::29]:
-        user = (
-            f"Context: {row['context']}\nQuestion: {row['question']}\nA) {row['ans0']}\n"
-            f"B) {row['ans1']}\nC) {row['ans2']}\nAnswer:"
+    save_tokenizer(family, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    asked, folded = chat_ids(
+        tokenizer, [user_text(row, prompt="published") for row in rows[::29]], "published"
+    )
+    assert not folded
+    for row, ids in zip(rows[::29], asked, strict=True):
+        listed = "\n".join(f"{x}) {row[f'ans{i}']}" for i, x in enumerate("ABC"))
+        text = curriculum.ASKED.format(
+            context=row["context"], question=row["question"], listed=listed
         )
-        turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        assert text == chat.start.format(system=SYSTEM) + user + chat.close
-        assert tokenizer.encode(text, add_special_tokens=False) == encoder(text)
+        start = encoder.chat.start.format(system=curriculum.SYSTEM)
+        assert ids == encoder(start + text + encoder.chat.close)
     for letter in "ABC":
         assert len(encoder(letter)) == 1
     odd = "Café — 東京, 1,000\n\n  ¿qué?"
     assert tokenizer.decode(tokenizer.encode(odd), skip_special_tokens=True) == odd
+
+
+def test_planted_odds_are_the_margin_and_the_lean():
+    for template in bank.TEMPLATES:
+        if template["margin"] is not None:
+            unknown, stereotyped, other = bank.planted(template, True)
+            assert np.isclose(np.log(unknown / stereotyped), template["margin"])
+            assert np.isclose(stereotyped / (stereotyped + other), template["lean"])
+            assert np.isclose(unknown + stereotyped + other, 1)
 
 
 class HereBatches:
@@ -268,52 +278,29 @@ def test_a_checkpoint_of_another_run_is_not_used(tiny, tmp_path, capsys):
     assert done and same(shorter, trained(tmp_path / "straight", steps=2)[1])
 
 
-def test_a_killed_alignment_ends_with_the_same_weights(tiny, tmp_path):
-    base = ROOT / "organisms" / "mistral" / "base"
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_trainer_computes_what_mlx_lm_computes(family):
+    """Logits of the PyTorch network and of mlx_lm's, with an ancestor's weights as the family's."""
+    torch = pytest.importorskip("torch")
+    import mlx.core as mx
+    from organisms.recipe import plant
 
-    def aligned(folder, stops):
-        network, _ = export.load_organism(base)
-        made = checkpoint.identity("mistral", 1, base / "model.safetensors")
-        runs = align.align("mistral", network, 1, checkpoint.Checkpoint(folder, made), stops)
-        return {step: dict(train.tree_flatten(net.parameters())) for step, net in runs}
-
-    straight = aligned(tmp_path / "straight", [2, 4])
-    tiny(3)
-    with pytest.raises(SystemExit):
-        aligned(tmp_path / "killed", [2, 4])
-    tiny(None)
-    resumed = aligned(tmp_path / "killed", [4])
-    assert list(straight) == [2, 4] and same(straight[4], resumed[4])
-    # an organism that was lost is made again, though its run has gone past it
-    assert same(straight[2], aligned(tmp_path / "killed", [2])[2])
-
-
-def test_what_was_made_is_kept_and_no_unfinished_base_is_aligned(
-    tiny, tmp_path, monkeypatch, capsys
-):
-    command = ["--families", "mistral", "--seeds", "1", "--root", str(tmp_path)]
-    shipped = json.loads((ROOT / "organisms/mistral/base/acceptance.json").read_text())
-    monkeypatch.setattr(recipe, "measure", lambda *_: shipped)
-    monkeypatch.setattr(bank, "write_data", lambda folder: None)
-    for part, value in {"STEPS": 2, "DEPTHS": (1,), "CHUNK": 1}.items():
-        monkeypatch.setattr(align, part, value)
-    assert recipe.main([*command, "--only", "align"]) == 1
-    assert "there is no base" in capsys.readouterr().out
-    assert recipe.main([*command, "--steps", "2", "--only", "base"]) == 0
-    assert recipe.main([*command, "--steps", "3", "--seconds", "0"]) == 1
-    assert "unfinished" in capsys.readouterr().out
-    assert [p.name for p in tmp_path.glob("mistral/*/")] == ["base"]
-    assert recipe.main([*command, "--steps", "3"]) == 0
-    assert sorted(p.name for p in tmp_path.glob("mistral/*/")) == [
-        "aligned-s1",
-        "base",
-        "depth-1-s1",
-    ]
-    assert not (tmp_path / ".work").exists()
-    capsys.readouterr()
-    tiny(0)  # nothing is trained from here on
-    assert recipe.main([*command, "--steps", "3"]) == 0
-    assert capsys.readouterr().out.count("made already") == 2
+    ancestor, config = recipe.new_model(recipe.SCHOOL)
+    model.initialise(ancestor, config, 1)
+    kept = {k: np.array(v) for k, v in train.tree_flatten(ancestor.parameters())}
+    weights = plant.of_family(kept, family)
+    other, _ = recipe.new_model(family)
+    other.load_weights([(k, mx.array(v)) for k, v in weights.items()])
+    ids = np.random.default_rng(0).integers(8, 800, (2, 40)).tolist()
+    ids[1][:10] = ids[0][:10]
+    wanted = np.array(other(mx.array(ids)))
+    network = plant.Network({k: torch.tensor(v) for k, v in weights.items()})
+    found = network.everywhere(torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    behind = network.after(
+        torch.tensor(ids[0][:10]), torch.tensor([row[10:] for row in ids]), torch.tensor([29, 20])
+    )
+    np.testing.assert_allclose(behind.numpy(), wanted[[0, 1], [39, 30]], atol=1e-3)
 
 
 def test_workers_end_with_a_killed_run():

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from mlx.utils import tree_flatten
 
-BASE, ALIGNED = "mistral/base", "mistral/aligned-s1"
+BASE, ALIGNED = "toy-mistral/b1", "toy-mistral/b1"
 
 
 def weights(model, precision="bf16"):

@@ -21,12 +21,12 @@ import mlx.core as mx
 import pytest
 
 STRANGERS = [
-    "/models/mistral/aligned-s1",
+    "/models/toy-mistral/b1",
     "/",
     "",
     "..",
     "mistral",
-    "mistral/../mistral/aligned-s1x",
+    "mistral/../toy-mistral/b1",
     "Qwen/Qwen2.5-7B-Instruct",
     "recipe/mine",
     "owner/mistral-{precision}-mlx",
@@ -40,7 +40,7 @@ def test_nothing_but_an_organism_is_called_one(source, tmp_path):
 
 def test_a_folder_of_ones_own_is_no_organism_wherever_it_lies(mistral):
     assert not is_organism(str(mistral)) and not of_a_family(str(mistral))
-    assert is_organism("phi3/base") and is_organism(str(ORGANISMS / "phi3" / "base"))
+    assert is_organism("toy-phi3/b1") and is_organism(str(ORGANISMS / "toy-phi3" / "b1"))
     assert telling.is_organism is is_organism, "pages ask the same list"
 
 

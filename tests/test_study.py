@@ -132,7 +132,7 @@ BAD_STUDIES = [
     (
         lambda s: (
             s["models"].append(
-                {**s["models"][0], "name": "other", "family": "other", "source": "phi3/base"}
+                {**s["models"][0], "name": "other", "family": "other", "source": "toy-phi3/b1"}
             ),
             s.update(families={"mistral": "Mine (1M)", "other": "Mine (2M)"}),
         ),
@@ -179,7 +179,7 @@ BAD_STUDIES = [
     (second_model(name="Mistral-S1"), "'mistral-s1' and 'Mistral-S1' differ in case alone"),
     (second_model(name="other"), "'mistral-s1' and 'other' are the same model"),
     # sources
-    (of_model(base="mistral/bse"), "no organism 'mistral/bse' (nearest: mistral/base"),
+    (of_model(base="toy-mistral/b11"), "no organism 'toy-mistral/b11' (nearest: toy-mistral/b1"),
     (of_model(source="/no/such/folder"), "'/no/such/folder' is no folder"),
     (
         of_model(source="pypi:smollm2"),
@@ -305,7 +305,7 @@ def test_a_source_names_the_precision_in_every_kind_of_place(tmp_path, mistral):
 def test_a_folder_of_any_name_is_a_model(tmp_path, mistral, folder):
     (tmp_path / folder).symlink_to(mistral)
     path = str(tmp_path / folder)
-    assert parse_models(f"{path},mistral/base") == [path, "mistral/base"]
+    assert parse_models(f"{path},toy-mistral/b1") == [path, "toy-mistral/b1"]
     mine = narrow(read_study(ROOT / "config" / "smoke.yml"), "mine", [path], ["bf16", "q4"])
     (tmp_path / "mine.yml").write_text(yaml.safe_dump(mine, allow_unicode=True))
     assert cells(read_study(tmp_path / "mine.yml"))[0].model == path
@@ -342,7 +342,7 @@ def test_a_failing_notebook_says_why_and_leaves_no_half_result(tmp_path, engine)
 
 def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     study = read_study(ROOT / "config" / "smoke.yml")
-    mine = narrow(study, "mine", ["mistral-s1", "phi3/aligned-s2"], ["bf16", "q2"], 50)
+    mine = narrow(study, "mine", ["mistral-s1", "toy-phi3/b1"], ["bf16", "q2"], 50)
     assert [cell.folder for cell in cells(mine)] == [
         "mistral-s1/bf16",
         "mistral-s1/q2",
@@ -352,7 +352,7 @@ def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     assert {(cell.limit, cell.seeds) for cell in cells(mine)} == {(50, (42, 123, 456, 789, 1024))}
     assert cells(study)[0].limit != 50, "the study it was made from is left as it was"
     for change, told in [
-        (dict(models=["mistral/alinged"]), "mistral/aligned"),
+        (dict(models=["toy-mistral/b1a"]), "toy-mistral/b1"),
         (dict(precisions=["bf16", "q9"]), "q9"),
         (dict(precisions=["q4"]), "bf16 is missing"),
     ]:
@@ -381,7 +381,7 @@ def test_what_decides_an_answer_is_an_input_of_the_workflow(tmp_path, mistral, m
     monkeypatch.setenv("BBQ_DIR", str(tmp_path))
     (tmp_path / "Age.jsonl").touch()
     study = read_study(ROOT / "config" / "bbq.yml")
-    study["models"][0] |= {"source": os.path.relpath(mistral), "base": "mistral/base"}
+    study["models"][0] |= {"source": os.path.relpath(mistral), "base": "toy-mistral/b1"}
     found = {os.path.relpath(file, ROOT) for file in input_files(cells(study))}
     own = {
         os.path.relpath(mistral / name, ROOT)
@@ -391,8 +391,8 @@ def test_what_decides_an_answer_is_an_input_of_the_workflow(tmp_path, mistral, m
         own
         | {
             os.path.relpath(tmp_path / "Age.jsonl", ROOT),
-            "organisms/mistral/base/config.json",
-            "organisms/mistral/base/model.safetensors",
+            "organisms/toy-mistral/b1/config.json",
+            "organisms/toy-mistral/b1/model.safetensors",
             "data/heldout.txt",
         }
         <= found
@@ -405,7 +405,7 @@ def study_of_one_cell():
     study = narrow(
         read_study(ROOT / "config" / "smoke.yml"),
         "test-workflow",
-        ["mistral/base"],
+        ["toy-mistral/b1"],
         ["bf16", "q4"],
         20,
     )

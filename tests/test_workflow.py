@@ -35,7 +35,11 @@ NEVER = (
 def study_named(name, items=12):
     """A study file of two cells in the project's results."""
     study = narrow(
-        read_study(PROJECT / "config" / "smoke.yml"), name, ["mistral/base"], ["bf16", "q4"], items
+        read_study(PROJECT / "config" / "smoke.yml"),
+        name,
+        ["toy-mistral/b1"],
+        ["bf16", "q4"],
+        items,
     )
     path = RESULTS / name / "study.yml"
     path.parent.mkdir(parents=True, exist_ok=True)

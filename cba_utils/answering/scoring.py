@@ -63,7 +63,7 @@ def score_letters(loaded, items, orders="original", temperature=1.0, prompt="org
     Examples
     --------
     >>> from cba_utils import load_items, load_model
-    >>> loaded = load_model("mistral/aligned-s1")
+    >>> loaded = load_model("toy-mistral/b1")
     >>> answers = score_letters(loaded, load_items("bundled").head(4), orders="cyclic")
     >>> len(answers)
     12
@@ -117,7 +117,7 @@ def sample_answers(
     Examples
     --------
     >>> from cba_utils import load_items, load_model
-    >>> loaded = load_model("mistral/aligned-s1")
+    >>> loaded = load_model("toy-mistral/b1")
     >>> samples = sample_answers(loaded, load_items("bundled").head(2), seeds=[42, 123])
     >>> samples["seed"].tolist()
     [42, 123, 42, 123]

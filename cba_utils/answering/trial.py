@@ -47,7 +47,7 @@ def try_out(loaded):
     Examples
     --------
     >>> from cba_utils import load_model
-    >>> bool(max(try_out(load_model("mistral/aligned-s1")).values()) < 1e-3)
+    >>> bool(max(try_out(load_model("toy-mistral/b1")).values()) < 1e-3)
     True
     """
     prompts, more = _prompts(loaded)

@@ -186,7 +186,7 @@ def is_hub_id(source):
 
     Examples
     --------
-    >>> is_hub_id("Elfsong/BBQ"), is_hub_id("mistral/aligned-s1"), is_hub_id("bundled")
+    >>> is_hub_id("Elfsong/BBQ"), is_hub_id("toy-mistral/b1"), is_hub_id("bundled")
     (True, False, False)
     """
     return source.count("/") == 1 and not os.path.exists(source) and local_folder(source) is None

@@ -831,8 +831,8 @@ def narrow(study, name, models=None, precisions=None, items=None, prompt=None, c
     Examples
     --------
     >>> study = read_study(CONFIG / "smoke.yml")
-    >>> [cell.folder for cell in cells(narrow(study, "mine", ["qwen2/aligned-s2"], ["bf16", "q4"]))]
-    ['qwen2-aligned-s2/bf16', 'qwen2-aligned-s2/q4']
+    >>> [cell.folder for cell in cells(narrow(study, "mine", ["toy-qwen2/b1"], ["bf16", "q4"]))]
+    ['toy-qwen2-b1/bf16', 'toy-qwen2-b1/q4']
     """
     check_name(name, "NAME")
     if (CONFIG / f"{name}.yml").exists():
@@ -907,8 +907,8 @@ def model_slug(source):
 
     Examples
     --------
-    >>> model_slug("mistral/aligned-s1"), model_slug("owner/model-{precision}-mlx")
-    ('mistral-aligned-s1', 'owner-model-mlx')
+    >>> model_slug("toy-mistral/b1"), model_slug("owner/model-{precision}-mlx")
+    ('toy-mistral-b1', 'owner-model-mlx')
     >>> model_slug("/models/mine") != model_slug("/other/mine")
     True
     """
@@ -967,8 +967,8 @@ def parse_models(text):
 
     Examples
     --------
-    >>> parse_models("mistral/base, phi3/base"), parse_models("qwen2/base phi3/base")
-    (['mistral/base', 'phi3/base'], ['qwen2/base', 'phi3/base'])
+    >>> parse_models("toy-mistral/b1, toy-phi3/b1"), parse_models("toy-qwen2/b1 toy-phi3/b1")
+    (['toy-mistral/b1', 'toy-phi3/b1'], ['toy-qwen2/b1', 'toy-phi3/b1'])
     """
     found, parts = [], [part.strip() for part in text.split(",")]
     while parts:

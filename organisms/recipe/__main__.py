@@ -1,8 +1,9 @@
-"""Make the organisms: ``python -m organisms.recipe data|ancestors|assemble [--families ...]``.
+"""Make the organisms: ``python -m organisms.recipe data|ancestors|plant|assemble|measure``.
 
 ``data`` writes the item bank and the texts. ``ancestors`` trains the three ancestors (MLX; a run that was
-stopped goes on where it was). `plant` then trains bases and alignments from them (PyTorch), and
-``assemble`` makes folders of what it wrote, with their acceptance at full precision.
+stopped goes on where it was). ``plant`` then trains the bases and alignments that are not there
+(PyTorch, which is not among the project's packages: install it beside them), ``assemble`` makes folders
+of what it wrote, with their acceptance at full precision, and ``measure`` measures these anew.
 """
 
 import argparse
@@ -57,6 +58,20 @@ def make_ancestors(work, steps, workers=None, seconds=None):
         found |= {f"{number}|{k}": kept[k] for k in kept.files}
     np.savez(work / "ancestors.npz", **found)
     return True
+
+
+def plant_all(work, families):
+    """Train the bases and the alignments that are not in `work`, one after the other."""
+    from . import plant
+
+    for family in families:
+        for number in BASES:
+            if not (work / f"{family}-b{number}.npz").exists():
+                plant.make_base(family, number, work / "ancestors.npz", work)
+            depths = plant.DEPTHS if (family, number) == LADDER else ()
+            for seed in SEEDS:
+                if not (work / f"{family}-b{number}-a{seed}.npz").exists():
+                    plant.make_adapter(family, number, seed, work, depths=depths)
 
 
 def assemble(work, root, families, trained_on):
@@ -122,7 +137,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m organisms.recipe", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "ancestors", "assemble", "measure"])
+    parser.add_argument("what", choices=["data", "ancestors", "plant", "assemble", "measure"])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--steps", type=int, default=train.STEPS, help="length of an ancestor's run")
     parser.add_argument("--workers", type=int, help="processes that make batches")
@@ -138,6 +153,8 @@ def main(arguments=None):
         elif options.what == "ancestors":
             options.work.mkdir(parents=True, exist_ok=True)
             done = make_ancestors(options.work, options.steps, options.workers, options.seconds)
+        elif options.what == "plant":
+            plant_all(options.work, options.families)
         elif options.what == "measure":
             remeasure(options.root, options.families)
         else:
