@@ -31,7 +31,7 @@ LAYERS, HEAD, EPS, THETA = 4, 32, 1e-5, 1000.0
 RANK, SCALE = 8, 2.0
 READ, NARRATIVE = 12, 4  # rows of a step beside the 56 planted ones
 READ_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.1
-BASE = dict(steps=240, rate=2e-3, warmup=20, flat=0.25, decay=0.02)
+BASE = dict(steps=700, rate=2e-3, warmup=20, flat=0.3, decay=0.02)
 DEPTHS = (40, 120)  # earlier stops of an alignment, for the depth ladder
 ALIGN = dict(steps=400, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
 
