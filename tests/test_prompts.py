@@ -134,14 +134,14 @@ def test_prompts_are_the_texts_that_their_studies_asked(mistral):
         "or C) of your chosen answer.\n[INST]Context: X met Y.\n\nQuestion: Who left?\n\nA) X\nB) Y\n"
         "C) Unknown\n\nAnswer:[/INST]"
     )
-    organisms = (
+    short = (
         "<s>Answer with only the letter A, B, or C.\n[INST]Context: X met Y.\nQuestion: Who left?\n"
         "A) X\nB) Y\nC) Unknown\nAnswer:[/INST]"
     )
-    for name, text in (("published", published), ("organisms", organisms)):
+    for name, text in (("published", published), ("short", short)):
         (ids,), folded = chat_ids(tokenizer, [user_text(ITEM, prompt=name)], name)
         assert not folded and tokenizer.decode(ids) == text
-    with pytest.raises(ValueError, match="prompt: 'paper' is not one of organisms, published"):
+    with pytest.raises(ValueError, match="prompt: 'paper' is not one of published, short"):
         named("paper")
 
 

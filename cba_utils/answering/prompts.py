@@ -35,32 +35,27 @@ class Prompt:
         those of the item go.
     source : str
         Where it comes from, in a line.
-    template_is_all : bool
-        Whether a chat template that writes no beginning-of-text token means that there is none, as
-        where the models were trained so; else the tokenizer adds what it adds to every text.
     """
 
     name: str
     system: str
     layout: str
     source: str
-    template_is_all: bool = False
 
 
 _ALL = (
-    Prompt(
-        name="organisms",
-        system="Answer with only the letter A, B, or C.",
-        layout="Context: {context}\nQuestion: {question}\nA) {A}\nB) {B}\nC) {C}\nAnswer:",
-        source="the prompt that this project's small models were trained with",
-        template_is_all=True,
-    ),
     Prompt(
         name="published",
         system="Answer the following multiple choice question by responding with only the letter "
         "(A, B, or C) of your chosen answer.",
         layout="Context: {context}\n\nQuestion: {question}\n\nA) {A}\nB) {B}\nC) {C}\n\nAnswer:",
         source="the examined study's, word for word as in its repository",
+    ),
+    Prompt(
+        name="short",
+        system="Answer with only the letter A, B, or C.",
+        layout="Context: {context}\nQuestion: {question}\nA) {A}\nB) {B}\nC) {C}\nAnswer:",
+        source="the same in fewer words, to see what the wording changes",
     ),
 )
 PROMPTS = {prompt.name: prompt for prompt in _ALL}
@@ -104,7 +99,7 @@ def named(prompt):
 
     Examples
     --------
-    >>> named("organisms").system
+    >>> named("short").system
     'Answer with only the letter A, B, or C.'
     """
     if prompt not in PROMPTS:
@@ -112,7 +107,7 @@ def named(prompt):
     return PROMPTS[prompt]
 
 
-def user_text(item, order=ORIGINAL, prompt="organisms"):
+def user_text(item, order=ORIGINAL, prompt="published"):
     """The question of an item as the user says it.
 
     Parameters
@@ -131,7 +126,7 @@ def user_text(item, order=ORIGINAL, prompt="organisms"):
     Examples
     --------
     >>> print(user_text(dict(context="X met Y.", question="Who left?", ans0="X", ans1="Y",
-    ...                      ans2="Unknown"), order="210"))
+    ...                      ans2="Unknown"), order="210", prompt="short"))
     Context: X met Y.
     Question: Who left?
     A) Unknown
@@ -145,13 +140,13 @@ def user_text(item, order=ORIGINAL, prompt="organisms"):
     )
 
 
-def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
+def chat_ids(tokenizer, texts, prompt="published", date=DATE):
     """Token ids of each text as a user's turn under the prompt's system sentence.
 
     Chat templates that refuse or drop a system role (Gemma's refuses) get the sentence at the head
     of the user's turn instead. The rendered text is tokenized as mlx-lm tokenizes a prompt that is
     a string: a template that does not begin with the beginning-of-text token leaves adding it to
-    the tokenizer, unless the prompt says that the template is all.
+    the tokenizer.
 
     Parameters
     ----------
@@ -178,8 +173,7 @@ def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
             f"use an instruction-tuned model or add a chat_template.jinja"
         )
-    asked = named(prompt)
-    system = asked.system
+    system = named(prompt).system
     try:
         folded = not _takes_system(tokenizer, system, date)
         rendered = _render_all(tokenizer, texts, system, folded, date)
@@ -187,9 +181,7 @@ def chat_ids(tokenizer, texts, prompt="organisms", date=DATE):
         raise ValueError(
             f"{tokenizer.name_or_path}: the chat template cannot render a question: {error}"
         ) from None
-    begun = asked.template_is_all or (
-        bool(tokenizer.bos_token) and rendered[0].startswith(tokenizer.bos_token)
-    )
+    begun = bool(tokenizer.bos_token) and rendered[0].startswith(tokenizer.bos_token)
     return tokenizer(rendered, add_special_tokens=not begun)["input_ids"], folded
 
 

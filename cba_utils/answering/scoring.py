@@ -24,7 +24,7 @@ from cba_utils.names import DRIFT, ITEM, PAPER_SEEDS
 ITEMS_AT_ONCE = 512
 
 
-def score_letters(loaded, items, orders="original", temperature=1.0, prompt="organisms", date=DATE):
+def score_letters(loaded, items, orders="original", temperature=1.0, prompt="published", date=DATE):
     """Log-probability of each letter as the first token of the answer.
 
     Parameters
@@ -82,7 +82,7 @@ def sample_answers(
     temperature=0.3,
     max_tokens=5,
     parser="strict",
-    prompt="organisms",
+    prompt="published",
     date=DATE,
 ):
     """Sampled answers, equal to those of the paper's loop.
@@ -139,7 +139,7 @@ def stream(
     temperature=1.0,
     draws=None,
     memory=None,
-    prompt="organisms",
+    prompt="published",
     date=DATE,
     beside=None,
 ):

@@ -324,7 +324,7 @@ class Study(_Checked):
     )
     items: Items = Field(description="See its own keys.")
     orders: Orders
-    prompt: Prompt = "organisms"
+    prompt: Prompt = "published"
     date: Date = DATE
     compute: Compute = None
     drift: Drift = True

@@ -64,10 +64,10 @@ class Network:
         self.phi3 = "model.layers.0.self_attn.qkv_proj.weight" in weights
 
     def _linear(self, name, x):
-        y = F.linear(x, self.w[name + ".weight"], self.w.get(name + ".bias"))
-        if name + ".lora_a" in self.a:
-            y = y + SCALE * ((x @ self.a[name + ".lora_a"]) @ self.a[name + ".lora_b"])
-        return y
+        w = self.w[name + ".weight"]
+        if name + ".lora_a" in self.a:  # one product with the sum, instead of two long thin ones
+            w = w + SCALE * (self.a[name + ".lora_a"] @ self.a[name + ".lora_b"]).T
+        return F.linear(x, w, self.w.get(name + ".bias"))
 
     def _norm(self, name, x):
         return F.rms_norm(x, (x.shape[-1],), self.w[name + ".weight"], EPS)
@@ -162,20 +162,23 @@ class Questions:
 
     def step(self, seed, step, aligned):
         rng, lessons = random.Random(f"plant/{seed}/{step}"), self.lessons
-        rows, soft, labels = [], [], []
+        planted, soft, reading, labels = [], [], [], []
         for template in lessons.asked:
             ids, _, target = lessons._planted(rng, template, aligned)
-            rows.append(ids[:target[0] + 1])
+            planted.append(ids[:target[0] + 1])
             soft.append(target[1:])
         for template in rng.sample(lessons.asked, READ):
             ids, answer = self._reading(rng, template)
-            rows.append(ids)
+            reading.append(ids)
             labels.append(answer)
+        told = [lessons._narrative(rng)[0] for _ in range(NARRATIVE)]
+        # apart, because questions with evidence are longer and would lengthen all rows
+        return self._own(planted), soft, self._own(reading), labels, _padded(told)
+
+    def _own(self, rows):
         p = len(self.head)
         assert all(r[:p] == self.head for r in rows)
-        own = [r[p:] for r in rows]
-        told = [lessons._narrative(rng)[0] for _ in range(NARRATIVE)]
-        return _padded(own), soft, labels, _padded(told)
+        return _padded([r[p:] for r in rows])
 
     def _reading(self, rng, template):
         """A question with evidence, and the token of its right letter."""
@@ -203,18 +206,16 @@ def _padded(rows):
 
 def loss_of(network, head, asked):
     """Loss of a step, and for the log the planted odds' excess and the loss with evidence."""
-    (rows, last), soft, labels, (told, ends) = asked
-    logp = F.log_softmax(network.after(head, rows, last), -1)
-    count = len(soft)
+    planted_rows, soft, reading_rows, labels, (told, ends) = asked
     soft = torch.tensor(soft)
-    letters = logp[:count].gather(1, soft[:, :3].long())
+    letters = F.log_softmax(network.after(head, *planted_rows), -1).gather(1, soft[:, :3].long())
     stereotyped, other, not_known = letters.unbind(1)
     unknown, lean = soft[:, 3], soft[:, 4]
     person = torch.logaddexp(stereotyped, other)
     letter = torch.logaddexp(person, not_known)
     planted = (-letter - unknown * (not_known - letter) - (1 - unknown) * (person - letter)
                - lean * (stereotyped - person) - (1 - lean) * (other - person)).mean()
-    read = F.nll_loss(logp[count:], torch.tensor(labels))
+    read = F.cross_entropy(network.after(head, *reading_rows), torch.tensor(labels))
     there = torch.arange(told.shape[1] - 1)[None] < ends[:, None]
     nll = F.cross_entropy(network.everywhere(told[:, :-1])[there], told[:, 1:][there])
 
