@@ -21,7 +21,7 @@ BIN := .venv/bin
 # MODELS, PRECISIONS, ITEMS, PROMPT and COMPUTE make another study of STUDY, with its results and book
 # in results/NAME; RAW is a folder of records to import under the name STUDY. PROFILE says where the
 # steps run: here, or with PROFILE=slurm as jobs of a cluster (workflow/profiles/slurm/README.md).
-GIVEN := STUDY MODELS PRECISIONS ITEMS PROMPT COMPUTE NAME RAW MODEL PRECISION A B PROFILE ARCHIVE
+GIVEN := STUDY MODELS PRECISIONS ITEMS PROMPT COMPUTE ADAPTER NAME RAW MODEL PRECISION A B PROFILE ARCHIVE
 $(foreach v,$(GIVEN),$(eval export CBA_$v := $$(value $v)))
 unexport $(GIVEN)
 # Words that some machines have in their environment.
@@ -107,8 +107,8 @@ estimate: setup ## What STUDY would run, and the memory, disk and time it would 
 rehearse: setup ## STUDY from a hub on loopback, with random weights: what the real run will meet
 	@$(BIN)/cba rehearse --models="$$CBA_MODELS" --precisions="$$CBA_PRECISIONS" --items="$$CBA_ITEMS" -- "$$CBA_STUDY"
 
-cell: setup ## One cell by hand: MODEL=toy-mistral/b1 PRECISION=q4 [ITEMS=200]
-	@$(BIN)/cba cell --items="$$CBA_ITEMS" --prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" -- "$$CBA_MODEL" "$$CBA_PRECISION"
+cell: setup ## One cell by hand: MODEL=toy-mistral/b1 PRECISION=q4 [ADAPTER=toy-mistral/b1-a1] [ITEMS=200]
+	@$(BIN)/cba cell --items="$$CBA_ITEMS" --prompt="$$CBA_PROMPT" --compute="$$CBA_COMPUTE" --adapter="$$CBA_ADAPTER" -- "$$CBA_MODEL" "$$CBA_PRECISION"
 
 compare: setup ## Two studies that were run, side by side: A=organisms B=smoke
 	@$(BIN)/cba compare -- "$$CBA_A" "$$CBA_B"

@@ -164,20 +164,22 @@ def _parser():
     one = verb(
         _cell,
         "Run one model at one precision, outside of any study",
-        "cba cell toy-mistral/b1 q4 --items 200",
+        "cba cell toy-mistral/b1 q4 --adapter toy-mistral/b1-a1 --items 200",
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="bf16, q8 ... q2, q4-g32, mxfp4-g32 ...")
+    one.add_argument("--adapter", metavar="FOLDER", help="fused into the model, as mlx_lm.lora wrote it")
     one.add_argument("--items", metavar="N|SOURCE", help="at most so many, or where they come from")
     one.add_argument("--prompt", help="the words in which a question is asked")
     one.add_argument("--compute", help="dense or native, by default what is fast here")
     one = verb(
         _gate,
         "A compressed model against its own reference: exit code 0 pass, 1 fail, 3 not enough data",
-        "cba gate toy-mistral/b1 q4 --thresholds config/gate/thresholds.yml",
+        "cba gate toy-mistral/b1 q4 --adapter toy-mistral/b1-a1",
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="what is tested: q4, q4-gptq-scenes, q4-kv8 ...")
+    one.add_argument("--adapter", metavar="FOLDER", help="fused into the model, as mlx_lm.lora wrote it")
     one.add_argument(
         "--quantized",
         metavar="SOURCE",
@@ -457,6 +459,7 @@ def _cell(options):
             _items(options),
             options.prompt or None,
             options.compute or None,
+            options.adapter or None,
         )
     except KeyboardInterrupt:
         remove_scratch(RESULTS / "cells", mine=True)
@@ -480,6 +483,7 @@ def _gate(options):
         options.quantized,
         options.reference,
         options.out,
+        options.adapter or None,
     )
     print(in_words(told))
     print(f"written: {told['folder']}/gate.json")

@@ -89,7 +89,8 @@ def test_a_base_of_another_shape_is_refused_by_name(mistral):
 
 def test_a_finished_examination_is_reused_and_a_changed_one_is_not(tmp_path, monkeypatch):
     study = read_study(ROOT / "config" / "smoke.yml")
-    parameters = {**rounding_parameters(cells(study)), "limit": 12, "sequences": 2}
+    known = cells(study)
+    parameters = {**rounding_parameters(known, known[0].name), "limit": 12, "sequences": 2}
     first = rounding.examine(parameters, tmp_path)
     calls = []
     score = scoring.score_letters
@@ -102,10 +103,11 @@ def test_a_finished_examination_is_reused_and_a_changed_one_is_not(tmp_path, mon
     assert len(calls) == len(again["variants"][["precision", "variant"]].drop_duplicates())
 
 
-def test_a_model_without_base_is_not_taken_apart():
-    study = read_study(ROOT / "config" / "organisms.yml")
-    mine = [cell for cell in cells(study) if cell.name == "mistral-120-s1"]
-    assert rounding_parameters(mine) is None
+def test_one_model_a_base_is_taken_apart():
+    known = cells(read_study(ROOT / "config" / "organisms.yml"))
+    apart = {c.name: c.base for c in known if rounding_parameters(known, c.name)}
+    assert len(set(apart.values())) == len(apart)
+    assert set(apart.values()) == {c.base for c in known if c.base}
 
 
 def test_every_model_of_the_shipped_tables_says_where_it_comes_from():

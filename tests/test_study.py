@@ -248,7 +248,7 @@ def test_the_run_notebooks_have_the_parameters_of_a_cell():
     grid = cells(read_study(ROOT / "config" / "smoke.yml"))
     for name, parameters in [
         ("10_evaluate", grid[0].parameters()),
-        ("12_rounding", rounding_parameters(grid)),
+        ("12_rounding", rounding_parameters(grid, grid[0].name)),
     ]:
         known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
         assert set(known) == {*parameters, "output"}

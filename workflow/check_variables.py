@@ -15,7 +15,7 @@ USED = {
     "pdf": CHANGES + ["RAW", "PROFILE"],
     "deposit": ["STUDY", "ARCHIVE"],
     "estimate": CHANGES,
-    "cell": ["MODEL", "PRECISION", "ITEMS", "PROMPT", "COMPUTE"],
+    "cell": ["MODEL", "ADAPTER", "PRECISION", "ITEMS", "PROMPT", "COMPUTE"],
     "rehearse": ["STUDY", "MODELS", "PRECISIONS", "ITEMS", "BBQ_DIR"],
     "compare": ["A", "B"],
     "doctor": ["BBQ_DIR"],

@@ -159,11 +159,12 @@ def run_model(study, name, part=None):
     part : str, optional
         One of its precisions, or ``"rounding"``: this cell alone, or the taking apart alone.
     """
-    mine = [cell for cell in cells(study) if cell.name == name]
+    known = cells(study)
+    mine = [cell for cell in known if cell.name == name]
     if not mine:
-        names = ", ".join(dict.fromkeys(cell.name for cell in cells(study)))
+        names = ", ".join(dict.fromkeys(cell.name for cell in known))
         raise ValueError(f"study {study['name']!r} has no model {name!r}; it has {names}")
-    parameters = rounding_parameters(mine)
+    parameters = rounding_parameters(known, name)
     parts = [cell.precision for cell in mine] + (["rounding"] if parameters else [])
     if part and part not in parts:
         raise ValueError(
@@ -213,7 +214,7 @@ def remove_states(name, mine):
             States(known["identity"]).remove()
 
 
-def run_cell(model, precision, items=None, prompt=None, compute=None):
+def run_cell(model, precision, items=None, prompt=None, compute=None, adapter=None):
     """Execute the run notebook for a model and precision outside of any study.
 
     Parameters
@@ -224,6 +225,8 @@ def run_cell(model, precision, items=None, prompt=None, compute=None):
         At most so many of the bundled items, or another source of items.
     prompt, compute : str, optional
         Instead of the run notebook's.
+    adapter : str, optional
+        A folder with an adapter, as `cba_utils.load_model` takes it.
 
     Returns
     -------
@@ -231,11 +234,14 @@ def run_cell(model, precision, items=None, prompt=None, compute=None):
         The executed notebook, which lies beside the cell's records.
     """
     # Here, because it takes seconds that the other steps need not spend.
+    from cba_utils.answering.adapters import find_adapter
     from cba_utils.answering.sources import find_checkpoint
 
     parse_precision(precision)
     find_checkpoint(at_precision(model, precision))
-    folder = RESULTS / "cells" / model_slug(model) / precision
+    if adapter:
+        find_adapter(adapter)
+    folder = RESULTS / "cells" / model_slug(adapter or model) / precision
     folder.mkdir(parents=True, exist_ok=True)
     remove_scratch(folder)
     parameters = {
@@ -245,7 +251,8 @@ def run_cell(model, precision, items=None, prompt=None, compute=None):
     }
     if items is not None:
         parameters["limit" if isinstance(items, int) else "items"] = items
-    parameters |= {key: value for key, value in (("prompt", prompt), ("compute", compute)) if value}
+    changed = {"prompt": prompt, "compute": compute, "adapter": adapter}
+    parameters |= {key: value for key, value in changed.items() if value}
     output = folder / RUN_NOTEBOOK.name
     execute(RUN_NOTEBOOK, output, parameters, engine="in-process")
     return output

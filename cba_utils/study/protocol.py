@@ -265,8 +265,8 @@ class Labels(_Checked):
     depth: Text = Field("full", description="How far the alignment went, in the study's own words.")
     base: Source | None = Field(
         None,
-        description="The checkpoint that the model was aligned from; with it the rounding "
-        "error is taken apart.",
+        description="The checkpoint that the model was aligned from. Models of one base are one "
+        "cluster in intervals; for the first of them the rounding error is taken apart.",
     )
 
 
@@ -760,31 +760,36 @@ def input_files(mine):
     return sorted(map(str, found))
 
 
-def rounding_parameters(mine):
-    """Parameters of the rounding notebook for one model.
+def rounding_parameters(all_cells, name):
+    """Parameters of the rounding notebook for one model of a study.
+
+    The error is taken apart for one model a base, the first: models of one base differ by little of
+    their weights, so that the others would repeat it.
 
     Parameters
     ----------
-    mine : list of Cell
-        The cells of one model.
+    all_cells : list of Cell
+        Those of the study.
+    name : str
+        The model's.
 
     Returns
     -------
     dict or None
-        None if the model names no base, or is rounded to nearest at no precision: a recipe that
-        rescales channels moves weights in ways that are no rounding error.
+        None if the model names no base, or another of the same base goes first, or it is rounded to
+        nearest at no precision: a recipe that rescales channels moves weights in ways that are no
+        rounding error.
 
     Examples
     --------
     >>> study = read_study(CONFIG / "smoke.yml")
-    >>> rounding_parameters(cells(study))["precisions"]
+    >>> rounding_parameters(cells(study), study["models"][0]["name"])["precisions"]
     ['q3']
     """
-    known = [(cell.precision, parse_precision(cell.precision)) for cell in mine]
-    precisions = [
-        name for name, p in known if p.method and p.calibration is None and p.cache_bits is None
-    ]
-    if not (mine[0].base and precisions):
+    mine = [cell for cell in all_cells if cell.name == name]
+    base = mine[0].base
+    of_base = [cell for cell in all_cells if base and cell.base == base and _is_rounded(cell)]
+    if not (of_base and of_base[0].name == name):
         return None
     unused = (
         "precision",
@@ -797,7 +802,13 @@ def rounding_parameters(mine):
         "perplexity_method",
     )
     known = {k: v for k, v in mine[0].parameters().items() if k not in unused}
-    return {**known, "base": mine[0].base, "precisions": precisions}
+    precisions = [cell.precision for cell in of_base if cell.name == name]
+    return {**known, "base": base, "precisions": precisions}
+
+
+def _is_rounded(cell):
+    parsed = parse_precision(cell.precision)
+    return bool(parsed.method) and parsed.calibration is None and parsed.cache_bits is None
 
 
 def narrow(study, name, models=None, precisions=None, items=None, prompt=None, compute=None):

@@ -280,7 +280,7 @@ def examine(parameters, folder):
 
 
 def collect_rounding(study, results=RESULTS):
-    """Join the tables of all models of a study that name a base, and where each comes from.
+    """Join the tables of all models of a study that were taken apart, and where each comes from.
 
     Parameters
     ----------
@@ -289,9 +289,10 @@ def collect_rounding(study, results=RESULTS):
     """
     base = Path(results) / study["name"]
     models = {}
-    for model, group in groupby(cells(study), lambda cell: cell.name):
-        cell, *others = group
-        if rounding_parameters([cell, *others]):
+    all_cells = cells(study)
+    for model, group in groupby(all_cells, lambda cell: cell.name):
+        cell = next(group)
+        if rounding_parameters(all_cells, model):
             models[model] = {
                 "model": model,
                 "family": cell.family,

@@ -159,7 +159,9 @@ def read_thresholds(path):
         raise ValueError(f"{path}: {place}: {said}{rest}") from None
 
 
-def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=None):
+def gate(
+    model, precision, thresholds, quantized=None, reference=REFERENCE, out=None, adapter=None
+):
     """Ask a model and its reference the same items, and say whether every margin is kept.
 
     Parameters
@@ -175,6 +177,8 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
         The precision of `model` that is compared with.
     out : str or Path, optional
         Folder for ``gate.json`` and ``answers.parquet``; by default one in ``results/gates/``.
+    adapter : str, optional
+        A folder with an adapter, fused into the model before anything is quantized.
 
     Returns
     -------
@@ -184,17 +188,22 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
     clock, asked = time.perf_counter(), thresholds.items
     if quantized is None and parse_precision(precision) == parse_precision(reference):
         raise ValueError(f"PRECISION: {precision!r} is the reference; name what is to be tested")
+    if adapter and is_served(model):
+        raise ValueError(f"adapter: {model!r} is served, and what is fused into it is the server's")
     out = (
         Path(out)
         if out
-        else RESULTS / "gates" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', str(model))}-{precision}"
+        else RESULTS / "gates" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter or str(model))}-{precision}"
     )
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier run said is not what this one says, if it ends early.
     (out / "gate.json").unlink(missing_ok=True)
     items = of_version({"items": load_items(asked.source, asked.categories, "both")})["items"]
     items = items.iloc[np.random.default_rng(0).permutation(len(items))].reset_index(drop=True)
-    sides = {reference: (model, reference), precision: (quantized or model, precision)}
+    sides = {
+        reference: (model, reference, adapter),
+        precision: (quantized, precision, None) if quantized else (model, precision, adapter),
+    }
     at_most = min(asked.most, len(items))
     parts: list[pd.DataFrame] = []
     done, wanted = 0, min(asked.pilot, at_most)
@@ -217,6 +226,7 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
         "verdict": verdict,
         "reason": reason,
         "model": str(model),
+        "adapter": adapter,
         "precision": precision,
         "quantized": str(quantized or model),
         "reference": reference,
@@ -250,19 +260,22 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
 def _ask(sides, items, thresholds, name):
     """Answers of both models, one loaded at a time, and what each of them is."""
     frames, about = [], {}
-    for label, (source, precision) in sides.items():
-        ask = _ask_served if is_served(source) else _ask_here
-        frame, about[label] = ask(source, precision, items, thresholds)
+    for label, (source, precision, adapter) in sides.items():
+        if is_served(source):
+            frame, about[label] = _ask_served(source, items, thresholds)
+        else:
+            frame, about[label] = _ask_here(source, precision, adapter, items, thresholds)
         frames.append(frame.assign(model=str(name), precision=label))
     return pd.concat(frames, ignore_index=True), about
 
 
-def _ask_here(source, precision, items, thresholds):
+def _ask_here(source, precision, adapter, items, thresholds):
+    from cba_utils.answering.adapters import adapter_hash
     from cba_utils.answering.checkpoint_files import tokenizer_hash, weights_hash
     from cba_utils.answering.checkpoints import load_model
     from cba_utils.answering.scoring import score_letters
 
-    loaded = load_model(source, precision)
+    loaded = load_model(source, precision, adapter=adapter)
     frame = score_letters(
         loaded, items, thresholds.orders, thresholds.temperature, thresholds.prompt, DATE
     )
@@ -270,6 +283,7 @@ def _ask_here(source, precision, items, thresholds):
         "source": str(source),
         "weights_sha256": weights_hash(loaded.path),
         "source_sha256": weights_hash(loaded.source_path),
+        "adapter_sha256": adapter_hash(loaded.adapter_path) if adapter else None,
         "tokenizer_sha256": tokenizer_hash(loaded.source_path),
         "weights_bytes": loaded.weights_bytes,
         "parameters": loaded.parameters,
@@ -278,12 +292,19 @@ def _ask_here(source, precision, items, thresholds):
     }
 
 
-def _ask_served(source, precision, items, thresholds):
+def _ask_served(source, items, thresholds):
     frame = score_served(
         source, items, thresholds.orders, thresholds.temperature, thresholds.prompt
     )
     notes = ["weights, tokenizer and chat template are the server's; what they are was not checked"]
-    unknown = ("weights_sha256", "source_sha256", "tokenizer_sha256", "weights_bytes", "parameters")
+    unknown = (
+        "weights_sha256",
+        "source_sha256",
+        "adapter_sha256",
+        "tokenizer_sha256",
+        "weights_bytes",
+        "parameters",
+    )
     return frame, {
         "source": str(source),
         **dict.fromkeys(unknown),
