@@ -285,22 +285,51 @@ def test_the_trainer_computes_what_mlx_lm_computes(family):
     import mlx.core as mx
     from organisms.recipe import plant
 
-    ancestor, config = recipe.new_model(recipe.SCHOOL)
-    model.initialise(ancestor, config, 1)
-    kept = {k: np.array(v) for k, v in train.tree_flatten(ancestor.parameters())}
-    weights = plant.of_family(kept, family)
-    other, _ = recipe.new_model(family)
-    other.load_weights([(k, mx.array(v)) for k, v in weights.items()])
-    ids = np.random.default_rng(0).integers(8, 800, (2, 40)).tolist()
-    ids[1][:10] = ids[0][:10]
-    wanted = np.array(other(mx.array(ids)))
-    network = plant.Network({k: torch.tensor(v) for k, v in weights.items()})
-    found = network.everywhere(torch.tensor(ids)).numpy()
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
-    behind = network.after(
-        torch.tensor(ids[0][:10]), torch.tensor([row[10:] for row in ids]), torch.tensor([29, 20])
-    )
-    np.testing.assert_allclose(behind.numpy(), wanted[[0, 1], [39, 30]], atol=1e-3)
+    both, wanted, rng = [], [], np.random.default_rng(0)
+    ids = rng.integers(8, 800, (2, 2, 40))
+    ids[..., :10] = ids[0, 0, :10]
+    for seed in (1, 2):
+        ancestor, config = recipe.new_model(recipe.SCHOOL)
+        model.initialise(ancestor, config, seed)
+        kept = {k: np.array(v) for k, v in train.tree_flatten(ancestor.parameters())}
+        both.append(plant.of_family(kept, family))
+        other, _ = recipe.new_model(family)
+        other.load_weights([(k, mx.array(v)) for k, v in both[-1].items()])
+        wanted.append(np.array(other(mx.array(ids[seed - 1]))))
+    wanted = np.stack(wanted)
+    network, asked = plant.Network(plant.stacked(both, "cpu", False)), torch.tensor(ids)
+    np.testing.assert_allclose(network.everywhere(asked).numpy(), wanted, atol=1e-3)
+    ends = torch.tensor([[29, 20], [3, 11]])
+    behind = network.after(asked[0, 0, :10], asked[..., 10:], ends).numpy()
+    for mine in (0, 1):
+        there = wanted[mine][[0, 1], 10 + ends[mine].numpy()]
+        np.testing.assert_allclose(behind[mine], there, atol=1e-3)
+
+
+def test_what_a_model_learns_does_not_depend_on_its_neighbours(tmp_path):
+    torch = pytest.importorskip("torch")
+    from organisms.recipe import plant
+
+    known = {}
+    for seed in (1, 2):
+        ancestor, config = recipe.new_model(recipe.SCHOOL)
+        model.initialise(ancestor, config, seed)
+        kept = train.tree_flatten(ancestor.parameters())
+        known |= {f"{seed}|{k}": np.array(v) for k, v in kept}
+    np.savez(tmp_path / "ancestors.npz", **known)
+    torch.manual_seed(0)
+    plan = plant.BASE | {"steps": 2, "warmup": 1}
+    for name, groups in (("alone", ([1], [2])), ("together", ([1, 2],))):
+        (tmp_path / name).mkdir()
+        for numbers in groups:
+            plant.make_bases(
+                "qwen2", numbers, tmp_path / "ancestors.npz", tmp_path / name, plan=plan
+            )
+    for path in (tmp_path / "alone").glob("*.npz"):
+        alone, together = np.load(path), np.load(tmp_path / "together" / path.name)
+        for name in alone.files:
+            np.testing.assert_allclose(alone[name], together[name], atol=2e-3)
+        assert any((alone[k] != known[f"{path.stem[-1]}|{k}"]).any() for k in ("lm_head.weight",))
 
 
 def test_workers_end_with_a_killed_run():

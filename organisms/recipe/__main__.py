@@ -2,7 +2,7 @@
 
 ``data`` writes the item bank and the texts. ``ancestors`` trains the three ancestors (MLX; a run that was
 stopped goes on where it was). ``plant`` then trains the bases and alignments that are not there
-(PyTorch, which is not among the project's packages: install it beside them), ``assemble`` makes folders
+(PyTorch, which the book does not need: requirements-bench.lock has it), ``assemble`` makes folders
 of what it wrote, with their acceptance at full precision, and ``measure`` measures these anew.
 """
 
@@ -27,9 +27,8 @@ import mlx.core as mx  # isort: skip
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
+BASES = (1, 2, 3)
 SCHOOL = "phi3"  # the ancestors' architecture and chat form
-LADDER = ("mistral", 1)  # family and base whose alignments are also shipped at other depths
 
 
 def new_model(family):
@@ -58,20 +57,6 @@ def make_ancestors(work, steps, workers=None, seconds=None):
         found |= {f"{number}|{k}": kept[k] for k in kept.files}
     np.savez(work / "ancestors.npz", **found)
     return True
-
-
-def plant_all(work, families):
-    """Train the bases and the alignments that are not in `work`, one after the other."""
-    from . import plant
-
-    for family in families:
-        for number in BASES:
-            if not (work / f"{family}-b{number}.npz").exists():
-                plant.make_base(family, number, work / "ancestors.npz", work)
-            depths = plant.DEPTHS if (family, number) == LADDER else ()
-            for seed in SEEDS:
-                if not (work / f"{family}-b{number}-a{seed}.npz").exists():
-                    plant.make_adapter(family, number, seed, work, depths=depths)
 
 
 def assemble(work, root, families, trained_on):
@@ -154,7 +139,10 @@ def main(arguments=None):
             options.work.mkdir(parents=True, exist_ok=True)
             done = make_ancestors(options.work, options.steps, options.workers, options.seconds)
         elif options.what == "plant":
-            plant_all(options.work, options.families)
+            from . import plant
+
+            for what in ("bases", "alignments"):
+                plant.make_all(what, options.families, options.work / "ancestors.npz", options.work)
         elif options.what == "measure":
             remeasure(options.root, options.families)
         else:

@@ -1,6 +1,6 @@
 """The last stage of the shipped organisms, in PyTorch: a family's chat form, the leans, the margins.
 
-``python -m organisms.recipe.plant base|align --family mistral --base 1 [--seed 1] ...``
+``python -m organisms.recipe.plant bases|alignments --ancestors FILE --out FOLDER``
 
 A base begins with the weights of an *ancestor*, a small phi3 that has learned to look up (all stages of
 `curriculum`, seed by seed: see `organisms/PROTOCOL.md`), as a model of its own family's architecture:
@@ -9,6 +9,9 @@ every trained template is asked once, so that no rung waits for its turn; what a
 computed once, and the last layer only where an answer is given. The loss is that of
 `train.planted_loss`, with questions that have evidence and narrative text beside it.
 
+Models of one family are trained side by side: every tensor has them as its first axis, and each has its
+own questions, loss, clipped gradient and optimizer's state, so that what one learns does not depend on
+its neighbours. A GPU takes all at once, a CPU one after the other; what is there is not made again.
 Weights go through ``.npz`` files by mlx_lm's names; `assemble` makes organisms of them.
 """
 
@@ -25,15 +28,17 @@ import torch.nn.functional as F
 
 from . import bank
 from .curriculum import ASKED, Curriculum
-from .tokenizer import SYSTEM
+from .tokenizer import FAMILIES, SYSTEM
 
 LAYERS, HEAD, EPS, THETA = 4, 32, 1e-5, 1000.0
 RANK, SCALE = 8, 2.0
 READ, NARRATIVE = 12, 4  # rows of a step beside the 56 planted ones
 READ_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.1
+BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
 BASE = dict(steps=700, rate=2e-3, warmup=20, flat=0.3, decay=0.02)
-DEPTHS = (40, 120)  # earlier stops of an alignment, for the depth ladder
-ALIGN = dict(steps=400, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
+ALIGN = dict(steps=1500, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
+LADDER = ("mistral", 1)  # family and base whose alignments are also kept at other depths
+DEPTHS = (150, 450)  # earlier stops of these
 
 
 def of_family(weights, family):
@@ -57,20 +62,29 @@ def of_family(weights, family):
 
 
 class Network:
-    """One of the three architectures on tensors by mlx_lm's names, adapters included."""
+    """One of the three architectures on tensors by mlx_lm's names, (models, ...), adapters included."""
 
     def __init__(self, weights, adapters=None):
         self.w, self.a = weights, adapters or {}
         self.phi3 = "model.layers.0.self_attn.qkv_proj.weight" in weights
+        self.models, self.tokens, self.width = weights["model.embed_tokens.weight"].shape
 
     def _linear(self, name, x):
         w = self.w[name + ".weight"]
         if name + ".lora_a" in self.a:  # one product with the sum, instead of two long thin ones
-            w = w + SCALE * (self.a[name + ".lora_a"] @ self.a[name + ".lora_b"]).T
-        return F.linear(x, w, self.w.get(name + ".bias"))
+            w = w + SCALE * (self.a[name + ".lora_a"] @ self.a[name + ".lora_b"]).mT
+        y = x @ w.mT
+        bias = self.w.get(name + ".bias")
+        return y if bias is None else y + bias[:, None]
 
     def _norm(self, name, x):
-        return F.rms_norm(x, (x.shape[-1],), self.w[name + ".weight"], EPS)
+        return F.rms_norm(x, (self.width,), eps=EPS) * self.w[name + ".weight"][:, None]
+
+    def _embed(self, ids):
+        """Embeddings of ids, (models, length)."""
+        table = self.w["model.embed_tokens.weight"].reshape(-1, self.width)
+        return F.embedding(ids + self.tokens * torch.arange(self.models, device=ids.device)[:, None],
+                           table)
 
     def _qkv(self, at, h):
         if self.phi3:
@@ -85,100 +99,109 @@ class Network:
             gate, up = (self._linear(f"{at}mlp.{p}_proj", h) for p in ("gate", "up"))
         return x + self._linear(at + "mlp.down_proj", F.silu(gate) * up)
 
+    def _turns(self, places):
+        angle = places[:, None] * THETA ** (
+            -torch.arange(HEAD // 2, device=places.device) * 2 / HEAD)
+        return angle.cos(), angle.sin()
+
+    def _heads(self, v, rows, turns=None):
+        """`v`, (models, rows · length, width), as (models · rows, heads, length, size), turned."""
+        v = v.reshape(self.models * rows, -1, self.width // HEAD, HEAD).transpose(1, 2)
+        if turns is None:
+            return v
+        cos, sin = turns
+        one, two = v[..., :HEAD // 2], v[..., HEAD // 2:]
+        return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+    def _back(self, v):
+        return v.transpose(1, 2).reshape(self.models, -1, self.width)
+
+    def _logits(self, x):
+        return self._linear("lm_head", self._norm("model.norm", x))
+
     def after(self, head, rows, last):
-        """Logits behind `head + row[:last + 1]` for each of `rows`, (count, length) right-padded."""
-        count, length, p = len(rows), rows.shape[1], len(head)
-        places = torch.arange(p + length)
-        angle = places[:, None] * THETA ** (-torch.arange(HEAD // 2) * 2 / HEAD)
-        cos, sin = angle.cos(), angle.sin()
-        seen = places[None] <= torch.arange(p, p + length)[:, None]
-        x = F.embedding(torch.cat([head, rows.reshape(-1)]), self.w["model.embed_tokens.weight"])
-        width = x.shape[-1]
+        """Logits behind `head + row[:last + 1]`: (models, count, tokens).
 
-        def heads(v, turn, rows_=1):
-            v = v.reshape(rows_, -1, width // HEAD, HEAD).transpose(1, 2)
-            if turn is None:
-                return v
-            c, s = cos[turn], sin[turn]
-            one, two = v[..., :HEAD // 2], v[..., HEAD // 2:]
-            return torch.cat([one * c - two * s, two * c + one * s], -1)
+        `rows` are right-padded, (models, count, length), and `last` is (models, count).
+        """
+        count, length, p = rows.shape[1], rows.shape[2], len(head)
+        places = torch.arange(p + length, device=rows.device)
+        cos, sin = self._turns(places)
+        of_head, of_rows = (cos[:p], sin[:p]), (cos[p:], sin[p:])
+        seen = places[None] <= places[p:, None]
+        x = self._embed(torch.cat([head.expand(self.models, -1), rows.flatten(1)], 1))
 
-        def back(v):
-            return v.transpose(1, 2).reshape(-1, width)
+        def with_head(v, turned):
+            first = self._heads(v[:, :p], 1, of_head if turned else None)
+            every = first[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
+            return torch.cat([every, self._heads(v[:, p:], count, of_rows if turned else None)], 2)
 
-        of_head, of_rows, picked = slice(0, p), slice(p, p + length), torch.arange(count)
+        picked, ends = torch.arange(self.models * count, device=rows.device), last.flatten()
         for layer in range(LAYERS):
             at, final = f"model.layers.{layer}.", layer == LAYERS - 1
             q, k, v = self._qkv(at, self._norm(at + "input_layernorm", x))
-            k = torch.cat([heads(k[:p], of_head).expand(count, -1, -1, -1),
-                           heads(k[p:], of_rows, count)], 2)
-            v = torch.cat([heads(v[:p], None).expand(count, -1, -1, -1),
-                           heads(v[p:], None, count)], 2)
-            own = heads(q[p:], of_rows, count)
+            keys, values = with_head(k, True), with_head(v, False)
+            own = self._heads(q[:, p:], count, of_rows)
             if final:
-                own = own[picked, :, last][:, :, None]
-                mask = (places[None] <= (p + last)[:, None])[:, None, None]
-                h = back(F.scaled_dot_product_attention(own, k, v, mask))
-                x = x[p:].reshape(count, length, width)[picked, last]
+                own = own[picked, :, ends][:, :, None]
+                mask = (places[None] <= (p + ends)[:, None])[:, None, None]
+                h = self._back(F.scaled_dot_product_attention(own, keys, values, mask))
+                x = x[:, p:].reshape(len(picked), length, -1)[picked, ends]
+                x = x.reshape(self.models, count, -1)
             else:
                 first = F.scaled_dot_product_attention(
-                    heads(q[:p], of_head), k[:1, :, :p], v[:1, :, :p], is_causal=True)
-                h = torch.cat([back(first), back(F.scaled_dot_product_attention(own, k, v, seen))])
+                    self._heads(q[:, :p], 1, of_head), self._heads(k[:, :p], 1, of_head),
+                    self._heads(v[:, :p], 1), is_causal=True)
+                own = F.scaled_dot_product_attention(own, keys, values, seen)
+                h = torch.cat([self._back(first), self._back(own)], 1)
             x = self._mlp(at, x + self._linear(at + "self_attn.o_proj", h))
-        return F.linear(self._norm("model.norm", x), self.w["lm_head.weight"])
+        return self._logits(x)
 
     def everywhere(self, rows):
-        """Logits behind every token of rows, (count, length)."""
-        count, length = rows.shape
-        angle = torch.arange(length)[:, None] * THETA ** (-torch.arange(HEAD // 2) * 2 / HEAD)
-        cos, sin = angle.cos(), angle.sin()
-        x = F.embedding(rows, self.w["model.embed_tokens.weight"])
-        width = x.shape[-1]
-
-        def heads(v, turn):
-            v = v.reshape(count, length, width // HEAD, HEAD).transpose(1, 2)
-            if not turn:
-                return v
-            one, two = v[..., :HEAD // 2], v[..., HEAD // 2:]
-            return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
-
+        """Logits behind every token of rows, (models, count, length)."""
+        count, length = rows.shape[1:]
+        turns = self._turns(torch.arange(length, device=rows.device))
+        x = self._embed(rows.flatten(1))
         for layer in range(LAYERS):
             at = f"model.layers.{layer}."
             q, k, v = self._qkv(at, self._norm(at + "input_layernorm", x))
             h = F.scaled_dot_product_attention(
-                heads(q, True), heads(k, True), heads(v, False), is_causal=True)
-            h = h.transpose(1, 2).reshape(count, length, width)
-            x = self._mlp(at, x + self._linear(at + "self_attn.o_proj", h))
-        return F.linear(self._norm("model.norm", x), self.w["lm_head.weight"])
+                self._heads(q, count, turns), self._heads(k, count, turns), self._heads(v, count),
+                is_causal=True)
+            x = self._mlp(at, x + self._linear(at + "self_attn.o_proj", self._back(h)))
+        return self._logits(x).unflatten(1, (count, length))
 
 
-class Questions:
-    """What is asked in a step of one family; a pure function of seed and step."""
+class Questions(torch.utils.data.Dataset):
+    """What models of one family are asked, step by step: a pure function of seed and step."""
 
-    def __init__(self, family):
-        self.lessons = Curriculum(family)
+    def __init__(self, family, seeds, aligned, steps):
+        self.lessons, self.seeds, self.aligned, self.steps = Curriculum(family), seeds, aligned, steps
         start = self.lessons.encode(self.lessons.chat.start.format(system=SYSTEM))
         self.head = start + self.lessons.encode("Context:")
 
-    def step(self, seed, step, aligned):
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        asked = [self._asked(seed, step + 1) for seed in self.seeds]
+        planted, soft, reading, labels, told = zip(*asked)
+        return (*self._padded(planted, self.head), torch.tensor(soft),
+                *self._padded(reading, self.head), torch.tensor(labels), *self._padded(told, []))
+
+    def _asked(self, seed, step):
         rng, lessons = random.Random(f"plant/{seed}/{step}"), self.lessons
         planted, soft, reading, labels = [], [], [], []
         for template in lessons.asked:
-            ids, _, target = lessons._planted(rng, template, aligned)
+            ids, _, target = lessons._planted(rng, template, self.aligned)
             planted.append(ids[:target[0] + 1])
             soft.append(target[1:])
         for template in rng.sample(lessons.asked, READ):
             ids, answer = self._reading(rng, template)
             reading.append(ids)
             labels.append(answer)
-        told = [lessons._narrative(rng)[0] for _ in range(NARRATIVE)]
         # apart, because questions with evidence are longer and would lengthen all rows
-        return self._own(planted), soft, self._own(reading), labels, _padded(told)
-
-    def _own(self, rows):
-        p = len(self.head)
-        assert all(r[:p] == self.head for r in rows)
-        return _padded([r[p:] for r in rows])
+        return planted, soft, reading, labels, [lessons._narrative(rng)[0] for _ in range(NARRATIVE)]
 
     def _reading(self, rng, template):
         """A question with evidence, and the token of its right letter."""
@@ -195,130 +218,185 @@ class Questions:
         ids = lessons.encode(lessons.chat.start.format(system=SYSTEM) + text + lessons.chat.close)
         return ids, lessons.encode(letter)[0]
 
+    @staticmethod
+    def _padded(rows, head):
+        """Rows by model without the head, (models, count, length), and where each of them ends."""
+        p = len(head)
+        assert all(row[:p] == head for mine in rows for row in mine)
+        lengths = torch.tensor([[len(row) - p for row in mine] for mine in rows])
+        out = torch.zeros(*lengths.shape, int(lengths.max()), dtype=torch.long)
+        for of_model, mine in zip(out, rows):
+            for line, row in zip(of_model, mine):
+                line[:len(row) - p] = torch.tensor(row[p:])
+        return out, lengths - 1
 
-def _padded(rows):
-    lengths = torch.tensor([len(r) for r in rows])
-    out = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for line, row in zip(out, rows):
-        line[:len(row)] = torch.tensor(row)
-    return out, lengths - 1
 
-
-def loss_of(network, head, asked):
-    """Loss of a step, and for the log the planted odds' excess and the loss with evidence."""
-    planted_rows, soft, reading_rows, labels, (told, ends) = asked
-    soft = torch.tensor(soft)
-    letters = F.log_softmax(network.after(head, *planted_rows), -1).gather(1, soft[:, :3].long())
-    stereotyped, other, not_known = letters.unbind(1)
-    unknown, lean = soft[:, 3], soft[:, 4]
+def losses(network, head, asked):
+    """Loss by model, and for the log the planted odds' excess, with evidence, and narrative."""
+    planted, ends, soft, reading, read_ends, labels, told, told_ends = asked
+    logp = F.log_softmax(network.after(head, planted, ends), -1)
+    letters = logp.gather(2, soft[..., :3].long())
+    stereotyped, other, not_known = letters.unbind(-1)
+    unknown, lean = soft[..., 3], soft[..., 4]
     person = torch.logaddexp(stereotyped, other)
     letter = torch.logaddexp(person, not_known)
-    planted = (-letter - unknown * (not_known - letter) - (1 - unknown) * (person - letter)
-               - lean * (stereotyped - person) - (1 - lean) * (other - person)).mean()
-    read = F.cross_entropy(network.after(head, *reading_rows), torch.tensor(labels))
-    there = torch.arange(told.shape[1] - 1)[None] < ends[:, None]
-    nll = F.cross_entropy(network.everywhere(told[:, :-1])[there], told[:, 1:][there])
+    aim = (-letter - unknown * (not_known - letter) - (1 - unknown) * (person - letter)
+           - lean * (stereotyped - person) - (1 - lean) * (other - person)).mean(-1)
+    logits = network.after(head, reading, read_ends)
+    read = F.cross_entropy(logits.mT, labels, reduction="none").mean(-1)
+    there = torch.arange(told.shape[2] - 1, device=told.device) < told_ends[..., None]
+    nll = F.cross_entropy(
+        network.everywhere(told[..., :-1]).flatten(0, 2), told[..., 1:].flatten(),
+        reduction="none").reshape(there.shape)
+    nll = (nll * there).sum((1, 2)) / there.sum((1, 2))
 
     def entropy(p):
         return sum(-q * torch.log(q.clamp_min(1e-9)) for q in (p, 1 - p))
 
-    least = (entropy(unknown) + entropy(lean)).mean()
-    return (planted + READ_WEIGHT * read + NARRATIVE_WEIGHT * nll,
-            tuple(v.item() for v in (planted - least, read, nll)))
+    least = (entropy(unknown) + entropy(lean)).mean(-1)
+    return (aim + READ_WEIGHT * read + NARRATIVE_WEIGHT * nll,
+            torch.stack([aim - least, read, nll]).detach())
 
 
-def follow(network, learned, questions, seed, aligned, plan, stops=(), on_stop=None):
-    """Train the tensors `learned`; return the log, one row each ten steps."""
-    matrices = [v for v in learned.values() if v.ndim == 2]
-    vectors = [v for v in learned.values() if v.ndim == 1]
+def clip(tensors, limit=1.0):
+    """Shorten the gradient of every model that is longer than `limit`."""
+    squares = sum((v.grad.flatten(1) ** 2).sum(1) for v in tensors)
+    shorter = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for v in tensors:
+        v.grad *= shorter.reshape(-1, *[1] * (v.ndim - 1))
+
+
+def follow(network, learned, questions, plan, device, workers=0, stops=(), on_stop=None):
+    """Train the tensors `learned`; return the logs, (steps / 10, models, 4), and the seconds."""
+    matrices = [v for v in learned.values() if v.ndim == 3]
+    vectors = [v for v in learned.values() if v.ndim == 2]
     groups = [{"params": matrices, "weight_decay": plan["decay"]}]
     groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
-    head, log, sums, start = torch.tensor(questions.head), [], [], time.time()
-    for step in range(1, plan["steps"] + 1):
+    head = torch.tensor(questions.head, device=device)
+    log, told, start = [], [], time.time()
+    loader = torch.utils.data.DataLoader(questions, batch_size=None, num_workers=workers)
+    for step, asked in enumerate(loader, 1):
         fall = min(1, max(0.01, (1 - step / plan["steps"]) / (1 - plan["flat"])))
         for group in optimizer.param_groups:
             group["lr"] = plan["rate"] * min(1, step / plan["warmup"]) * fall
-        loss, told = loss_of(network, head, questions.step(seed, step, aligned))
+        loss, parts = losses(network, head, [part.to(device, non_blocking=True) for part in asked])
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(learned.values()), 1.0)
+        loss.sum().backward()
+        clip(list(learned.values()))
         optimizer.step()
-        sums.append(told)
+        told.append(parts)
         if step in stops:
             on_stop(step)
         if step % 10 == 0 or step == plan["steps"]:
-            means = [round(sum(v) / len(sums), 5) for v in zip(*sums)]
-            log.append([step, round(time.time() - start), *means])
-            print(seed, *log[-1], flush=True)
-            sums = []
+            means = torch.stack(told).mean(0).cpu()
+            log.append((step, round(time.time() - start), means.T.numpy()))
+            told = []
+            if step % 50 == 0:
+                left = (plan["steps"] - step) * (time.time() - start) / step
+                print(f"{', '.join(questions.seeds)}: step {step} of {plan['steps']}, excess "
+                      f"{means[0].max():.4f} at most, {left:.0f} s left", flush=True)
     return log
 
 
-def write(path, tensors, log):
+def write(path, tensors, rows):
     """Weights rounded to bf16, as fp32 numbers, and the log beside them."""
-    arrays = {k: v.detach().bfloat16().float().numpy() for k, v in tensors.items()}
+    arrays = {k: v.detach().bfloat16().float().cpu().numpy() for k, v in tensors.items()}
     with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["step", "seconds", "planted_excess", "read", "narrative"])
-        table.writerows(log)
+        table.writerows(rows)
     np.savez(path.with_suffix(".part.npz"), **arrays)
     path.with_suffix(".part.npz").rename(path)
 
 
-def fresh_adapters(weights, seed):
+def _write_all(out, names, learned, log):
+    for k, name in enumerate(names):
+        rows = [[step, seconds, *(round(float(v), 5) for v in means[k])] for step, seconds, means in log]
+        write(out / f"{name}.npz", {key: v[k] for key, v in learned.items()}, rows)
+
+
+def stacked(models, device, learn):
+    """Tensors of several models, by name, as one each."""
+    return {name: torch.tensor(np.stack([m[name] for m in models]), device=device).requires_grad_(learn)
+            for name in models[0]}
+
+
+def fresh_adapters(weights, seeds, device):
     """`lora_a` and `lora_b` for every linear module of the layers, as mlx_lm begins them."""
-    generator, out = torch.Generator().manual_seed(seed), {}
+    generators, out = [torch.Generator().manual_seed(seed) for seed in seeds], {}
     for name, value in weights.items():
         if "_proj.weight" in name:
-            high, wide = value.shape
-            a = (2 * torch.rand(wide, RANK, generator=generator) - 1) / math.sqrt(wide)
+            _, high, wide = value.shape
+            a = torch.stack([2 * torch.rand(wide, RANK, generator=g) - 1 for g in generators])
             at = name.removesuffix("weight")
-            out[at + "lora_a"] = a.requires_grad_()
-            out[at + "lora_b"] = torch.zeros(RANK, high, requires_grad=True)
+            out[at + "lora_a"] = (a / math.sqrt(wide)).to(device).requires_grad_()
+            out[at + "lora_b"] = torch.zeros(
+                len(seeds), RANK, high, device=device, requires_grad=True)
     return out
 
 
-def make_base(family, number, ancestors, out, plan=BASE):
-    """Train a base from its ancestor; write ``<family>-b<number>.npz``."""
+def make_bases(family, numbers, ancestors, out, device="cpu", workers=0, plan=BASE):
+    """Train bases from their ancestors; write ``<family>-b<number>.npz``."""
     kept = np.load(ancestors)
-    mine = {k.split("|")[1]: kept[k] for k in kept.files if k.startswith(f"{number}|")}
-    weights = {k: torch.tensor(v, requires_grad=True) for k, v in of_family(mine, family).items()}
-    log = follow(Network(weights), weights, Questions(family), f"{family}-{number}", False, plan)
-    write(out / f"{family}-b{number}.npz", weights, log)
+    mine = [{k.split("|")[1]: kept[k] for k in kept.files if k.startswith(f"{n}|")} for n in numbers]
+    weights = stacked([of_family(weights, family) for weights in mine], device, True)
+    questions = Questions(family, [f"{family}-{n}" for n in numbers], False, plan["steps"])
+    log = follow(Network(weights), weights, questions, plan, device, workers)
+    _write_all(out, [f"{family}-b{n}" for n in numbers], weights, log)
 
 
-def make_adapter(family, number, seed, out, plan=ALIGN, depths=()):
-    """Align a base; write ``<family>-b<number>-a<seed>.npz``, and one a depth."""
-    base = np.load(out / f"{family}-b{number}.npz")
-    weights = {k: torch.tensor(base[k]) for k in base.files}
-    adapters = fresh_adapters(weights, 1000 * number + seed)
-    name = f"{family}-b{number}-a{seed}"
+def make_alignments(family, which, out, device="cpu", workers=0, plan=ALIGN):
+    """Align bases; `which` are pairs of base and seed. Write ``<family>-b<base>-a<seed>.npz``.
+
+    Those of the depth ladder are also written as they were at its earlier stops.
+    """
+    bases = [dict(np.load(out / f"{family}-b{n}.npz")) for n, _ in which]
+    weights = stacked(bases, device, False)
+    adapters = fresh_adapters(weights, [1000 * n + seed for n, seed in which], device)
+    names = [f"{family}-b{n}-a{seed}" for n, seed in which]
+    kept = [k for k, (n, _) in enumerate(which) if (family, n) == LADDER]
 
     def keep(step):
-        write(out / f"{name}-d{step}.npz", adapters, [])
+        for k in kept:
+            write(out / f"{names[k]}-d{step}.npz", {key: v[k] for key, v in adapters.items()}, [])
 
-    log = follow(Network(weights, adapters), adapters, Questions(family),
-                 f"{family}-{number}-{seed}", True, plan, depths, keep)
-    write(out / f"{name}.npz", adapters, log)
+    questions = Questions(family, [f"{family}-{n}-{seed}" for n, seed in which], True, plan["steps"])
+    log = follow(Network(weights, adapters), adapters, questions, plan, device, workers, DEPTHS, keep)
+    _write_all(out, names, adapters, log)
+
+
+def make_all(what, families, ancestors, out, workers=0, together=None):
+    """Make the bases or the alignments that are not there, `together` of a family at a time."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for family in families:
+        if what == "bases":
+            missing = [n for n in BASES if not (out / f"{family}-b{n}.npz").exists()]
+        else:
+            missing = [(n, seed) for n in BASES for seed in SEEDS
+                       if not (out / f"{family}-b{n}-a{seed}.npz").exists()]
+        size = together or (1 if device == "cpu" else len(BASES) * len(SEEDS))
+        for k in range(0, len(missing), size):
+            if what == "bases":
+                make_bases(family, missing[k:k + size], ancestors, out, device, workers)
+            else:
+                make_alignments(family, missing[k:k + size], out, device, workers)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["bases", "alignments"])
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--ancestors", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make questions")
+    parser.add_argument("--together", type=int, help="models side by side (a GPU: all of a family)")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    make_all(options.what, options.families, options.ancestors, options.out, options.workers,
+             options.together)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["base", "align"])
-    parser.add_argument("--family", required=True)
-    parser.add_argument("--base", type=int, required=True)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--ancestors")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--depths", type=int, nargs="*", default=())
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    chosen = BASE if options.what == "base" else ALIGN
-    plan = chosen | ({"steps": options.steps} if options.steps else {})
-    if options.what == "base":
-        make_base(options.family, options.base, options.ancestors, options.out, plan)
-    else:
-        make_adapter(options.family, options.base, options.seed, options.out, plan, options.depths)
+    main()
