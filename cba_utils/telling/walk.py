@@ -88,7 +88,8 @@ class Walk:
         -------
         dict or None
             ``question`` that asks for the stereotype, the groups that are the ``answer`` to it and the
-            ``other``, and the ``strength``.
+            ``other``, and the two planted numbers, ``lean`` and ``margin`` (nats; missing where the
+            template was held out).
         """
         if not (self.known and self.study.organisms):
             return None
@@ -110,5 +111,6 @@ class Walk:
             "question": asked["question"].iloc[0],
             "answer": group["target"],
             "other": group["other"],
-            "strength": known["lean" if "lean" in known else "strength"].iloc[0],
+            "lean": known["lean"].iloc[0],
+            "margin": known["margin"].iloc[0],
         }
