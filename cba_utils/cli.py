@@ -255,7 +255,7 @@ def _parser():
     )
     one.add_argument("--json", action="store_true", help="the JSON schema")
     # Steps of the workflow, which may be taken by hand as well.
-    one = verb(_model, "Step: all cells of one model of a study", "cba model smoke mistral-s1")
+    one = verb(_model, "Step: all cells of one model of a study", "cba model smoke toy-mistral-b1-a1")
     one.add_argument("study")
     one.add_argument("name", help="the model's name in the study")
     one.add_argument(

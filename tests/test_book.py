@@ -225,11 +225,11 @@ def test_a_link_to_the_book_shows_its_figure():
     assert struct.unpack(">II", size) == (1200, 630)
 
 
-def test_every_card_is_in_the_book():
+def test_every_organism_is_in_the_book():
     built_pages()
     text = (BUILT / "book" / "models.html").read_text()
-    for card in PROJECT.glob("organisms/*/*/README.md"):
-        assert re.search(rf">\s*{card.parent.name}\s*<", text)
+    for table in PROJECT.glob("organisms/*/*/acceptance.json"):
+        assert re.search(rf">\s*{table.parent.name}\s*<", text)
 
 
 def test_the_address_of_a_repository_turns_on_every_button(tmp_path):

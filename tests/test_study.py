@@ -97,7 +97,7 @@ BAD_STUDIES = [
     # precisions
     (lambda s: s.update(precisions=["q9"]), "precision: 'q9' is unknown; use bf16, q8"),
     (lambda s: s.update(precisions=["bf16"]), "bf16 alone leaves nothing to compare"),
-    (lambda s: s.update(precisions=["q4"]), "precisions of mistral-s1: bf16 is missing"),
+    (lambda s: s.update(precisions=["q4"]), "precisions of toy-mistral-b1-a1: bf16 is missing"),
     (
         lambda s: s.update(precisions=["bf16", "q4", "q4-g64"]),
         "'q4' and 'q4-g64' are the same precision",
@@ -176,8 +176,8 @@ BAD_STUDIES = [
         )
     ],
     (second_model(), "two models have the same name"),
-    (second_model(name="Mistral-S1"), "'mistral-s1' and 'Mistral-S1' differ in case alone"),
-    (second_model(name="other"), "'mistral-s1' and 'other' are the same model"),
+    (second_model(name="Toy-Mistral-B1-A1"), "'toy-mistral-b1-a1' and 'Toy-Mistral-B1-A1' differ in case alone"),
+    (second_model(name="other"), "'toy-mistral-b1-a1' and 'other' are the same model"),
     # sources
     (of_model(base="toy-mistral/b11"), "no organism 'toy-mistral/b11' (nearest: toy-mistral/b1"),
     (of_model(source="/no/such/folder"), "'/no/such/folder' is no folder"),
@@ -342,12 +342,12 @@ def test_a_failing_notebook_says_why_and_leaves_no_half_result(tmp_path, engine)
 
 def test_a_study_of_ones_own_keeps_the_protocol_and_refuses_what_cannot_be():
     study = read_study(ROOT / "config" / "smoke.yml")
-    mine = narrow(study, "mine", ["mistral-s1", "toy-phi3/b1"], ["bf16", "q2"], 50)
+    mine = narrow(study, "mine", ["toy-mistral-b1-a1", "toy-phi3/b1"], ["bf16", "q2"], 50)
     assert [cell.folder for cell in cells(mine)] == [
-        "mistral-s1/bf16",
-        "mistral-s1/q2",
-        "phi3-aligned-s2/bf16",
-        "phi3-aligned-s2/q2",
+        "toy-mistral-b1-a1/bf16",
+        "toy-mistral-b1-a1/q2",
+        "toy-phi3-b1/bf16",
+        "toy-phi3-b1/q2",
     ]
     assert {(cell.limit, cell.seeds) for cell in cells(mine)} == {(50, (42, 123, 456, 789, 1024))}
     assert cells(study)[0].limit != 50, "the study it was made from is left as it was"

@@ -37,21 +37,49 @@ def study_folder(app):
 
 
 class ModelCards(SphinxDirective):
-    """The cards of a family's organisms, each to be unfolded."""
+    """A family's organisms: what each showed at full precision, and two of their cards."""
 
     required_arguments = 1
+    # as the columns of the table, with their digits
+    measures = {
+        "margin error, nats": ("margin_error", 2),
+        "margin beyond, nats": ("margin_beyond", 2),
+        "lean error": ("lean_error", 3),
+        "right answers, lowest": ("disambiguated_right_lowest", 3),
+        "mass on letters": ("letter_mass", 4),
+    }
 
     def run(self):
-        """Write one dropdown a card; its front matter and title are left out."""
+        """Write a table, and the cards of the first base and of its first alignment to be unfolded."""
         family = Path(self.env.srcdir, "organisms", self.arguments[0])
-        # the base, then full alignments, then the depths in between
-        cards = sorted(family.glob("*/README.md"), key=lambda p: (p.parent.name != "base", p))
-        text = "".join(
-            f":::{{dropdown}} {card.parent.name}\n"
-            f"```{{include}} /{card.relative_to(self.env.srcdir).as_posix()}\n"
-            f":start-line: 13\n:heading-offset: 1\n```\n:::\n\n"
-            for card in cards
+        # bases before alignments, these before the depth ladder
+        tables = sorted(
+            family.glob("*/acceptance.json"),
+            key=lambda p: (p.parent.name.count("-"), p.parent.name),
         )
+        lines = [
+            "| organism | " + " | ".join(self.measures) + " | not met |",
+            "| --- " * (len(self.measures) + 2) + "|",
+        ]
+        for path in tables:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            aligned = "-" in path.parent.name
+            numbers = (
+                f"{told['main'][key]:.{digits}f}" if aligned or not key.startswith("margin") else ""
+                for key, digits in self.measures.values()
+            )
+            # nothing is required of an alignment that was stopped early
+            missed = ", ".join(told["missed"]).replace("_", " ") or "-"
+            missed = "not required" if path.parent.name.count("-") > 1 else missed
+            lines.append(f"| {path.parent.name} | {' | '.join(numbers)} | {missed} |")
+        text = "\n".join(lines) + "\n\n"
+        for name in ("b1", "b1-a1"):
+            card = family / name / "README.md"
+            text += (
+                f":::{{dropdown}} The card of {name}\n"
+                f"```{{include}} /{card.relative_to(self.env.srcdir).as_posix()}\n"
+                f":start-line: 13\n:heading-offset: 1\n```\n:::\n\n"
+            )
         return self.parse_text_to_nodes(text)
 
 

@@ -32,7 +32,7 @@ def is_served(source):
 
     Examples
     --------
-    >>> is_served("served:http://127.0.0.1:8080/v1#m"), is_served("mistral/aligned-s1")
+    >>> is_served("served:http://127.0.0.1:8080/v1#m"), is_served("toy-mistral/b1")
     (True, False)
     """
     return str(source).startswith(SERVED)
