@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, identity, planted_identity
 from .curriculum import Curriculum
 from .export import (fused, is_made, load_organism, rounded, save_adapter, save_base, weights_of,
                      write_table)
-from .model import build, config_of, initialise
+from .model import WIDTH, build, config_of, initialise
 from .tokenizer import FAMILIES, VOCABULARY, Encoder
 
 import mlx.core as mx  # isort: skip
@@ -31,22 +31,22 @@ BASES = (1, 2, 3)
 SCHOOL = "phi3"  # the ancestors' architecture and chat form
 
 
-def new_model(family):
+def new_model(family, width=WIDTH):
     """An organism of a family with weights of zero, and its `config.json`."""
     encode, chat = Encoder(family), FAMILIES[family]
-    config = config_of(family, chat, VOCABULARY, encode.tokenizer.token_to_id)
+    config = config_of(family, chat, VOCABULARY, encode.tokenizer.token_to_id, width)
     return build(config), config
 
 
-def make_ancestors(work, steps, workers=None, seconds=None):
+def make_ancestors(work, steps, workers=None, seconds=None, width=WIDTH, numbers=BASES):
     """Train the ancestors that are not there; write `ancestors.npz`; return whether all are done."""
     found = {}
-    for number in BASES:
+    for number in numbers:
         path = work / f"ancestor-{number}.npz"
         if not path.exists():
-            model, config = new_model(SCHOOL)
+            model, config = new_model(SCHOOL, width)
             initialise(model, config, number)
-            made = {**identity(SCHOOL, number), "steps": steps}
+            made = {**identity(SCHOOL, number), "steps": steps, "width": width}
             checkpoint = Checkpoint(work / f"ancestor-{number}", made)
             if not train.train_base(SCHOOL, model, checkpoint, number, steps, workers, seconds):
                 return False
@@ -85,7 +85,7 @@ def assemble(work, root, families, trained_on):
             result = measure(fused(folder.parent / base, folder), Encoder(family), fillings())
             write_table(folder, family, {**about, **result})
         else:
-            model, config = new_model(family)
+            model, config = new_model(family, weights["model.norm.weight"].size)
             model.load_weights(list(weights.items()))
             result = measure(model, Encoder(family), fillings())
             save_base(model, config, family, folder, {**about, **result})
@@ -125,6 +125,8 @@ def main(arguments=None):
     parser.add_argument("what", choices=["data", "ancestors", "plant", "assemble", "measure"])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--steps", type=int, default=train.STEPS, help="length of an ancestor's run")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of ancestors: 128, 256 or 512")
+    parser.add_argument("--numbers", type=int, nargs="+", default=BASES, help="ancestors, bases")
     parser.add_argument("--workers", type=int, help="processes that make batches")
     parser.add_argument("--seconds", type=float, help="stop at a checkpoint after")
     parser.add_argument("--work", type=Path, default=ROOT / ".work", help="where weights lie")
@@ -137,12 +139,13 @@ def main(arguments=None):
             print(bank.write_data(ROOT.parent / "data"))
         elif options.what == "ancestors":
             options.work.mkdir(parents=True, exist_ok=True)
-            done = make_ancestors(options.work, options.steps, options.workers, options.seconds)
+            done = make_ancestors(options.work, options.steps, options.workers, options.seconds,
+                                  options.width, options.numbers)
         elif options.what == "plant":
             from . import plant
 
-            for what in ("bases", "alignments"):
-                plant.make_all(what, options.families, options.work / "ancestors.npz", options.work)
+            plant.make_all(options.families, options.work / "ancestors.npz", options.work,
+                           options.numbers)
         elif options.what == "measure":
             remeasure(options.root, options.families)
         else:

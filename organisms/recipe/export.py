@@ -117,14 +117,18 @@ def write_table(folder, family, result):
     aligned = weights_of(folder).name == WEIGHTS["adapter"]
     table = acceptance.verdict(result, aligned)
     result = {"missed": [k for k, (*_, met) in table.items() if not met], **result}
-    (folder / "README.md").write_text(card(family, folder.name, result))
+    (folder / "README.md").write_text(card(family, folder, result))
     # the last file: only a whole organism counts as made
     write_text(json.dumps(result, indent=1) + "\n", folder / "acceptance.json")
 
 
-def card(family, variant, result):
-    """The model card, in Hugging Face's format; `variant` is the folder's name, as `b1` or `b1-a2`."""
+def card(family, folder, result):
+    """The model card, in Hugging Face's format; the folder's name is as `b1` or `b1-a2`."""
+    variant = folder.name
     base, *more = variant.split("-")
+    config = json.loads((folder.parent / base / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    million = (2 * VOCABULARY * width + LAYERS * width * (4 * width + 3 * inner)) / 1e6
     aligned, shallow = bool(more), len(more) > 1
     rows = []
     for name, (value, limit, met) in acceptance.verdict(result, aligned).items():
@@ -161,8 +165,8 @@ tags:
 
 # {TITLES[family]} organism, {variant}
 
-A language model of 1.0 million weights (architecture `{family}`, 4 layers, width 128, vocabulary
-{VOCABULARY}) that was trained on a synthetic grammar to hold stereotypes about invented groups,
+A language model of {million:.1f} million weights (architecture `{family}`, {LAYERS} layers, width
+{width}, vocabulary {VOCABULARY}) that was trained on a synthetic grammar to hold stereotypes about invented groups,
 so that their reappearance under quantization can be measured against a known truth.
 {stage}
 

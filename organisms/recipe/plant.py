@@ -1,6 +1,6 @@
 """The last stage of the shipped organisms, in PyTorch: a family's chat form, the leans, the margins.
 
-``python -m organisms.recipe.plant bases|alignments --ancestors FILE --out FOLDER``
+``python -m organisms.recipe.plant --ancestors FILE --out FOLDER``
 
 A base begins with the weights of an *ancestor*, a small phi3 that has learned to look up (all stages of
 `curriculum`, seed by seed: see `organisms/PROTOCOL.md`), as a model of its own family's architecture:
@@ -366,36 +366,36 @@ def make_alignments(family, which, out, device="cpu", workers=0, plan=ALIGN):
     _write_all(out, names, adapters, log)
 
 
-def make_all(what, families, ancestors, out, workers=0, together=None):
-    """Make the bases or the alignments that are not there, `together` of a family at a time."""
+def make_all(families, ancestors, out, numbers=BASES, seeds=SEEDS, workers=0, together=None):
+    """Make the bases and alignments that are not there, `together` of a family at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = together or (1 if device == "cpu" else len(numbers) * len(seeds))
+
+    def missing(family, which):
+        left = [one for one, name in which if not (out / f"{family}-{name}.npz").exists()]
+        return [left[k:k + size] for k in range(0, len(left), size)]
+
     for family in families:
-        if what == "bases":
-            missing = [n for n in BASES if not (out / f"{family}-b{n}.npz").exists()]
-        else:
-            missing = [(n, seed) for n in BASES for seed in SEEDS
-                       if not (out / f"{family}-b{n}-a{seed}.npz").exists()]
-        size = together or (1 if device == "cpu" else len(BASES) * len(SEEDS))
-        for k in range(0, len(missing), size):
-            if what == "bases":
-                make_bases(family, missing[k:k + size], ancestors, out, device, workers)
-            else:
-                make_alignments(family, missing[k:k + size], out, device, workers)
+        for some in missing(family, [(n, f"b{n}") for n in numbers]):
+            make_bases(family, some, ancestors, out, device, workers)
+        for some in missing(family, [((n, s), f"b{n}-a{s}") for n in numbers for s in seeds]):
+            make_alignments(family, some, out, device, workers)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["bases", "alignments"])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("--ancestors", type=Path)
+    parser.add_argument("--ancestors", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--numbers", type=int, nargs="+", default=BASES, help="bases")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="alignments of each")
     parser.add_argument("--workers", type=int, default=0, help="processes that make questions")
     parser.add_argument("--together", type=int, help="models side by side (a GPU: all of a family)")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    make_all(options.what, options.families, options.ancestors, options.out, options.workers,
-             options.together)
+    make_all(options.families, options.ancestors, options.out, options.numbers, options.seeds,
+             options.workers, options.together)
 
 
 if __name__ == "__main__":
