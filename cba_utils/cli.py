@@ -168,7 +168,9 @@ def _parser():
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="bf16, q8 ... q2, q4-g32, mxfp4-g32 ...")
-    one.add_argument("--adapter", metavar="FOLDER", help="fused into the model, as mlx_lm.lora wrote it")
+    one.add_argument(
+        "--adapter", metavar="FOLDER", help="fused into the model, as mlx_lm.lora wrote it"
+    )
     one.add_argument("--items", metavar="N|SOURCE", help="at most so many, or where they come from")
     one.add_argument("--prompt", help="the words in which a question is asked")
     one.add_argument("--compute", help="dense or native, by default what is fast here")
@@ -179,7 +181,9 @@ def _parser():
     )
     one.add_argument("model", help="a folder with safetensors, an organism, or a hub id")
     one.add_argument("precision", help="what is tested: q4, q4-gptq-scenes, q4-kv8 ...")
-    one.add_argument("--adapter", metavar="FOLDER", help="fused into the model, as mlx_lm.lora wrote it")
+    one.add_argument(
+        "--adapter", metavar="FOLDER", help="fused into the model, as mlx_lm.lora wrote it"
+    )
     one.add_argument(
         "--quantized",
         metavar="SOURCE",
@@ -255,7 +259,9 @@ def _parser():
     )
     one.add_argument("--json", action="store_true", help="the JSON schema")
     # Steps of the workflow, which may be taken by hand as well.
-    one = verb(_model, "Step: all cells of one model of a study", "cba model smoke toy-mistral-b1-a1")
+    one = verb(
+        _model, "Step: all cells of one model of a study", "cba model smoke toy-mistral-b1-a1"
+    )
     one.add_argument("study")
     one.add_argument("name", help="the model's name in the study")
     one.add_argument(

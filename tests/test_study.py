@@ -176,7 +176,10 @@ BAD_STUDIES = [
         )
     ],
     (second_model(), "two models have the same name"),
-    (second_model(name="Toy-Mistral-B1-A1"), "'toy-mistral-b1-a1' and 'Toy-Mistral-B1-A1' differ in case alone"),
+    (
+        second_model(name="Toy-Mistral-B1-A1"),
+        "'toy-mistral-b1-a1' and 'Toy-Mistral-B1-A1' differ in case alone",
+    ),
     (second_model(name="other"), "'toy-mistral-b1-a1' and 'other' are the same model"),
     # sources
     (of_model(base="toy-mistral/b11"), "no organism 'toy-mistral/b11' (nearest: toy-mistral/b1"),

@@ -159,9 +159,7 @@ def read_thresholds(path):
         raise ValueError(f"{path}: {place}: {said}{rest}") from None
 
 
-def gate(
-    model, precision, thresholds, quantized=None, reference=REFERENCE, out=None, adapter=None
-):
+def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=None, adapter=None):
     """Ask a model and its reference the same items, and say whether every margin is kept.
 
     Parameters
@@ -193,7 +191,9 @@ def gate(
     out = (
         Path(out)
         if out
-        else RESULTS / "gates" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter or str(model))}-{precision}"
+        else RESULTS
+        / "gates"
+        / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter or str(model))}-{precision}"
     )
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier run said is not what this one says, if it ends early.
