@@ -17,6 +17,7 @@ from mlx_lm.utils import load_config
 from safetensors import SafetensorError, safe_open
 
 from cba_utils.answering.sources import INDEX, TOKENIZER_FILES
+from cba_utils.names import kind
 
 # Settings that are a number of things, none of which can be none of them.
 _COUNTS = (
@@ -28,6 +29,8 @@ _COUNTS = (
     "max_position_embeddings",
     "head_dim",
 )
+# Those that no architecture that is known here can do without, if its configuration names them.
+_NEEDED = (*_COUNTS[:3], "vocab_size", "rms_norm_eps")
 _NUMBERS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta")
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 # Safetensors' names of the floating types that a weight may have.
@@ -50,7 +53,7 @@ def read_config(folder):
     ValueError
         Naming the file and the setting, if it is none that a model could have.
     """
-    for name in ("config.json", "generation_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if (folder / name).exists():
             _check_settings(folder / name)
     if not isinstance(json.loads((folder / "config.json").read_bytes()).get("model_type"), str):
@@ -66,16 +69,25 @@ def _check_settings(path):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON that can be read: {error}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: holds a {type(settings).__name__}, not settings by name")
+        raise ValueError(f"{path}: holds {kind(settings)}, not settings by name")
     for prefix, group in (("", settings), ("text_config.", settings.get("text_config"))):
         for name, value in group.items() if isinstance(group, dict) else ():
-            each = value if isinstance(value, list) else [value]
-            if name in _COUNTS and not all(v is None or _is_count(v) for v in each):
+            each = value if isinstance(value, list) and value else [value]
+            unset = (None,) if name not in _NEEDED else ()
+            if name in _COUNTS and not all(v in unset or _is_count(v) for v in each):
                 raise ValueError(
                     f"{path}: {prefix}{name} is {value!r}; it must be a whole number above 0"
                 )
-            if name in _NUMBERS and not all(v is None or _is_number(v) for v in each):
+            if name in _NUMBERS and not all(v in unset or _is_number(v) for v in each):
                 raise ValueError(f"{path}: {prefix}{name} is {value!r}; it must be a number")
+            if name.startswith("quantization") and not isinstance(value, dict | None):
+                raise ValueError(
+                    f"{path}: {prefix}{name} is {kind(value)}; it must be keys with values"
+                )
+            if name == "eos_token_id" and not all(_is_token(v, settings) for v in each):
+                raise ValueError(
+                    f"{path}: {prefix}{name} is {value!r}; it must be a token's number, or a list of such"
+                )
 
 
 def _not_a_number(text):
@@ -90,6 +102,14 @@ def _is_number(value):
 
 def _is_count(value):
     return _is_number(value) and value == int(value) and value > 0
+
+
+def _is_token(value, settings):
+    if value is None:
+        return True
+    known = settings.get("vocab_size")
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return whole and (not isinstance(known, int) or value < known)
 
 
 def weight_files(folder):

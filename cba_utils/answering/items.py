@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.answering.benchmarks import benchmark_of, benchmarks
-from cba_utils.names import BUNDLED_BANK
+from cba_utils.names import BUNDLED_BANK, kind
 
 COLUMNS = [
     "item_id",
@@ -309,7 +309,7 @@ def _parse(line, where):
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not a JSON object ({error.msg}): {line[:60]!r}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: a JSON object was due, not {type(row).__name__}")
+        raise ValueError(f"{where}: keys with values were due, not {kind(row)}")
     return row
 
 
