@@ -38,6 +38,9 @@ def test_a_bias_is_said_where_there_is_one(told):
         (name, precision) for name in ("simulated", "real-s1") for precision in ("Q4", "Q3")
     }
     assert "lean, times BF16's, simulated at Q3" in page.text("said")
+    far = page.distances.set_index(["measure", "precision", "name"])["estimate"].abs() > 1
+    said = {(one["measure"], one["precision"].lower(), one["name"]) for one in page.said}
+    assert set(far[far].index) == said
 
 
 def test_the_page_keeps_its_drawings_with_the_study_that_was_asked_for(told):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cba_utils.measures import controls, rates, transitions
+from cba_utils.telling import charts as draw
 from cba_utils.telling.numbers import count, factor, interval, points, reading
 from cba_utils.telling.page import Page
 from cba_utils.telling.study import find, open_study
@@ -26,6 +27,13 @@ READ = {
 }
 # One item more or less that changed is noise too: an excess says that something moved, not where to.
 MOVES = ("became_biased_expected_excess",)
+ROWS = {
+    "bias_beyond_mirror": "beyond the mirror image",
+    "share_to_stereotyped": "left “unknown” for whom",
+    "d_log_gap": "lean",
+    "beyond_own_odds": "beyond own odds",
+    "d_s_amb": "bias score",
+}
 
 
 def row_of(row, scale):
@@ -77,6 +85,7 @@ class Part:
                             "precision": precision,
                             "name": name,
                             "row": row,
+                            "null": null,
                             "text": text,
                             "reading": reading(row, null),
                         }
@@ -134,6 +143,42 @@ class Chapter(Page):
             for r in part.rows
             if r["measure"] not in MOVES and r["reading"] != "not told apart"
         ]
+
+    @cached_property
+    def distances(self):
+        """Readings of where answers went: how far from no effect, in halves of the own interval."""
+        rows = []
+        for part in self.parts:
+            for r in (one for one in part.rows if one["measure"] in ROWS):
+                row, null = r["row"], r["null"]
+                towards = "low" if row["estimate"] > null else "high"
+                half = abs(row["estimate"] - row[towards])
+                if half > 0:
+                    far = {k: (row[k] - null) / half for k in ("estimate", "low", "high")}
+                    kept = ("measure", "precision", "name")
+                    rows.append({**far, **{k: r[k] for k in kept}, "n": row["n"]})
+        return pd.DataFrame(rows)
+
+    def figure_nothing(self):
+        """Every reading on one axis, a panel a precision, a colour a family."""
+        frame = self.distances
+        panels = {p: f"At {p.upper()}" for p in self.study.precisions[1:]}
+        figure = draw.dots(
+            frame,
+            ROWS,
+            "precision",
+            panels,
+            "from no effect, halves of the interval",
+            series="name",
+            percentages=False,
+        )
+        where = self.counted()
+        alt = (
+            f"{where['said']} of {where['of']} readings of measures that say where answers went are "
+            f"further from no effect than half their interval; the furthest is at "
+            f"{frame['estimate'].abs().max():.1f} halves."
+        )
+        return figure, [alt], frame
 
     def table_nothing(self):
         """One row a measure and precision, one column a family and one for the real model."""
