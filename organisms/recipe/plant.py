@@ -37,8 +37,8 @@ READ_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.1
 BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
 BASE = dict(steps=700, rate=2e-3, warmup=20, flat=0.3, decay=0.02)
 ALIGN = dict(steps=1500, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
-LADDER = ("mistral", 1)  # family and base whose alignments are also kept at other depths
-DEPTHS = (150, 450)  # earlier stops of these
+LADDER = ("mistral", 1, (1, 2, 3))  # family, base and seeds that are also kept at earlier stops
+DEPTHS = (150, 450)
 
 
 def of_family(weights, family):
@@ -355,7 +355,7 @@ def make_alignments(family, which, out, device="cpu", workers=0, plan=ALIGN):
     weights = stacked(bases, device, False)
     adapters = fresh_adapters(weights, [1000 * n + seed for n, seed in which], device)
     names = [f"{family}-b{n}-a{seed}" for n, seed in which]
-    kept = [k for k, (n, _) in enumerate(which) if (family, n) == LADDER]
+    kept = [k for k, (n, seed) in enumerate(which) if (family, n) == LADDER[:2] and seed in LADDER[2]]
 
     def keep(step):
         for k in kept:
