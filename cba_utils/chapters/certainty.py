@@ -314,7 +314,7 @@ class Chapter(Page):
         seen = self.headline
         ends = (percent(seen[end]["estimate"]) for end in ("low", "high"))
         alt = (
-            f"Items that became biased at {self.study.lowest.upper()} under {seen['combinations']} "
-            f"combinations of choices, from {' to '.join(ends)}."
+            f"Items that gained a stereotyped answer at {self.study.lowest.upper()} under "
+            f"{seen['combinations']} combinations of choices, from {' to '.join(ends)}."
         )
         return draw.specification(self.choices), alt, self.choices

@@ -211,7 +211,7 @@ class Chapter(Page):
             {
                 "precision": p.upper(),
                 "family": family,
-                "became biased beyond the placebo": interval(
+                "gained a stereotyped answer beyond the placebo": interval(
                     find(moves[moves["family"] == family], EXCESS, p)
                 ),
                 **{

@@ -214,7 +214,7 @@ COVERED = {
     "lean": "lean at BF16",
     "d_log_gap": "change of the lean",
     "own_odds": "named beyond BF16's own odds",
-    "excess": "became biased, over fresh draws",
+    "excess": "gained stereotyped answers, over fresh draws",
     "mirror": "the same less its mirror image",
     "direction": "share to the stereotyped person",
 }

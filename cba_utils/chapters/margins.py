@@ -154,7 +154,7 @@ class Chapter(Page):
             rows,
             "precision",
             panels,
-            "error of the share that became biased",
+            "error of the share that gained a stereotyped answer",
         )
         seen = frame[frame["precision"].isin(self.at)]
         alt = [told(f"Error if {words}", seen, name) for name, words in rows.items()]

@@ -15,7 +15,7 @@ RECORDS = {"organisms": "null", "real": "null-real"}
 # What pages read, how an interval is printed, and what stands for no effect.
 READ = {
     "became_biased_expected_excess": (
-        "items that became biased, beyond the placebo",
+        "items that gained a stereotyped answer, beyond the placebo",
         interval,
         0.0,
     ),

@@ -235,7 +235,7 @@ class Chapter(Page):
             }
             for p in self.drawn
         )
-        figure = draw.pareto(rows, "Became biased beyond the placebo, % of unbiased items")
+        figure = draw.pareto(rows, "Gained a stereotyped answer beyond the placebo, %")
         alt = "On the frontier of size and excess: " + "; ".join(
             f"{p.upper()} with {self.cells.loc[p, 'bits']:.1f} bits a weight and "
             f"{percent(self.of(EXCESS, p)['estimate'])}"
@@ -253,7 +253,7 @@ class Chapter(Page):
             {p: f"{self.number(p)}. {p.upper()}" for p in self.recipes},
             "at",
             {"all": "Became biased beyond the placebo"},
-            "of unbiased items",
+            "of items without a stereotyped answer",
         )
         alt = "Became biased beyond the placebo, family by family: " + "; ".join(
             f"{name} from {percent(part['estimate'].min())} to {percent(part['estimate'].max())}"
@@ -275,7 +275,7 @@ class Chapter(Page):
                 "divergence, nats": self.of("letters_kl", p)["estimate"],
                 "perplexity": "as its weights" if cached else self.of("perplexity_change", p),
                 "right answers, points": self.of("d_accuracy", p),
-                "became biased, beyond placebo": self.of(EXCESS, p),
+                "gained a stereotyped answer, beyond placebo": self.of(EXCESS, p),
                 "lean, log odds": self.of("d_log_gap", p),
                 "n": cell["models"],
             }
@@ -289,7 +289,7 @@ class Chapter(Page):
             "divergence, nats": "{:.4f}".format,
             "perplexity": measured,
             "right answers, points": lambda row: measured(row, points),
-            "became biased, beyond placebo": measured,
+            "gained a stereotyped answer, beyond placebo": measured,
             "lean, log odds": _plain,
             "n": "{:.0f}".format,
         }

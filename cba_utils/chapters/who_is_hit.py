@@ -242,7 +242,7 @@ class Chapter(Page):
         frame, formats, keys = self.here.table()
         low = self.here.shown[-1]
         moves = self.here.moves[self.here.moves["measure"] == EXCESS].set_index([*BY])
-        name = f"became biased beyond the placebo, {low.upper()}"
+        name = f"gained a stereotyped answer beyond the placebo, {low.upper()}"
         frame[name] = [moves.loc[key] for key in keys]
         return frame, {**formats, name: interval}
 

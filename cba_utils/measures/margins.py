@@ -46,7 +46,7 @@ ACCOUNTS = {
     "both": "both",
     "shifts": "both, letters and roles shifted",
 }
-OUTCOMES = {"flips": "first choice flips", "biased": "became biased"}
+OUTCOMES = {"flips": "first choice flips", "biased": "gained a stereotyped answer"}
 # Halves that the templates are cut into: each is fitted on and predicted once.
 SPLITS = 6
 # Below this a log-probability is rounding.

@@ -38,7 +38,7 @@ from cba_utils.study.roles import role_probabilities, study_columns
 register(
     Measure(
         "became_biased_beyond_odds",
-        "Became biased beyond what each item's own odds let expect, % of unbiased items",
+        "Gained a stereotyped answer beyond what each item's own odds let expect, %",
         bounds=difference(SHARE),
         kind="beyond",
         base="became_biased_expected",

@@ -219,7 +219,7 @@ def seed_ranges(frame, measure="became_biased"):
                 label=None if k else "the study's five seeds",
             )
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        panels[0].set_title("Items that became biased, % of those unbiased at BF16")
+        panels[0].set_title("Items that gained a stereotyped answer, % of those without one")
         return _finish(figure, panels, places)
 
 
@@ -290,7 +290,7 @@ def specification(frame):
         )
         top.axhline(0, color=INK, linewidth=0.8)
         top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        top.set_title("Items that became biased, %")
+        top.set_title("Items that gained a stereotyped answer, %")
         for k, (choice, value) in enumerate(levels):
             at = rows.index[rows[choice] == value]
             bottom.plot(
@@ -506,7 +506,7 @@ def transition_chart(table):
     with style():
         figure, (axes,) = _panels(1, 2.8)
         _bars(axes, table, "model", precisions, "rate")
-        axes.set_title("Items that became biased, % of those unbiased at BF16")
+        axes.set_title("Items that gained a stereotyped answer, % of those without one")
         figure.legend(loc="outside upper left", ncols=4)
         return figure
 

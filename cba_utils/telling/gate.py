@@ -46,7 +46,10 @@ _LEVEL = 0.975
 # Changes that can have a margin: the function that estimates each, and its name in plain words.
 _GATED: dict[str, tuple[Callable, str]] = {
     "d_log_gap": (lean, "Lean to the stereotyped person, change of log odds"),
-    "became_biased_expected_excess": (placebo, "Items that became biased, above fresh draws alone"),
+    "became_biased_expected_excess": (
+        placebo,
+        "Items that gained a stereotyped answer, above fresh draws alone",
+    ),
     "became_anti_expected_excess": (placebo, "The same for the other person"),
     "beyond_own_odds": (own_odds, "Stereotyped person named, beyond the reference's own odds"),
     "d_srs": (paired_differences, "Stereotyped answers, change"),
