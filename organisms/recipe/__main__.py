@@ -65,7 +65,9 @@ def assemble(work, root, families, trained_on):
         family, base, *more = path.stem.split("-")
         if family not in families or ".part" in path.name:
             continue
-        folder = root / f"toy-{family}" / path.stem.removeprefix(f"{family}-")
+        width = np.load(work / f"{family}-{base}.npz")["model.norm.weight"].size
+        wider = "" if width == WIDTH else f"-w{width}"
+        folder = root / f"toy-{family}{wider}" / path.stem.removeprefix(f"{family}-")
         number, seed = int(base[1:]), int(more[0][1:]) if more else None
         start = work / (f"{family}-{base}.npz" if more else "ancestors.npz")
         log = path.with_suffix(".csv")
@@ -85,7 +87,7 @@ def assemble(work, root, families, trained_on):
             result = measure(fused(folder.parent / base, folder), Encoder(family), fillings())
             write_table(folder, family, {**about, **result})
         else:
-            model, config = new_model(family, weights["model.norm.weight"].size)
+            model, config = new_model(family, width)
             model.load_weights(list(weights.items()))
             result = measure(model, Encoder(family), fillings())
             save_base(model, config, family, folder, {**about, **result})
