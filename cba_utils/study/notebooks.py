@@ -303,7 +303,7 @@ def copy_book(study):
     others = shutil.ignore_patterns("explorer-data")
     shutil.copytree(PROJECT / "book", target / "book", ignore=others, dirs_exist_ok=True)
     cards = [
-        p for ending in ("*.md", "training_log.csv") for p in (PROJECT / "organisms").rglob(ending)
+        p for ending in ("*.md", "acceptance.json") for p in (PROJECT / "organisms").rglob(ending)
     ]
     pages = [*cards, *(PROJECT / name for name in ("data/README.md", "_config.yml", "_toc.yml"))]
     if not executed.exists():  # imported records come without: the shipped study's is there
