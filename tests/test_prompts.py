@@ -122,7 +122,7 @@ def test_strict_answers_are_a_part_of_the_published_parsers(text):
 def test_orders_show_every_answer_once():
     assert [len(set(ORDERS[name])) for name in ("original", "cyclic", "all")] == [1, 3, 6]
     for order in ORDERS["all"]:
-        shown = user_text(ITEM, order).splitlines()[2:5]
+        shown = user_text(ITEM, order, "short").splitlines()[2:5]
         assert [line[3:] for line in shown] == [ITEM[f"ans{k}"] for k in order]
 
 
