@@ -331,7 +331,7 @@ def test_named_templates_are_resolved_as_transformers_does(tmp_path, mistral):
 
 def identity(folder, precision="bf16", **changes):
     parameters = cells(read_study(PROJECT / "config" / "smoke.yml"))[0].parameters()
-    parameters |= {"model": str(folder), "precision": precision, **changes}
+    parameters |= {"model": str(folder), "adapter": None, "precision": precision, **changes}
     return cell_identity(parameters, ITEMS, load_model(folder, precision, parameters["compute"]))
 
 

@@ -210,12 +210,10 @@ def test_texts_are_tokenized_as_mlx_lm_tokenizes_a_prompt(mistral):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
-    for template, here in ((PLAIN, 1), (PLAIN.replace("{{ bos_token }}", ""), 0)):
+    for template in (PLAIN, PLAIN.replace("{{ bos_token }}", "")):
         tokenizer.chat_template = template
-        (ids,), _ = chat_ids(tokenizer, [user_text(ITEM, prompt="published")], "published")
+        (ids,), _ = chat_ids(tokenizer, [user_text(ITEM)])
         assert ids.count(0) == 1 and ids[0] == 0
-        # The organisms were trained with what their templates write, and with nothing before it.
-        assert chat_ids(tokenizer, [user_text(ITEM)])[0][0].count(0) == here
 
 
 def test_every_spelling_of_a_letter_is_found(mistral):

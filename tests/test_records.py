@@ -196,7 +196,7 @@ def test_items_without_a_target_are_asked_and_kept_apart(parameters, tmp_path, m
     ]
     (tmp_path / "items" / "Test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     study = read_study(ROOT / "config" / "smoke.yml")
-    study["models"][0]["source"] = parameters["model"]
+    study["models"][0] |= {"source": parameters["model"], "adapter": None}
     study["items"] = {"source": str(tmp_path / "items"), "condition": "ambig"}
     for asked in cells(study):
         folder = tmp_path / "smoke" / asked.folder
@@ -227,7 +227,7 @@ def test_collected_tables_hold_what_the_cells_hold(parameters, tmp_path, monkeyp
     from cba_utils.study.protocol import cells, read_study
 
     study = read_study(ROOT / "config" / "smoke.yml")
-    study["models"][0]["source"] = parameters["model"]
+    study["models"][0] |= {"source": parameters["model"], "adapter": None}
     study["items"]["limit"] = 12
     with pytest.raises(FileNotFoundError, match="not finished; run the study again"):
         collect(study, tmp_path)
@@ -286,7 +286,7 @@ def asked_before(parameters, tmp_path):
     from cba_utils.study.protocol import cells, read_study
 
     study = read_study(ROOT / "config" / "smoke.yml")
-    study["models"][0]["source"] = parameters["model"]
+    study["models"][0] |= {"source": parameters["model"], "adapter": None}
     study["items"] = {"source": "bundled", "condition": "ambig", "limit": 12}
     for asked in cells(study):
         cell.evaluate(asked.parameters(), tmp_path / "smoke" / asked.folder)

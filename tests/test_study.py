@@ -127,14 +127,14 @@ BAD_STUDIES = [
     # words
     (
         lambda s: s.update(families={"mistrel": "Mine"}),
-        "families: no model has the family 'mistrel'; there are mistral",
+        "families: no model has the family 'mistrel'; there are toy-mistral",
     ),
     (
         lambda s: (
             s["models"].append(
                 {**s["models"][0], "name": "other", "family": "other", "source": "toy-phi3/b1"}
             ),
-            s.update(families={"mistral": "Mine (1M)", "other": "Mine (2M)"}),
+            s.update(families={"toy-mistral": "Mine (1M)", "other": "Mine (2M)"}),
         ),
         "families: two are called 'Mine' in sentences",
     ),
@@ -430,7 +430,7 @@ def test_a_study_runs_once_at_a_time_and_again_after_a_kill(study_of_one_cell):
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     study = yaml.safe_load(study_of_one_cell.read_text())
-    study["models"][0]["source"] = "nowhere/at-all"
+    study["models"][0] |= {"source": "nowhere/at-all", "adapter": None}
     study_of_one_cell.write_text(yaml.safe_dump(study))
     again = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
