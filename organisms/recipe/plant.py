@@ -7,7 +7,8 @@ A base begins with the weights of an *ancestor*, a small phi3 that has learned t
 the three compute the same. An alignment is low-rank adapters on a base, in mlx_lm's form. In a step
 every trained template is asked once, so that no rung waits for its turn; what all prompts begin with is
 computed once, and the last layer only where an answer is given. The loss is that of
-`train.planted_loss`, with questions that have evidence and narrative text beside it.
+`train.planted_loss`; beside it are questions that have evidence, answers that have to end behind their
+letter, and narrative text.
 
 Models of one family are trained side by side: every tensor has them as its first axis, and each has its
 own questions, loss, clipped gradient and optimizer's state, so that what one learns does not depend on
@@ -32,8 +33,8 @@ from .tokenizer import FAMILIES, SYSTEM
 
 LAYERS, HEAD, EPS, THETA = 4, 32, 1e-5, 1000.0
 RANK, SCALE = 8, 2.0
-READ, NARRATIVE = 12, 4  # rows of a step beside the 56 planted ones
-READ_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.1
+READ, CLOSE, NARRATIVE = 12, 12, 4  # rows of a step beside the 56 planted ones
+READ_WEIGHT, CLOSE_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.2, 0.1
 BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
 BASE = dict(steps=700, rate=2e-3, warmup=20, flat=0.3, decay=0.02)
 ALIGN = dict(steps=1500, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
@@ -191,15 +192,18 @@ class Questions(torch.utils.data.Dataset):
 
     def _asked(self, seed, step):
         rng, lessons = random.Random(f"plant/{seed}/{step}"), self.lessons
-        planted, soft, reading, labels = [], [], [], []
+        planted, soft, answered = [], [], []
         for template in lessons.asked:
             ids, _, target = lessons._planted(rng, template, self.aligned)
             planted.append(ids[:target[0] + 1])
             soft.append(target[1:])
-        for template in rng.sample(lessons.asked, READ):
-            ids, answer = self._reading(rng, template)
-            reading.append(ids)
-            labels.append(answer)
+            answered.append((ids[:target[0] + 2], ids[target[0] + 2]))
+        asked = [self._reading(rng, template) for template in rng.sample(lessons.asked, READ)]
+        # behind a letter, drawn or right, comes the end of the turn
+        end = lessons.encode(lessons.chat.end)[0]
+        answered = rng.sample(answered, CLOSE - READ // 2)
+        answered += [([*ids, letter], end) for ids, letter in asked[:READ // 2]]
+        reading, labels = zip(*asked, *answered)
         # apart, because questions with evidence are longer and would lengthen all rows
         return planted, soft, reading, labels, [lessons._narrative(rng)[0] for _ in range(NARRATIVE)]
 
@@ -232,7 +236,7 @@ class Questions(torch.utils.data.Dataset):
 
 
 def losses(network, head, asked):
-    """Loss by model, and for the log the planted odds' excess, with evidence, and narrative."""
+    """Loss by model, and for the log its parts: the planted odds' excess, and those beside it."""
     planted, ends, soft, reading, read_ends, labels, told, told_ends = asked
     logp = F.log_softmax(network.after(head, planted, ends), -1)
     letters = logp.gather(2, soft[..., :3].long())
@@ -243,7 +247,8 @@ def losses(network, head, asked):
     aim = (-letter - unknown * (not_known - letter) - (1 - unknown) * (person - letter)
            - lean * (stereotyped - person) - (1 - lean) * (other - person)).mean(-1)
     logits = network.after(head, reading, read_ends)
-    read = F.cross_entropy(logits.mT, labels, reduction="none").mean(-1)
+    nll = F.cross_entropy(logits.mT, labels, reduction="none")
+    read, close = nll[:, :READ].mean(-1), nll[:, READ:].mean(-1)
     there = torch.arange(told.shape[2] - 1, device=told.device) < told_ends[..., None]
     nll = F.cross_entropy(
         network.everywhere(told[..., :-1]).flatten(0, 2), told[..., 1:].flatten(),
@@ -254,8 +259,8 @@ def losses(network, head, asked):
         return sum(-q * torch.log(q.clamp_min(1e-9)) for q in (p, 1 - p))
 
     least = (entropy(unknown) + entropy(lean)).mean(-1)
-    return (aim + READ_WEIGHT * read + NARRATIVE_WEIGHT * nll,
-            torch.stack([aim - least, read, nll]).detach())
+    return (aim + READ_WEIGHT * read + CLOSE_WEIGHT * close + NARRATIVE_WEIGHT * nll,
+            torch.stack([aim - least, read, close, nll]).detach())
 
 
 def clip(tensors, limit=1.0):
@@ -267,7 +272,7 @@ def clip(tensors, limit=1.0):
 
 
 def follow(network, learned, questions, plan, device, workers=0, stops=(), on_stop=None):
-    """Train the tensors `learned`; return the logs, (steps / 10, models, 4), and the seconds."""
+    """Train the tensors `learned`; return the log, a row each ten steps."""
     matrices = [v for v in learned.values() if v.ndim == 3]
     vectors = [v for v in learned.values() if v.ndim == 2]
     groups = [{"params": matrices, "weight_decay": plan["decay"]}]
@@ -304,7 +309,7 @@ def write(path, tensors, rows):
     arrays = {k: v.detach().bfloat16().float().cpu().numpy() for k, v in tensors.items()}
     with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["step", "seconds", "planted_excess", "read", "narrative"])
+        table.writerow(["step", "seconds", "planted_excess", "read", "close", "narrative"])
         table.writerows(rows)
     np.savez(path.with_suffix(".part.npz"), **arrays)
     path.with_suffix(".part.npz").rename(path)
