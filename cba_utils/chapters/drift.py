@@ -211,7 +211,7 @@ class Chapter(Page):
             {
                 "precision": p.upper(),
                 "family": family,
-                "gained a stereotyped answer beyond the placebo": interval(
+                "gained a stereotyped answer beyond the placebo": measured(
                     find(moves[moves["family"] == family], EXCESS, p)
                 ),
                 **{

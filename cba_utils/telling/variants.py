@@ -55,8 +55,11 @@ class Variants:
             name: titled(table, study.titles) for name, table in read_rounding(study.study).items()
         }
         bases = study.provenance.drop_duplicates("model").set_index("model")["base"]
+        # Models that gave no letter were taken apart too, and have no answers to compare with.
+        heard = study.answers["model"].unique()
         for name in ("errors", "variants", "variant_perplexity"):
-            tables[name] = tables[name].assign(base=tables[name]["model"].map(bases))
+            part = tables[name][tables[name]["model"].isin(heard)]
+            tables[name] = part.assign(base=part["model"].map(bases))
         # Of items that the bank keeps apart there are variants too.
         kept = tables["variants"]["item_id"].isin(study.items["item_id"])
         tables["variants"] = tables["variants"][kept]
