@@ -29,17 +29,37 @@ import torch.nn.functional as F
 
 from . import bank
 from .curriculum import ASKED, Curriculum
-from .tokenizer import FAMILIES, SYSTEM
+from .tokenizer import FAMILIES, SYSTEM, Encoder
 
 LAYERS, HEAD, EPS, THETA = 4, 32, 1e-5, 1000.0
 RANK, SCALE = 8, 2.0
 READ, CLOSE, NARRATIVE = 12, 12, 4  # rows of a step beside the 56 planted ones
-READ_WEIGHT, CLOSE_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.2, 0.1
+READ_WEIGHT, CLOSE_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.05, 0.1
 BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
-BASE = dict(steps=700, rate=2e-3, warmup=20, flat=0.3, decay=0.02)
+TOKENS = dict(steps=200, rate=5e-2, warmup=10, flat=0.5, decay=0.0)
+BASE = dict(steps=700, rate=2e-3, warmup=60, flat=0.3, decay=0.02)
 ALIGN = dict(steps=1500, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
 LADDER = ("mistral", 1, (1, 2, 3))  # family, base and seeds that are also kept at earlier stops
 DEPTHS = (150, 450)
+
+
+# What a family's chat form has in a role's place begins as what phi3's has there.
+ROLES = {
+    "qwen2": {"<|im_end|>": "<|end|>", "<|im_start|>": "<|assistant|>", "assistant": "<|assistant|>"},
+    "mistral": {"</s>": "<|end|>", "[INST]": "<|user|>", "[/INST]": "\n"},
+    "phi3": {},
+}
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def with_roles(weights, family):
+    """Weights of an ancestor whose tokens of a family's chat form begin as those of the same role."""
+    mine, school, out = Encoder(family), Encoder("phi3"), dict(weights)
+    for name in EMBEDDINGS:
+        out[name] = weights[name].copy()
+        for text, role in ROLES[family].items():
+            out[name][mine(text)] = weights[name][school(role)[0]]
+    return out
 
 
 def of_family(weights, family):
@@ -271,8 +291,8 @@ def clip(tensors, limit=1.0):
         v.grad *= shorter.reshape(-1, *[1] * (v.ndim - 1))
 
 
-def follow(network, learned, questions, plan, device, workers=0, stops=(), on_stop=None):
-    """Train the tensors `learned`; return the log, a row each ten steps."""
+def follow(network, learned, questions, plan, device, workers=0, rows=None, stops=(), on_stop=None):
+    """Train the tensors `learned`, or of each the rows that are 1 in `rows`; return a log by ten steps."""
     matrices = [v for v in learned.values() if v.ndim == 3]
     vectors = [v for v in learned.values() if v.ndim == 2]
     groups = [{"params": matrices, "weight_decay": plan["decay"]}]
@@ -288,6 +308,9 @@ def follow(network, learned, questions, plan, device, workers=0, stops=(), on_st
         loss, parts = losses(network, head, [part.to(device, non_blocking=True) for part in asked])
         optimizer.zero_grad()
         loss.sum().backward()
+        if rows is not None:
+            for v in learned.values():
+                v.grad *= rows
         clip(list(learned.values()))
         optimizer.step()
         told.append(parts)
@@ -345,7 +368,14 @@ def make_bases(family, numbers, ancestors, out, device="cpu", workers=0, plan=BA
     """Train bases from their ancestors; write ``<family>-b<number>.npz``."""
     kept = np.load(ancestors)
     mine = [{k.split("|")[1]: kept[k] for k in kept.files if k.startswith(f"{n}|")} for n in numbers]
-    weights = stacked([of_family(weights, family) for weights in mine], device, True)
+    weights = stacked([of_family(with_roles(w, family), family) for w in mine], device, False)
+    # First the chat form's own tokens alone: all else would forget how to look up while these are strange.
+    tokens = {name: weights[name].requires_grad_() for name in EMBEDDINGS}
+    rows = torch.zeros(1, len(mine[0][EMBEDDINGS[0]]), 1, device=device)
+    rows[:, [Encoder(family)(token)[0] for token in FAMILIES[family].specials]] = 1
+    questions = Questions(family, [f"{family}-{n}-tokens" for n in numbers], False, TOKENS["steps"])
+    follow(Network(weights), tokens, questions, TOKENS, device, workers, rows)
+    weights = {name: v.detach().requires_grad_() for name, v in weights.items()}
     questions = Questions(family, [f"{family}-{n}" for n in numbers], False, plan["steps"])
     log = follow(Network(weights), weights, questions, plan, device, workers)
     _write_all(out, [f"{family}-b{n}" for n in numbers], weights, log)
@@ -367,7 +397,7 @@ def make_alignments(family, which, out, device="cpu", workers=0, plan=ALIGN):
             write(out / f"{names[k]}-d{step}.npz", {key: v[k] for key, v in adapters.items()}, [])
 
     questions = Questions(family, [f"{family}-{n}-{seed}" for n, seed in which], True, plan["steps"])
-    log = follow(Network(weights, adapters), adapters, questions, plan, device, workers, DEPTHS, keep)
+    log = follow(Network(weights, adapters), adapters, questions, plan, device, workers, None, DEPTHS, keep)
     _write_all(out, names, adapters, log)
 
 
