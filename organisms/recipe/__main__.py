@@ -48,7 +48,8 @@ def make_ancestors(work, steps, workers=None, seconds=None, width=WIDTH, numbers
             initialise(model, config, number)
             made = {**identity(SCHOOL, number), "steps": steps, "width": width}
             checkpoint = Checkpoint(work / f"ancestor-{number}", made)
-            if not train.train_base(SCHOOL, model, checkpoint, number, steps, workers, seconds):
+            if not train.train_base(SCHOOL, model, checkpoint, number, steps, workers, seconds,
+                                    rate=train.RATE * WIDTH / width):
                 return False
             weights = dict(train.tree_flatten(rounded(model).parameters()))
             np.savez(path, **{k: np.array(v) for k, v in weights.items()})

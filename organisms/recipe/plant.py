@@ -31,6 +31,7 @@ from . import bank
 from .curriculum import ASKED, Curriculum
 from .tokenizer import FAMILIES, SYSTEM, Encoder
 
+WIDTH = 128  # of the shipped ones; rates are for it, and wider models take lower ones in proportion
 LAYERS, HEAD, EPS, THETA = 4, 32, 1e-5, 1000.0
 RANK, SCALE = 8, 2.0
 READ, CLOSE, NARRATIVE = 12, 12, 4  # rows of a step beside the 56 planted ones
@@ -364,6 +365,11 @@ def fresh_adapters(weights, seeds, device):
     return out
 
 
+def for_width(plan, weights):
+    """A plan with the rate that models of the weights' width take."""
+    return {**plan, "rate": plan["rate"] * WIDTH / weights["model.norm.weight"].shape[-1]}
+
+
 def make_bases(family, numbers, ancestors, out, device="cpu", workers=0, plan=BASE):
     """Train bases from their ancestors; write ``<family>-b<number>.npz``."""
     kept = np.load(ancestors)
@@ -377,7 +383,7 @@ def make_bases(family, numbers, ancestors, out, device="cpu", workers=0, plan=BA
     follow(Network(weights), tokens, questions, TOKENS, device, workers, rows)
     weights = {name: v.detach().requires_grad_() for name, v in weights.items()}
     questions = Questions(family, [f"{family}-{n}" for n in numbers], False, plan["steps"])
-    log = follow(Network(weights), weights, questions, plan, device, workers)
+    log = follow(Network(weights), weights, questions, for_width(plan, weights), device, workers)
     _write_all(out, [f"{family}-b{n}" for n in numbers], weights, log)
 
 
@@ -397,7 +403,8 @@ def make_alignments(family, which, out, device="cpu", workers=0, plan=ALIGN):
             write(out / f"{names[k]}-d{step}.npz", {key: v[k] for key, v in adapters.items()}, [])
 
     questions = Questions(family, [f"{family}-{n}-{seed}" for n, seed in which], True, plan["steps"])
-    log = follow(Network(weights, adapters), adapters, questions, plan, device, workers, None, DEPTHS, keep)
+    log = follow(Network(weights, adapters), adapters, questions, for_width(plan, weights), device, workers,
+                 None, DEPTHS, keep)
     _write_all(out, names, adapters, log)
 
 
