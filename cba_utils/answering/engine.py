@@ -117,9 +117,9 @@ class Engine:
     ----------
     loaded : LoadedModel
     memory : int, optional
-        Bytes that a block may use; by default a quarter of the machine's, shared by its cores. Not
-        of what is free now: batches, and with them the last digits, must not depend on what else
-        is running.
+        Bytes that a block may use; by default a quarter of the machine's, shared by its cores, or of
+        its accelerator's where that has less. Not of what is free now: batches, and with them the last
+        digits, must not depend on what else is running.
     """
 
     def __init__(self, loaded, memory=None):
@@ -152,8 +152,15 @@ class Engine:
         if loaded.cache_bits:
             group = cache_group(loaded)
             self._rounded = lambda x: round_cache(x, loaded.cache_bits, group)
-        at_once = os.cpu_count() if loaded.in_fp32 else 1
-        self.memory = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / at_once)
+        total = psutil.virtual_memory().total
+        at_once = os.cpu_count()
+        if not loaded.in_fp32:
+            total, at_once = min(total, mx.device_info().get("total_memory", total)), 1
+        self.memory = memory or int(MEMORY_SHARE * total / at_once)
+        if not loaded.in_fp32:
+            # What MLX frees it keeps for later, by default up to nearly all that the device has; CUDA's
+            # allocator then finds no room for a shape that is new.
+            mx.set_cache_limit(self.memory)
 
     def block_size(self, length):
         """Prompts of a length that fit the memory budget together."""
@@ -164,6 +171,10 @@ class Engine:
         """Tokens in one forward pass at a context length."""
         each = self._step_bytes + self._attention_bytes * length * 3 + self._pool_bytes
         return int(np.clip(self.memory // 2 // each, FEWEST_TOKENS, MOST_TOKENS))
+
+    def rows_per_pass(self, length):
+        """Prompts in one forward pass, whose prefixes of a length are gathered and joined to what is new."""
+        return max(8, int(self.memory // 2 // (2 * max(1, length) * self._pool_bytes)))
 
     def start(self, prompts):
         """Run prompts, each shared beginning once.
@@ -250,8 +261,9 @@ class Engine:
         room = self.tokens_per_pass(
             max(len(p) + len(s) for p, s in zip(prefixes, segments, strict=True))
         )
+        most = self.rows_per_pass(max(map(len, prefixes)))
         while start < count:
-            batch = _batch(order[start:], segments, room)
+            batch = _batch(order[start:][:most], segments, room)
             hidden, caches, real = self._forward(
                 pool, [prefixes[i] for i in batch], [segments[i] for i in batch], rounded
             )

@@ -38,7 +38,7 @@ READ, CLOSE, NARRATIVE = 12, 12, 4  # rows of a step beside the 56 planted ones
 READ_WEIGHT, CLOSE_WEIGHT, NARRATIVE_WEIGHT = 0.5, 0.05, 0.1
 BASES, SEEDS = (1, 2, 3), (1, 2, 3, 4, 5)
 TOKENS = dict(steps=200, rate=5e-2, warmup=10, flat=0.5, decay=0.0)
-BASE = dict(steps=700, rate=2e-3, warmup=60, flat=0.3, decay=0.02)
+BASE = dict(steps=1400, rate=2e-3, warmup=60, flat=0.3, decay=0.02)
 ALIGN = dict(steps=1500, rate=4e-3, warmup=10, flat=0.4, decay=0.0)
 LADDER = ("mistral", 1, (1, 2, 3))  # family, base and seeds that are also kept at earlier stops
 DEPTHS = (150, 450)
