@@ -31,7 +31,7 @@ from . import bank
 from .curriculum import ASKED, Curriculum
 from .tokenizer import FAMILIES, SYSTEM, Encoder
 
-WIDTH = 128  # of the shipped ones; rates are for it, and wider models take lower ones in proportion
+WIDTH = 128  # of the shipped ones; rates are for it, and wider models take lower ones
 LAYERS, HEAD, EPS, THETA = 4, 32, 1e-5, 1000.0
 RANK, SCALE = 8, 2.0
 READ, CLOSE, NARRATIVE = 12, 12, 4  # rows of a step beside the 56 planted ones
@@ -366,8 +366,8 @@ def fresh_adapters(weights, seeds, device):
 
 
 def for_width(plan, weights):
-    """A plan with the rate that models of the weights' width take."""
-    return {**plan, "rate": plan["rate"] * WIDTH / weights["model.norm.weight"].shape[-1]}
+    """A plan with the rate that models of the weights' width take: as one over its root."""
+    return {**plan, "rate": plan["rate"] * (WIDTH / weights["model.norm.weight"].shape[-1]) ** 0.5}
 
 
 def make_bases(family, numbers, ancestors, out, device="cpu", workers=0, plan=BASE):
