@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-ITEMS = load_items("bundled", condition="both").iloc[[0, 700]]
+ITEMS = load_items("bundled", condition="both").iloc[[0, 400]]
 LOGP = ["logp_A", "logp_B", "logp_C"]
 
 

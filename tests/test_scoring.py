@@ -19,7 +19,7 @@ from mlx.utils import tree_map
 from mlx_lm.sample_utils import make_sampler
 
 MANY = load_items("bundled", condition="both").iloc[::12]
-ITEMS = load_items("bundled", condition="both").iloc[[0, 1, 2, 3, 700, 1501, 2300]]
+ITEMS = load_items("bundled", condition="both").iloc[[0, 1, 2, 3, 200, 366, 480]]
 
 
 @pytest.fixture(scope="module", params=["bf16", "q4", "q3"])

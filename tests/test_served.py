@@ -18,7 +18,7 @@ from test_gate import thresholds
 import numpy as np
 import pytest
 
-ITEMS = load_items("bundled", condition="both").iloc[[0, 1, 240, 700]]
+ITEMS = load_items("bundled", condition="both").iloc[[0, 1, 240, 400]]
 
 
 def free_port():
