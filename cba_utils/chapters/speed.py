@@ -96,6 +96,11 @@ class Chapter(Page):
         return self._read("gpu")
 
     @cached_property
+    def gpu_cells(self):
+        """Whole cells of a model of a published shape on a GPU, by precision."""
+        return self._read("gpu_rehearsal")
+
+    @cached_property
     def profile(self):
         """Where a layer's time goes."""
         return self._read("profile")
@@ -213,6 +218,19 @@ class Chapter(Page):
             "device": self.gpu["device"].iloc[0],
             "full": by["bf16", "native"],
             "times": (both.min(), both.max()),
+        }
+
+    @property
+    def cells_on_gpu(self):
+        """What a whole cell took on the GPU: seconds of the quickest and slowest, and its size."""
+        rows = self.gpu_cells
+        return {
+            "device": rows["device"].iloc[0],
+            "weights": rows["weights"].iloc[0] / 1e9,
+            "prompts": rows["prompts"].iloc[0],
+            "seconds": (rows["seconds"].min(), rows["seconds"].max()),
+            "asking": (rows["seconds_asking"].min(), rows["seconds_asking"].max()),
+            "precisions": [precision.upper() for precision in rows["precision"]],
         }
 
     # Figures and tables
@@ -391,6 +409,19 @@ class Chapter(Page):
         )
         frame = frame.sort_values(["precision", "weights"], ignore_index=True)
         return frame, {**dict.fromkeys(rates.values(), _if_any), "utilization": _share}
+
+    def table_gpu_cells(self):
+        """What a whole cell of a model of a published shape took on a GPU, by precision."""
+        seconds = {
+            "seconds": "whole cell, s",
+            "seconds_loading": "loading and checks, s",
+            "seconds_asking": "asking, s",
+            "seconds_perplexity": "perplexity, s",
+        }
+        rest = {"prompts_per_second": "prompts/s", "peak_gigabytes": "peak memory, GB"}
+        heads = {**seconds, **rest}
+        frame = self.gpu_cells[["precision", *heads]].rename(columns=heads)
+        return frame, dict.fromkeys(heads.values(), timing)
 
 
 def _ratio_table(found, by):
