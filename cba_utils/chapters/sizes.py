@@ -4,12 +4,14 @@ The weights of the larger ones are not shipped; their records are, as those of t
 `organisms/sizes.yml`), in which every size goes as a family of its own.
 """
 
+import json
 from functools import cache, cached_property
 
 import pandas as pd
+import yaml
 
 from cba_utils.measures import controls, margins, transitions
-from cba_utils.names import RESULTS
+from cba_utils.names import PROJECT, RESULTS
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import factor, measured, points, reading, times
@@ -43,6 +45,18 @@ class Chapter(Page):
     def __init__(self, study):
         self._asked = study
         super().__init__(_sizes() if SIZED.met(study) else study)
+
+    @cached_property
+    def taught(self):
+        """What every alignment showed at full precision, and which of the protocol's limits it missed."""
+        study = yaml.safe_load((PROJECT / "organisms" / "sizes.yml").read_text(encoding="utf-8"))
+        rows = []
+        for model in study["models"]:
+            path = PROJECT / "organisms" / model["adapter"] / "acceptance.json"
+            known = json.loads(path.read_text(encoding="utf-8"))
+            size = study["families"][model["family"]]
+            rows.append({"size": size, "missed": known["missed"], **known["main"]})
+        return pd.DataFrame(rows)
 
     @property
     def folder(self):
@@ -80,7 +94,33 @@ class Chapter(Page):
         more = last.row["low"] > first.row["high"]
         return {"first": first, "last": last, "way": "less" if less else "more" if more else "open"}
 
+    @property
+    def outside(self):
+        """Sizes of which an alignment missed a limit, with how far the worst of them is off."""
+        missed = self.taught[self.taught["missed"].str.len() > 0]
+        return [
+            {"size": size, "missed": len(part), "of": int((self.taught["size"] == size).sum())}
+            | part[["margin_error", "lean_error"]].max().to_dict()
+            for size, part in missed.groupby("size", sort=False)
+        ]
+
     # Figures and tables
+
+    def table_taught(self):
+        """How well every size holds what was planted in it, worst of its alignments."""
+        worst = {
+            "margin_error": ("margin error, nats", "max"),
+            "lean_error": ("lean error", "max"),
+            "disambiguated_right_lowest": ("right answers, lowest", "min"),
+        }
+        by_size = self.taught.groupby("size", sort=False)
+        frame = by_size.agg(**{column: (name, how) for name, (column, how) in worst.items()})
+        frame.insert(0, "alignments", by_size.size())
+        frame["met every limit"] = by_size["missed"].agg(lambda m: int((m.str.len() == 0).sum()))
+        columns = {"margin error, nats": 2, "lean error": 3, "right answers, lowest": 3}
+        return frame.reset_index(), {
+            name: f"{{:.{digits}f}}".format for name, digits in columns.items()
+        }
 
     def figure_sizes(self):
         """Every measure by precision, a panel a measure, a series a size."""
