@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from mlx.utils import tree_flatten
 
-BASE, ALIGNED = "toy-mistral/b1", "toy-mistral/b1"
+BASE, ADAPTER = "toy-mistral/b1", "toy-mistral/b1-a1"
 
 
-def weights(model, precision="bf16"):
-    return dict(tree_flatten(load_model(model, precision, compute="dense").model.parameters()))
+def weights(adapter=None, precision="bf16"):
+    loaded = load_model(BASE, precision, compute="dense", adapter=adapter)
+    return dict(tree_flatten(loaded.model.parameters()))
 
 
 def as_vector(tensors):
@@ -27,12 +28,12 @@ def as_vector(tensors):
 
 def test_what_is_left_of_an_alignment_is_a_projection_of_one_long_vector():
     before, after, rounded = map(
-        as_vector, (weights(BASE), weights(ALIGNED), weights(ALIGNED, "q3"))
+        as_vector, (weights(), weights(ADAPTER), weights(ADAPTER, "q3"))
     )
     alignment = after - before
     along = (rounded - before) @ alignment / (alignment @ alignment)
     across = (rounded - before) - along * alignment
-    found = rounding.alignment_left(rounding.errors(BASE, ALIGNED, ["q3"]))
+    found = rounding.alignment_left(rounding.errors(BASE, BASE, ["q3"], ADAPTER))
     assert found["left"] == pytest.approx(along, rel=1e-6)
     assert found["noise"] == pytest.approx(
         np.linalg.norm(across) / np.linalg.norm(alignment), rel=1e-6
@@ -40,8 +41,8 @@ def test_what_is_left_of_an_alignment_is_a_projection_of_one_long_vector():
 
 
 def test_bits_per_weight_are_those_of_the_file():
-    found = rounding.errors(BASE, ALIGNED, ["q2"])
-    files = load_model(ALIGNED, "q2").path.glob("model*.safetensors")
+    found = rounding.errors(BASE, BASE, ["q2"], ADAPTER)
+    files = load_model(BASE, "q2", adapter=ADAPTER).path.glob("model*.safetensors")
     stored = sum(array.nbytes for file in files for array in mx.load(str(file)).values())
     assert rounding.bits_per_weight(found, "q2") == pytest.approx(
         8 * stored / found["weights"].sum(), rel=1e-9
@@ -49,13 +50,13 @@ def test_bits_per_weight_are_those_of_the_file():
 
 
 def test_each_variant_differs_from_the_rounded_model_as_its_name_says():
-    before, after = weights(BASE), weights(ALIGNED)
-    rounded, rounded_base = weights(ALIGNED, "q2"), weights(BASE, "q2")
+    before, after = weights(), weights(ADAPTER)
+    rounded, rounded_base = weights(ADAPTER, "q2"), weights(None, "q2")
     found = {
         name if precision == "q2" else precision: {
             key: np.array(value) for key, value in tree_flatten(variant.model.parameters())
         }
-        for precision, name, variant in rounding.variants(BASE, ALIGNED, "q2", ["q2-g32"])
+        for precision, name, variant in rounding.variants(BASE, BASE, "q2", ["q2-g32"], ADAPTER)
     }
     for key in rounded:
         old, new, low, low_base = (np.array(t[key]) for t in (before, after, rounded, rounded_base))
@@ -84,7 +85,7 @@ def test_each_variant_differs_from_the_rounded_model_as_its_name_says():
 
 def test_a_base_of_another_shape_is_refused_by_name(mistral):
     with pytest.raises(ValueError, match="different tensors; name the checkpoint"):
-        rounding.errors(str(mistral), ALIGNED, ["q4"])
+        rounding.errors(str(mistral), BASE, ["q4"], ADAPTER)
 
 
 def test_a_finished_examination_is_reused_and_a_changed_one_is_not(tmp_path, monkeypatch):
@@ -114,6 +115,6 @@ def test_every_model_of_the_shipped_tables_says_where_it_comes_from():
     tables = rounding.read_rounding("organisms")
     known = tables["provenance"].set_index("model")
     rows = tables["variants"].groupby("model").size()
-    assert set(tables["variants"]["precision"]) == {"q2", "q2-g32", "q3-g32"}
+    assert set(tables["variants"]["precision"]) == {"q3", "q3-g32", "q4-g32"}
     assert known["counts.variants"].to_dict() == rows.to_dict()
     assert known["identity.base_sha256"].str.fullmatch("[0-9a-f]{64}").all()
