@@ -27,15 +27,23 @@ class Chapter(Page):
         return pd.read_csv(STRENGTHS)
 
     @cached_property
+    def _answers(self):
+        """Answers of bases and of whole alignments: one that was stopped early was to hold nothing."""
+        answers = self.study.answers
+        aligned = answers[answers["depth"] != "base"]
+        most = aligned.drop_duplicates(["model", "depth"])["depth"].value_counts().index[0]
+        return answers[answers["depth"].isin(["base", most])]
+
+    @cached_property
     def margins(self):
         """Margins given by family and rung, aligned models."""
-        found = given(self.study.answers, self.strengths, "margin")
+        found = given(self._answers, self.strengths, "margin")
         return found[found["aligned"]].reset_index(drop=True)
 
     @cached_property
     def leans(self):
         """Leans given by family and rung, aligned models and bases."""
-        return given(self.study.answers, self.strengths, "lean")
+        return given(self._answers, self.strengths, "lean")
 
     def _leans(self, aligned=True, held_out=False):
         rows = self.leans
