@@ -6,9 +6,11 @@ import pandas as pd
 
 from cba_utils.measures import margins
 from cba_utils.measures.margins import ACCOUNTS, MARGINS
+from cba_utils.measures.planted import STRENGTHS, planted_templates
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import in_points, measured, reading, times
+from cba_utils.telling.page import PLANTED as OWN_ITEMS
 from cba_utils.telling.page import PROBABILITIES, Need, Page
 from cba_utils.telling.study import find, open_study
 
@@ -16,8 +18,7 @@ from cba_utils.telling.study import find, open_study
 REAL = "smollm2"
 FITTED = [account for account in ACCOUNTS if account != "placebo"]
 PLANTED = Need(
-    "planted_margins",
-    lambda study: "margin" in study.items and study.items["margin"].notna().any(),
+    "planted_margins", lambda study: "margin" in study.items or OWN_ITEMS.met(study)
 )
 TEMPLATES = Need(
     "several_templates", lambda study: study.exact and study.answers["template_id"].nunique() > 1
@@ -48,9 +49,19 @@ class Chapter(Page):
     kinds = MARGINS
 
     @cached_property
+    def _items(self):
+        """The study's items, with the margins that were planted where that is known."""
+        items = self.study.items
+        if "margin" in items or not PLANTED.met(self.study):
+            return items
+        template = items["category"] + "/" + items["question_index"].astype(str)
+        planted = planted_templates(pd.read_csv(STRENGTHS))["margin"]
+        return items.assign(margin=template.map(planted))
+
+    @cached_property
     def lines(self):
         """What became of margins, an estimate a checkpoint."""
-        return margins.regression(self.study.answers, self.study.items)
+        return margins.regression(self.study.answers, self._items)
 
     @cached_property
     def predicted(self):
@@ -143,6 +154,18 @@ class Chapter(Page):
             told(titles[name], seen, name, text=lambda value: in_points(value, 2)) for name in names
         ]
         return figure, alt, frame
+
+    def figure_margin_truth(self):
+        """How far margins still rise with what was planted, by precision."""
+        frame = self.study.summarise(self.lines)
+        title = "Slope on the planted margin, of BF16's"
+        figure = draw.ladder(
+            frame, ["truth_slope"], line={"truth_slope": 1.0}, titles={"truth_slope": title}
+        )
+        for axes in figure.axes:
+            draw.plain_axis(axes)
+        alt = [told(title, frame, "truth_slope", text=lambda value: in_points(value, 2))]
+        return figure, alt, frame[frame["measure"] == "truth_slope"]
 
     def figure_margin_accounts(self):
         """Error of every account, one panel a precision."""
