@@ -42,8 +42,13 @@ def write_table(table, path, **options):
     table : DataFrame
     path : Path
     **options
-        Passed to pyarrow, such as ``column_encoding``.
+        Passed to pyarrow, such as ``column_encoding``; without any, fractions are stored byte by byte,
+        which packs them to about two thirds.
     """
+    fractions = list(table.select_dtypes(["float32", "float64"]))
+    if fractions and not options:
+        others = [name for name in table if name not in fractions]
+        options = {"use_byte_stream_split": fractions, "use_dictionary": others}
     write_whole(
         path,
         lambda scratch: table.to_parquet(scratch, index=False, compression="zstd", **options),

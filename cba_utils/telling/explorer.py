@@ -9,6 +9,7 @@ A study of 45 models has a hundred thousand answers, so numbers are letters of a
 :func:`packed`): half the size of a list of numbers, and read faster.
 """
 
+import gzip
 import json
 from html import escape
 
@@ -19,7 +20,7 @@ from cba_utils.measures.frames import VERSION, item_table, pair_with
 from cba_utils.measures.planted import STRENGTHS, planted_is_known, planted_templates
 from cba_utils.measures.transitions import TRANSITIONS, observed_changes
 from cba_utils.names import ROLES
-from cba_utils.study.files import write_text
+from cba_utils.study.files import write_text, write_whole
 from cba_utils.study.protocol import book_folder
 from cba_utils.telling.drawing import ROLE_COLOURS
 from cba_utils.telling.numbers import percent
@@ -263,12 +264,13 @@ def write(report, shares):
     Returns
     -------
     Path
-        The folder: ``data.js``, and for other tools ``items.csv`` and ``answers.csv``.
+        The folder: ``data.js``, and for other tools ``items.csv`` and ``answers.csv.gz``.
     """
     folder = book_folder(report.study) / "book" / "_static" / "explorer-data"
     write_text(script(page_data(report, shares)), folder / "data.js")
     write_text(items_of(report).to_csv(index=False), folder / "items.csv")
-    write_text(shares.to_csv(index=False, float_format="%g"), folder / "answers.csv")
+    text = shares.to_csv(index=False, float_format="%g").encode()
+    write_whole(folder / "answers.csv.gz", lambda path: path.write_bytes(gzip.compress(text, mtime=0)))
     return folder
 
 
@@ -326,7 +328,7 @@ def page(report, shares, static="../_static"):
 </div>
 <p class="cba-data">Everything as CSV:
 <a download href="{static}/explorer-data/items.csv">items ({len(report.items):,} rows)</a>,
-<a download href="{static}/explorer-data/answers.csv">answers ({len(shares):,} rows)</a></p>
+<a download href="{static}/explorer-data/answers.csv.gz">answers ({len(shares):,} rows, gzip)</a></p>
 <script src="{static}/explorer-data/data.js"></script>
 <script src="{static}/{VENDOR}/tabulator.min.js"></script>
 <script src="{static}/explorer.js"></script>"""
