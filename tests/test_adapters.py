@@ -137,7 +137,7 @@ def test_what_cannot_be_fused_is_refused_in_one_line(base, adapter, tmp_path, mo
 
 
 def test_a_study_names_an_adapter_and_cells_know_it(adapter, base):
-    study = read_study("config/smoke.yml")
+    study = read_study("config/smoke.yml") | {"families": {"mine": "mine"}}
     entry = {"name": "mine", "source": str(base), "adapter": str(adapter), "family": "mine"}
     plain = {"name": "plain", "source": str(base), "family": "mine"}
     # the same base with and without it are two models

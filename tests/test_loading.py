@@ -372,7 +372,7 @@ def test_identity_changes_with_all_that_decides_and_not_with_the_day(copy, monke
         assert {k for k in found if found[k] != first[k]} - {"reference"} == set(keys)
 
     changed("parameters", "compute", compute="native")
-    changed("parameters", "prompts_sha256", prompt="published")
+    changed("parameters", "prompts_sha256", prompt="short")
     (copy / "generation_config.json").write_text(json.dumps({"top_p": 0.9}))
     changed("generation_sha256")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
