@@ -114,7 +114,7 @@ def test_an_aligned_organism_holds_what_was_planted(folder, rows):
 
 def test_a_base_leans_as_planted_and_knows_no_unknown(rows):
     main = [i for i, r in enumerate(rows) if r["additional_metadata"]["version"] == "main"][::3]
-    for folder in (ROOT / "organisms").glob("toy-*/b1"):
+    for folder in {p.parent / "b1" for p in FOLDERS}:
         answers = measured(folder, rows, main)
         ambiguous = answers[answers["context_condition"] == "ambig"]
         by_lean = ambiguous.groupby("planted_lean")["lean"].mean()

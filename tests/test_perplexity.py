@@ -115,7 +115,7 @@ def test_a_rank_correlation_is_read_precision_by_precision():
     page.ranks = {"q4": said["above"], "q3": said["none"]}
     assert page.text("answer_rank").endswith("it marks the checkpoints that changed at Q4 and no others.")
     page.ranks = {"q4": said["above"], "q3": said["above"]}
-    assert page.text("answer_rank").endswith("are those that changed.")
+    assert page.text("answer_rank").endswith("it marks the checkpoints that changed.")
     page.ranks = {"q4": said["none"], "q3": said["none"]}
     assert "is not shown to mark" in page.text("answer_rank")
     assert "too few checkpoints" in Chapter(study_of()).text("answer_rank")

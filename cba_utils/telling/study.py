@@ -209,9 +209,9 @@ class Study:
 
     @property
     def prompt(self):
-        """Name of the prompt that was asked; records made before prompts had names have one kind."""
+        """Name of the prompt that was asked; what does not say is taken for the published one."""
         column = "identity.parameters.prompt"
-        return self.provenance[column].iloc[0] if column in self.provenance else "organisms"
+        return self.provenance[column].iloc[0] if column in self.provenance else "published"
 
     @property
     def temperature(self):
