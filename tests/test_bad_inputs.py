@@ -21,6 +21,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cba_utils
+import cba_utils.study.notebooks
 from cba_utils.cli import main
 from cba_utils.names import CONFIG, PROJECT
 from cba_utils.study import workflow
@@ -182,7 +183,7 @@ class Inputs:
             (copied / name).write_bytes((copied / name).read_bytes()[:-4000])
         else:
             (copied / name).write_text(value)
-        with mock.patch.object(sys.modules["cba_utils.study.notebooks"], "execute", self.ask):
+        with mock.patch.object(cba_utils.study.notebooks, "execute", self.ask):
             return main(["cell", str(copied), "bf16"])
 
     def ask(self, _, __, parameters, **___):

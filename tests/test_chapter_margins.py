@@ -47,10 +47,16 @@ def test_the_reading_is_the_truth(told):
     truth, page = told
     which = page.text("which")
     if truth == "shrinkage":
-        assert "shrunken margins alone predict how many items gained a stereotyped answer better" in which
+        assert (
+            "shrunken margins alone predict how many items gained a stereotyped answer better"
+            in which
+        )
         assert "shaken options alone predict" not in which
     else:
-        assert "shaken options alone predict how many items gained a stereotyped answer better" in which
+        assert (
+            "shaken options alone predict how many items gained a stereotyped answer better"
+            in which
+        )
     said = page.text("lines")
     assert ("Margins did shrink" in page.text("answer")) == (truth == "shrinkage")
     assert ("margins shrank" in said) == (truth == "shrinkage")

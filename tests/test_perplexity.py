@@ -113,7 +113,9 @@ def test_a_rank_correlation_is_read_precision_by_precision():
     said = {"above": {"estimate": 0.8, "low": 0.4, "high": 0.9, "n": 8, "known": True},
             "none": {"estimate": 0.1, "low": -0.4, "high": 0.5, "n": 8, "known": True}}  # fmt: skip
     page.ranks = {"q4": said["above"], "q3": said["none"]}
-    assert page.text("answer_rank").endswith("it marks the checkpoints that changed at Q4 and no others.")
+    assert page.text("answer_rank").endswith(
+        "it marks the checkpoints that changed at Q4 and no others."
+    )
     page.ranks = {"q4": said["above"], "q3": said["above"]}
     assert page.text("answer_rank").endswith("it marks the checkpoints that changed.")
     page.ranks = {"q4": said["none"], "q3": said["none"]}

@@ -27,9 +27,7 @@ def as_vector(tensors):
 
 
 def test_what_is_left_of_an_alignment_is_a_projection_of_one_long_vector():
-    before, after, rounded = map(
-        as_vector, (weights(), weights(ADAPTER), weights(ADAPTER, "q3"))
-    )
+    before, after, rounded = map(as_vector, (weights(), weights(ADAPTER), weights(ADAPTER, "q3")))
     alignment = after - before
     along = (rounded - before) @ alignment / (alignment @ alignment)
     across = (rounded - before) - along * alignment

@@ -176,7 +176,9 @@ def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, n
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.time() + 120
-        while not any(f"{name}" in words and "model" in words for words in at_work("toy-mistral-b1")):
+        while not any(
+            f"{name}" in words and "model" in words for words in at_work("toy-mistral-b1")
+        ):
             assert process.poll() is None and time.time() < deadline
             time.sleep(0.2)
         process.send_signal(number)  # to make alone: a terminal would tell everybody

@@ -11,10 +11,13 @@ import pandas as pd
 
 from cba_utils.answering.precisions import most_bits_first
 from cba_utils.measures.controls import lean
+from cba_utils.measures.intervals import ESTIMATE_COLUMNS
 from cba_utils.measures.perplexity import perplexity_change
+from cba_utils.measures.pooling import presentable
 from cba_utils.measures.rates import bias_scores, paired_differences, role_rates
 from cba_utils.measures.transitions import transitions
 from cba_utils.names import STUDY
+from cba_utils.study.roles import study_columns
 from cba_utils.study.tables import TEXTS
 from cba_utils.telling.study import Study, open_study
 
@@ -177,7 +180,7 @@ def paired(one, other, cells):
             found.append(perplexity_change(pd.concat(texts, ignore_index=True), reference=_A))
         table = pd.concat(found, ignore_index=True)
         table = table[(table["precision"] == _B) & table["measure"].isin(PAIRED)]
-        table = one.study.summarise(table)
+        table = _over_checkpoints(one.study, table)
         rows.append(table.assign(precision=p if p == q else f"{p} to {q}"))
     found = pd.concat(rows, ignore_index=True)
     order = {name: n for n, name in enumerate(PAIRED)}
@@ -185,6 +188,14 @@ def paired(one, other, cells):
         ["family", "measure"], key=lambda c: c.map(lambda x: order.get(x, x)), kind="stable"
     )
     return found[[*_KEYS, "estimate", "low", "high", "n"]].reset_index(drop=True)
+
+
+def _over_checkpoints(study, table):
+    """Estimates a family: over those of its checkpoints that were paired, or its only one's own."""
+    if table.groupby("family")["model"].nunique().max() > 1:
+        return study.summarise(table)
+    cells = table[[*study_columns(table), *ESTIMATE_COLUMNS]]
+    return presentable(cells.assign(of=cells["n"]))
 
 
 def _same_text(a, b):

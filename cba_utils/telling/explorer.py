@@ -270,7 +270,9 @@ def write(report, shares):
     write_text(script(page_data(report, shares)), folder / "data.js")
     write_text(items_of(report).to_csv(index=False), folder / "items.csv")
     text = shares.to_csv(index=False, float_format="%g").encode()
-    write_whole(folder / "answers.csv.gz", lambda path: path.write_bytes(gzip.compress(text, mtime=0)))
+    write_whole(
+        folder / "answers.csv.gz", lambda path: path.write_bytes(gzip.compress(text, mtime=0))
+    )
     return folder
 
 
