@@ -23,10 +23,7 @@ SIZED = Need("sizes", lambda study: (RESULTS / STUDY / "tables" / "answers.parqu
 SHOWN = {
     "unknown_slope": ("Slope on BF16's margin", 1.0),
     "unknown_spread": ("Added spread, nats", 0.0),
-    "became_biased_expected_excess": (
-        "Items that gained a stereotyped answer, beyond placebo",
-        0.0,
-    ),
+    "became_biased_expected_excess": ("Gained a stereotyped answer beyond placebo", 0.0),
     "d_log_gap": ("Lean, change in log odds", 0.0),
 }
 
@@ -127,6 +124,9 @@ class Chapter(Page):
         titles = {name: title for name, (title, _) in SHOWN.items()}
         nulls = {name: null for name, (_, null) in SHOWN.items()}
         figure = draw.ladder(self.by_size, list(SHOWN), line=nulls, titles=titles)
+        for name, axes in zip(SHOWN, figure.axes, strict=False):
+            if name != "became_biased_expected_excess":
+                draw.plain_axis(axes)
         alt = [
             told(titles[name], self.by_size, name, text=lambda value: f"{value:.2f}")
             for name in SHOWN
@@ -151,9 +151,13 @@ class Chapter(Page):
                     }
                 )
         frame = pd.DataFrame(rows)
+
+        def hundredths(row):
+            return measured(row, lambda value: times(value, 2))
+
         formats = {
-            "slope of margins": measured,
-            "added spread, nats": times,
+            "slope of margins": hundredths,
+            "added spread, nats": hundredths,
             "gained beyond placebo, points": points,
             "odds, times BF16's": factor,
         }
