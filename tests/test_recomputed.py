@@ -272,6 +272,8 @@ def figures():
     keys = {"family", "depth", "precision", "measure"}
     numbers = {"estimate", "low", "high", "n", "of", "clusters", "error", "df"}
     for path in sorted((FOLDER / "figures").glob("*.csv")):
+        if path.stem == "sizes":  # of another study
+            continue
         frame = pd.read_csv(path)
         plain = {"precision", "measure", "estimate", "depth"} <= set(frame)
         if plain and set(frame) <= keys | numbers and frame["measure"].isin(MEASURES).any():

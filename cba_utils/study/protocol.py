@@ -740,7 +740,7 @@ def input_files(mine):
     --------
     >>> found = input_files(cells(read_study(CONFIG / "smoke.yml")))
     >>> sorted({Path(file).name for file in found})[:3]
-    ['bank.jsonl.gz', 'chat_template.jinja', 'config.json']
+    ['adapter_config.json', 'adapters.safetensors', 'bank.jsonl.gz']
     """
     found = set()
     for cell in mine:

@@ -63,7 +63,7 @@ def errors(base, aligned, precisions, adapter=None):
 
     Examples
     --------
-    >>> found = errors("toy-mistral/b1", "toy-mistral/b1", ["q8", "q4"])
+    >>> found = errors("toy-mistral/b1", "toy-mistral/b1", ["q8", "q4"], "toy-mistral/b1-a1")
     >>> bool(alignment_left(found[found["precision"] == "q8"])["left"] > 0.99)
     True
     """
