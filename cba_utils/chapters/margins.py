@@ -17,7 +17,12 @@ from cba_utils.telling.study import find, open_study
 # The study whose model others made and people use; see the chapter `real_model`.
 REAL = "smollm2"
 FITTED = [account for account in ACCOUNTS if account != "placebo"]
-PLANTED = Need("planted_margins", lambda study: "margin" in study.items or OWN_ITEMS.met(study))
+PLANTED = Need(
+    "planted_margins",
+    lambda study: (
+        study.items["margin"].notna().any() if "margin" in study.items else OWN_ITEMS.met(study)
+    ),
+)
 TEMPLATES = Need(
     "several_templates", lambda study: study.exact and study.answers["template_id"].nunique() > 1
 )
