@@ -224,13 +224,13 @@ class Chapter(Page):
     def cells_on_gpu(self):
         """What a whole cell took on the GPU: seconds of the quickest and slowest, and its size."""
         rows = self.gpu_cells
+        cards = rows.groupby("device", sort=False)["precision"].agg(list)
         return {
-            "device": rows["device"].iloc[0],
+            "cards": {card: [name.upper() for name in names] for card, names in cards.items()},
             "weights": rows["weights"].iloc[0] / 1e9,
             "prompts": rows["prompts"].iloc[0],
             "seconds": (rows["seconds"].min(), rows["seconds"].max()),
             "asking": (rows["seconds_asking"].min(), rows["seconds_asking"].max()),
-            "precisions": [precision.upper() for precision in rows["precision"]],
         }
 
     # Figures and tables
@@ -420,7 +420,8 @@ class Chapter(Page):
         }
         rest = {"prompts_per_second": "prompts/s", "peak_gigabytes": "peak memory, GB"}
         heads = {**seconds, **rest}
-        frame = self.gpu_cells[["precision", *heads]].rename(columns=heads)
+        frame = self.gpu_cells[["precision", "device", *heads]]
+        frame = frame.rename(columns={"device": "card", **heads})
         return frame, dict.fromkeys(heads.values(), timing)
 
 
