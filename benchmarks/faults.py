@@ -25,6 +25,7 @@ from cba_utils.study.protocol import read_study
 import pandas as pd
 
 NAME, BESIDE = "faulty", "faulty-beside"
+TWO_AT_ONCE = "two-at-once"
 ITEMS = 48
 NOBODY = 65534
 # A day back after the first seconds, then two days on.
@@ -97,76 +98,72 @@ def of_another(folder):
             os.chown(path, 0, 0)
 
 
-def results_full(cache):
-    """Its results on a disk that gets full on the way."""
-    with disk(RESULTS / NAME, "200k"):
-        return run(NAME, CBA_CACHE=cache)
-
-
-def results_read_only(cache):
-    """Its results on a disk that is read-only."""
-    with disk(RESULTS / NAME, "20m", read_only=True):
-        return run(NAME, CBA_CACHE=cache)
-
-
-def results_of_another(cache):
-    """Its results in a folder of another user."""
-    with of_another(RESULTS / NAME):
-        return run(NAME, limited=True, CBA_CACHE=cache)
-
-
-def cache_full(cache):
-    """Its cache on a disk that is full."""
-    with disk(Path(cache), "100k"):
-        return run(NAME, CBA_CACHE=cache)
-
-
-def cache_read_only(cache):
-    """Its cache on a disk that is read-only."""
-    with disk(Path(cache), "20m", read_only=True):
-        return run(NAME, CBA_CACHE=cache)
-
-
-def cache_of_another(cache):
-    """Its cache in a folder of another user."""
-    with of_another(Path(cache)):
-        return run(NAME, limited=True, CBA_CACHE=cache)
-
-
-def two_at_once(cache):
-    """Another study at the same time, on the same new cache."""
+@contextmanager
+def beside(cache):
+    """Another study's cells run meanwhile, on the same cache."""
     with subprocess.Popen(
         command(BESIDE), cwd=PROJECT, env=os.environ | {"CBA_CACHE": cache}, stderr=subprocess.PIPE
-    ) as beside:
-        found = run(NAME, CBA_CACHE=cache)
-        beside.communicate()
-    return {**found, "exit": max(found["exit"], beside.returncode)}
+    ) as other:
+        yield
+        other.communicate()
 
 
-def clock_jumps(cache):
-    """A clock that jumps back a day while it runs, and then on by two."""
+@contextmanager
+def jumping():
+    """The environment in which Python's clock jumps back a day, and then on by two."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(CLOCK)
-        return run(NAME, CBA_CACHE=cache, PYTHONPATH=folder)
+        yield {"PYTHONPATH": folder}
 
 
-FAULTS = (
-    results_full,
-    results_read_only,
-    results_of_another,
-    cache_full,
-    cache_read_only,
-    cache_of_another,
-    two_at_once,
-    clock_jumps,
-)
+def faults(cache):
+    """Every fault by name: what the study meets, what brings it about, and whether root's rights are off."""
+    results = RESULTS / NAME
+    return {
+        "results-full": (
+            "Its results on a disk that gets full on the way",
+            disk(results, "200k"),
+            False,
+        ),
+        "results-read-only": (
+            "Its results on a disk that is read-only",
+            disk(results, "20m", read_only=True),
+            False,
+        ),
+        "results-of-another": (
+            "Its results in a folder of another user",
+            of_another(results),
+            True,
+        ),
+        "cache-full": ("Its cache on a disk that is full", disk(Path(cache), "100k"), False),
+        "cache-read-only": (
+            "Its cache on a disk that is read-only",
+            disk(Path(cache), "20m", read_only=True),
+            False,
+        ),
+        "cache-of-another": (
+            "Its cache in a folder of another user",
+            of_another(Path(cache)),
+            True,
+        ),
+        TWO_AT_ONCE: (
+            "Another study at the same time, on the same new cache",
+            beside(cache),
+            False,
+        ),
+        "clock-jumps": (
+            "A clock that jumps back a day while it runs, and then on by two",
+            jumping(),
+            False,
+        ),
+    }
 
 
 def main():
     """Meet every fault, or those that are named; write a row each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[fault.__name__ for fault in FAULTS])
+    parser.add_argument("--only", nargs="+", choices=list(faults("")))
     options = parser.parse_args()
 
     def start():
@@ -178,17 +175,17 @@ def main():
     with tempfile.TemporaryDirectory() as cache:
         assert run(NAME, CBA_CACHE=cache)["exit"] == 0, "a run without a fault does not end well"
     due, rows = measured(NAME, "cell"), []
-    for fault in FAULTS:
-        if options.only and fault.__name__ not in options.only:
-            continue
+    for fault in options.only or faults(""):
         start()
         with tempfile.TemporaryDirectory() as cache:
-            met = fault(cache)
+            words, trouble, limited = faults(cache)[fault]
+            with trouble as changed:
+                met = run(NAME, limited, CBA_CACHE=cache, **(changed or {}))
             again = run(NAME, CBA_CACHE=cache)
             same = again["exit"] == 0 and measured(NAME, "cell") == due
-            if fault is two_at_once:
+            if fault == TWO_AT_ONCE:
                 same = same and measured(BESIDE, "cell") == due
-        row = {"fault": fault.__doc__.rstrip("."), **met, "identical": same}
+        row = {"fault": words, **met, "identical": same}
         rows.append({**row, "said": row["said"].replace(cache, "CACHE")})
         print(rows[-1], flush=True)
     for name in (NAME, BESIDE):
