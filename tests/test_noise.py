@@ -37,11 +37,11 @@ def test_the_lean_grows_where_a_stereotype_does_and_nowhere_else(truth, said):
     chapter = Chapter(study_of(truth))
     assert chapter.text("lean_answer").startswith(said)
     assert "More items gained" in chapter.text("excess_answer")
-    before = "what came out was there before" in chapter.text("lean_answer")
+    before = "What came out was there before" in chapter.text("lean_answer")
     assert before == (truth == "leaning noise")
     verdict = First(chapter.study).text("verdict")
-    assert verdict.startswith({"bias": "Yes, in part", "leaning noise": "Stereotyped answers come"}
-                              .get(truth, "Stereotyped answers appear"))  # fmt: skip
+    said = {"bias": "Yes, in part", "leaning noise": "fewer bits let out the lean"}
+    assert said.get(truth, "without a lean to the stereotyped person") in verdict
 
 
 def test_where_nothing_changes_the_first_page_says_no():

@@ -17,12 +17,15 @@ def study():
 def test_a_run_that_ended_otherwise_is_the_first_thing_said(study):
     page = trust.Chapter(study)
     page.kills = pd.DataFrame([COLUMNS | {"run": run, "identical": True} for run in (0, 0, 1, 2)])
-    assert page.text("answer").startswith("All 3 runs that were killed at random moments, 4 times")
+    assert page.text("answer").startswith(
+        "**Answer.** All 3 runs that were killed at random moments, 4 times"
+    )
     page = trust.Chapter(study)
     page.kills = pd.DataFrame(
         [COLUMNS | {"run": run, "identical": run != 1} for run in (0, 0, 1, 2)]
     )
-    assert page.text("answer").startswith("1 of 3 runs") and page.chance["estimate"] == 2 / 3
+    assert page.text("answer").startswith("**Answer.** 1 of 3 runs")
+    assert page.chance["estimate"] == 2 / 3
 
 
 def test_hours_are_those_of_a_schedule_in_which_references_come_first(study, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from cba_utils.measures.pooling import over_replicates, sign_flips
 from cba_utils.measures.tests import adjust
 from cba_utils.measures.transitions import placebo
 from cba_utils.measures.unknown import margin_changes
+from cba_utils.study.roles import template_ids
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import factor, p_text, points, scores
@@ -49,10 +50,8 @@ class Chapter(Page):
     def planted(self):
         """What was planted, a row a template."""
         known = pd.read_csv(STRENGTHS)
-        name = known["category"] + "/" + known["question_index"].astype(str)
-        return (
-            known.assign(template_id=name).drop_duplicates("template_id").set_index("template_id")
-        )
+        known = known.assign(template_id=template_ids(known))
+        return known.drop_duplicates("template_id").set_index("template_id")
 
     def _of(self, kept):
         answers = self.study.answers

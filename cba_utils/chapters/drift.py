@@ -135,7 +135,8 @@ class Chapter(Page):
                 "kl": find(checks, "letters_kl", precision),
                 "tv": find(checks, "letters_tv", precision),
                 "flips": find(checks, "all_flips", precision),
-                "excess": find(moves, EXCESS, precision),
+                # fresh draws follow from the letters only where answers begin with one
+                "excess": find(moves, EXCESS, precision) if precision in study.lettered else None,
                 "agreement": find(texts, "agreement", precision),
                 "expected": find(texts, "agreement_expected", precision),
                 "items": find(checks, "letters_kl", precision)["n"],

@@ -188,7 +188,7 @@ class Chapter(Page):
         titles = {
             ("srs", "bf16"): "SRS at BF16",
             ("srs", "q3"): "SRS at Q3",
-            ("became_biased", "q3"): "Items that became biased at Q3",
+            ("became_biased", "q3"): "Items that gained a stereotyped answer at Q3",
         }
         rows = self.targets.assign(
             added=100 * (self.targets["letter_c"] - self.targets["left_out"]),
@@ -229,12 +229,12 @@ class Chapter(Page):
                 {
                     "concentration, seeds": f"{row.concentration:g}, {row.seeds}",
                     "all alike": _rate(row.all_alike, row.items_),
-                    "became biased": _rate(row.became_biased_by_chance, row.unbiased),
+                    "gained a stereotyped answer": _rate(row.became_biased_by_chance, row.unbiased),
                 }
                 for row in self.draws.rename(columns={"items": "items_"}).itertuples()
             ]
         )
-        return frame, {"all alike": interval, "became biased": interval}
+        return frame, {"all alike": interval, "gained a stereotyped answer": interval}
 
     def table_hazard_roles(self):
         """Each template: whether it takes a system role, and where the words stand."""

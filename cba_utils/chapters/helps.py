@@ -135,7 +135,7 @@ class Chapter(Page):
                     "option": self.variants.option(name),
                     "bits": self.variants.bits[name],
                     "family": family,
-                    "above placebo": find(part, EXCESS, name),
+                    "beyond placebo": find(part, EXCESS, name),
                     "right, disambiguated": find(part, "accuracy", name),
                     "perplexity": find(part, "perplexity_change", name),
                 }
@@ -152,7 +152,10 @@ class Chapter(Page):
             own = moves[moves["depth"] == one]
             table.append(
                 {"alignment": one}
-                | {f"above placebo at {p.upper()}": find(own, depth.EXCESS, p) for p in study.shown}
+                | {
+                    f"beyond placebo at {p.upper()}": find(own, depth.EXCESS, p)
+                    for p in study.shown
+                }
             )
         frame = pd.DataFrame(table)
         return frame, dict.fromkeys(frame.columns[1:], measured)

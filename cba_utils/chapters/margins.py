@@ -7,9 +7,10 @@ import pandas as pd
 from cba_utils.measures import margins
 from cba_utils.measures.margins import ACCOUNTS, MARGINS
 from cba_utils.measures.planted import STRENGTHS, planted_templates
+from cba_utils.study.roles import template_ids
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
-from cba_utils.telling.numbers import in_points, measured, reading, times
+from cba_utils.telling.numbers import in_points, measured, reading, scores
 from cba_utils.telling.page import PLANTED as OWN_ITEMS
 from cba_utils.telling.page import PROBABILITIES, Need, Page
 from cba_utils.telling.study import find, open_study
@@ -57,9 +58,8 @@ class Chapter(Page):
         items = self.study.items
         if "margin" in items or not PLANTED.met(self.study):
             return items
-        template = items["category"] + "/" + items["question_index"].astype(str)
         planted = planted_templates(pd.read_csv(STRENGTHS))["margin"]
-        return items.assign(margin=template.map(planted))
+        return items.assign(margin=template_ids(items).map(planted))
 
     @cached_property
     def lines(self):
@@ -210,7 +210,7 @@ class Chapter(Page):
                     )
 
         def nats(row):
-            return measured(row, lambda value: times(value, 2))
+            return measured(row, lambda value: scores(value, 2))
 
         formats = dict.fromkeys(("slope", "shift, nats", "added spread, nats"), nats)
         return pd.DataFrame(rows), {**formats, "variance explained": measured}

@@ -13,14 +13,12 @@ from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import interval, reading
 from cba_utils.telling.page import Page
-from cba_utils.telling.study import open_study, pick
+from cba_utils.telling.study import BEGIN, open_study, pick
 
 RECORDS = "smollm2"
 # Where the embedding, which is the head too, is rounded like the layers, to 8 bits, and not at all.
 EMBEDDINGS = {"q4": "4 bits", "q4-e8": "8 bits", "q4-e16": "not rounded"}
 CHANCE = 1 / len(LETTERS)
-# Fresh draws follow from the letters' probabilities only where answers begin with a letter.
-BEGIN = 0.05
 # An answer of the model at Q4 in which only the published parser finds a letter.
 SAID = "The answer to the question"
 

@@ -14,7 +14,7 @@ from cba_utils.measures import controls, margins, transitions
 from cba_utils.names import PROJECT, RESULTS
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
-from cba_utils.telling.numbers import factor, measured, points, reading, times
+from cba_utils.telling.numbers import factor, measured, points, reading, scores
 from cba_utils.telling.page import Need, Page
 from cba_utils.telling.study import find, open_study
 
@@ -153,7 +153,7 @@ class Chapter(Page):
         frame = pd.DataFrame(rows)
 
         def hundredths(row):
-            return measured(row, lambda value: times(value, 2))
+            return measured(row, lambda value: scores(value, 2))
 
         formats = {
             "slope of margins": hundredths,

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from cba_utils.chapters.real_model import BEGIN, records
+from cba_utils.chapters.real_model import records
 from cba_utils.measures import controls, models, perplexity, rates, transitions
 from cba_utils.measures.published import load_published
 from cba_utils.measures.tests import MARGIN
@@ -35,7 +35,7 @@ class Claim:
 
 
 CLAIMS = (
-    *(Claim("range", p, "20_dose_response", "items that became biased") for p in RANGES),
+    *(Claim("range", p, "20_dose_response", "gained a stereotyped answer") for p in RANGES),
     *(Claim("beyond", p, "40_is_it_noise", "excess over the placebo") for p in ("q4", "q3")),
     *(Claim("grew", p, "40_is_it_noise", "lean, times BF16's") for p in ("q4", "q3")),
     *(Claim("own_odds", p, "40_is_it_noise", "beyond own odds, points") for p in ("q4", "q3")),
@@ -131,9 +131,8 @@ class Evidence:
         """The excess of fresh draws, and nothing where answers do not begin with letters."""
         if not self.study.exact:
             return {}
-        silent = [p for p, share in self.study.unparsed.items() if share >= BEGIN]
         answers = self._kept(self.study.answers)
-        answers = answers[~answers["precision"].isin(silent)]
+        answers = answers[answers["precision"].isin(self.study.lettered)]
         if set(answers["precision"]) <= {"bf16"}:
             return {}
         return self._by_family(transitions.placebo(answers, method="jackknife"))

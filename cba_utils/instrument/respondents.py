@@ -26,6 +26,7 @@ import pandas as pd
 
 from cba_utils.answering.prompts import LETTERS, ORDERS, ORIGINAL
 from cba_utils.names import PAPER_SEEDS, ROLES, STUDY
+from cba_utils.study.roles import template_ids
 
 TRUTHS = ("none", "retrained", "noise", "leaning noise", "bias", "letter", "mixed")
 LEAN = 0.3  # of "leaning noise": the stereotyped person's logit above zero, the other's below
@@ -149,7 +150,7 @@ def _answers(items, truth, precisions, orders, effect, wander, temperature, rng)
 
     shake = moved()
     keep = items.drop(columns=["label", *(f"{r}_index" for r in ROLES)])
-    keep = keep.assign(template_id=keep["category"] + "/" + keep["question_index"].astype(str))
+    keep = keep.assign(template_id=template_ids(keep))
     keep = {name: column.to_numpy() for name, column in keep.items()}
     role_of_option = np.empty_like(role_index)
     np.put_along_axis(role_of_option, role_index, np.arange(3)[None, :].repeat(n, 0), axis=1)

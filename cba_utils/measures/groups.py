@@ -22,7 +22,7 @@ from cba_utils.measures.measure import measure
 from cba_utils.measures.pooling import over_replicates
 from cba_utils.measures.tests import adjust, change_tests
 from cba_utils.names import REFERENCE
-from cba_utils.study.roles import study_columns
+from cba_utils.study.roles import study_columns, template_ids
 
 # A group is known by its category too: BBQ asks about one group in two of them.
 BY = ("category", "target_group")
@@ -40,7 +40,7 @@ def group_sizes(items: pd.DataFrame, by: Sequence[str] = BY) -> pd.DataFrame:
     [['velk', 1, 1], ['zorb', 2, 2]]
     """
     asked = items[items["context_condition"] == "ambig"]
-    template = asked["category"].astype(str) + "/" + asked["question_index"].astype(str)
+    template = template_ids(asked)
     grouped = asked.assign(_template=template).groupby([*by], observed=True)
     sizes = grouped.agg(items=("item_id", "nunique"), templates=("_template", "nunique"))
     return sizes.reset_index()

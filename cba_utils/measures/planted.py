@@ -14,7 +14,7 @@ from cba_utils.measures.frames import item_table
 from cba_utils.measures.measure import UNBOUNDED, Measure, ratio, register
 from cba_utils.measures.pooling import over_replicates
 from cba_utils.names import PROJECT, REFERENCE
-from cba_utils.study.roles import study_columns
+from cba_utils.study.roles import study_columns, template_ids
 
 HELD_OUT = "heldout-template"
 STRENGTHS = PROJECT / "data" / "strengths.csv"  # what was planted in which template
@@ -58,9 +58,8 @@ def planted_templates(strengths):
     DataFrame
         ``margin``, ``lean`` and ``version`` by template id.
     """
-    template = strengths["category"] + "/" + strengths["question_index"].astype(str)
     return (
-        strengths.assign(template_id=template)
+        strengths.assign(template_id=template_ids(strengths))
         .groupby("template_id")[["margin", "lean", "version"]]
         .first()
     )

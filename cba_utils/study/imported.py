@@ -22,7 +22,7 @@ from cba_utils.study.published_jsonl import (
     read_records,
     with_roles,
 )
-from cba_utils.study.roles import counted_from_the_end
+from cba_utils.study.roles import counted_from_the_end, template_ids
 from cba_utils.study.tables import write_study
 
 # Runs of consecutive items a category that stand in for templates; see `template_runs`.
@@ -265,7 +265,7 @@ def _with_source(items, source):
         )
     found = known.drop(columns=["item_id", "category", *items.filter(like="_index")])
     found = pd.concat([items, found], axis=1)
-    found["template_id"] = found["category"] + "/" + found["question_index"].astype(str)
+    found["template_id"] = template_ids(found)
     found.attrs["undefined_targets"] = names
     return found
 

@@ -21,6 +21,17 @@ def item_columns(frame: pd.DataFrame) -> list[str]:
     return [c for c in ITEM if c in frame]
 
 
+def template_ids(items: pd.DataFrame) -> pd.Series:
+    """Return the template of each item, which is what intervals over items are clustered by.
+
+    Examples
+    --------
+    >>> template_ids(pd.DataFrame({"category": ["Clan"], "question_index": [3]})).tolist()
+    ['Clan/3']
+    """
+    return items["category"].astype(str) + "/" + items["question_index"].astype(str)
+
+
 def need(frame: pd.DataFrame, columns: list[str], what: str) -> None:
     """Raise an error that names the columns that ``what`` lacks."""
     missing = [c for c in columns if c not in frame]

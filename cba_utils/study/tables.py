@@ -14,6 +14,7 @@ from cba_utils.study.cell import TABLES, UNDEFINED, select_items, undefined_item
 from cba_utils.study.files import compact, read_json, write_table, write_text
 from cba_utils.study.protocol import cells
 from cba_utils.study.provenance import code_version, items_hash
+from cba_utils.study.roles import template_ids
 
 # What small tables leave out: words of a data set that is not the project's own.
 TEXTS = ["context", "question", "ans0", "ans1", "ans2"]
@@ -283,7 +284,7 @@ def _whole(tables, known):
     items = items.reindex(columns=[c for c in COLUMNS if c in items or c in TEXTS])
     labels = [name for name in STUDY if name != "precision"]
     models = pd.DataFrame(known)[labels].drop_duplicates("model")
-    about = items.assign(template_id=items["category"] + "/" + items["question_index"].astype(str))
+    about = items.assign(template_id=template_ids(items))
     about = about[[c for c in ITEM if c in about]]
     roles = np.full((len(items), len(LETTERS)), "", object)
     for role in ROLES:

@@ -22,6 +22,7 @@ from cba_utils.measures.transitions import TRANSITIONS, observed_changes
 from cba_utils.names import ROLES
 from cba_utils.study.files import write_text, write_whole
 from cba_utils.study.protocol import book_folder
+from cba_utils.study.roles import template_ids
 from cba_utils.telling.drawing import ROLE_COLOURS
 from cba_utils.telling.numbers import percent
 from cba_utils.telling.tables import table_html
@@ -214,8 +215,7 @@ def items_of(report):
     if "version" in items and items["version"].notna().any():
         texts["version"] = items["version"].fillna("").astype(str)
     if report.organisms and report.own_items and planted_is_known():
-        template = items["category"].astype(str) + "/" + items["question_index"].astype(str)
-        known = planted_templates(pd.read_csv(STRENGTHS)).reindex(template)
+        known = planted_templates(pd.read_csv(STRENGTHS)).reindex(template_ids(items))
         for name in ("margin", "lean"):
             texts[name] = ["" if np.isnan(x) else f"{x:g}" for x in known[name]]
     return texts

@@ -167,6 +167,11 @@ class Study:
         shares = self.letters.groupby(level="precision")["none"].mean()
         return {p: float(shares[p]) for p in most_bits_first(shares.index)}
 
+    @property
+    def lettered(self):
+        """Precisions at which nearly all answers begin with a letter: there alone fresh draws can be had."""
+        return [p for p, share in self.unparsed.items() if share < BEGIN]
+
     def of(self, models):
         """The same study with some of its models alone."""
         tables = {
@@ -534,6 +539,8 @@ class Study:
 
 # More than this share of no letters counts as none; so does not one letter among all samples.
 SILENT = 0.99
+# Fresh draws follow from the letters' probabilities only where fewer answers than this begin otherwise.
+BEGIN = 0.05
 
 
 def letters(study):
