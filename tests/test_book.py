@@ -1,5 +1,6 @@
 """What must hold of the book before and after it is built."""
 
+import importlib
 import re
 import shutil
 import struct
@@ -11,8 +12,10 @@ from urllib.parse import unquote
 
 from cba_utils.study.notebooks import EXAMPLE
 from cba_utils.telling.page import for_book
+from cba_utils.telling.tables import table_html
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -267,3 +270,14 @@ def test_built_pages_load_nothing_from_another_host():
         loads.feed(page.read_text())
         for address in loads.found:
             assert not re.match(r"(https?:)?//", address), f"{page}: {address}"
+
+
+def test_a_first_column_of_words_has_room_and_another_is_left_alone(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "book" / "_ext")
+    give_words_room = importlib.import_module("typeset").give_words_room
+    frame = pd.DataFrame({"claim": ["more items gain an answer"], "at": ["q4"], "n": [1200]})
+    html = give_words_room(table_html(frame, {"n": "{:,.0f}".format}))
+    cells = BeautifulSoup(html, "html.parser").find_all(["th", "td"])
+    assert [cell.get("class") for cell in cells] == 2 * [["words"], None, ["num"]]
+    short = table_html(frame.assign(claim="q4"))
+    assert give_words_room(short) == short

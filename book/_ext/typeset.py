@@ -82,8 +82,20 @@ class CountTables(SphinxTransform):
                 self.document.ids[name] = new
 
 
+_FIRST = re.compile(r"(?<=<tr>)<(t[dh])>([^<]*)<")
+# A first column whose longest cell has more letters holds words, which need room for some in a line.
+SHORT = 18
+
+
+def give_words_room(html):
+    """Mark a first column that holds words, so that numbers do not press it to one in a line."""
+    if max((len(cell[2]) for cell in _FIRST.finditer(html)), default=0) <= SHORT:
+        return html
+    return _FIRST.sub(r'<\1 class="words">\2<', html)
+
+
 class NameTables(SphinxPostTransform):
-    """Let a screen reader call a table by its caption."""
+    """Let a screen reader call a table by its caption, and give its first column room."""
 
     default_priority = 200  # what is glued is there
 
@@ -97,7 +109,7 @@ class NameTables(SphinxPostTransform):
                     raw.astext(),
                     count=1,
                 )
-                raw.children = [nodes.Text(text)]
+                raw.children = [nodes.Text(give_words_room(text))]
 
 
 class CaptionedTable(SphinxDirective):

@@ -188,7 +188,7 @@ class Chapter(Page):
         titles = {
             ("srs", "bf16"): "SRS at BF16",
             ("srs", "q3"): "SRS at Q3",
-            ("became_biased", "q3"): "Items that gained a stereotyped answer at Q3",
+            ("became_biased", "q3"): "Gained a stereotyped answer at Q3",
         }
         rows = self.targets.assign(
             added=100 * (self.targets["letter_c"] - self.targets["left_out"]),

@@ -596,9 +596,7 @@ VERDICTS = {
     "lean_grew_in_a_group": Verdict(
         "the lean of a group grew", "group", _in_any("group", 2 * CATEGORIES)
     ),
-    "mirror": Verdict(
-        "more gained a stereotyped than an anti-stereotyped answer", "grew", _above("mirror")
-    ),
+    "mirror": Verdict("the excess is above its mirror image", "grew", _above("mirror")),
     "direction": Verdict(
         "most answers that left unknown went to the stereotyped person",
         "grew",
@@ -625,7 +623,7 @@ VERDICTS = {
         True,
     ),
     "mirror_drawn": Verdict(
-        "more gained a stereotyped than an anti-stereotyped answer, from draws",
+        "the excess is above its mirror image, from draws",
         "grew",
         _above("mirror_drawn"),
         True,
