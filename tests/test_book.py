@@ -281,3 +281,16 @@ def test_a_first_column_of_words_has_room_and_another_is_left_alone(monkeypatch)
     assert [cell.get("class") for cell in cells] == 2 * [["words"], None, ["num"]]
     short = table_html(frame.assign(claim="q4"))
     assert give_words_room(short) == short
+
+
+@by_name(REPORTS)
+def test_no_sentence_is_broken_in_two_and_none_runs_into_the_next(path):
+    for cell in code(path):
+        for output in cell.outputs:
+            text = output.get("data", {}).get("text/markdown", "")
+            parts = re.split(r"\n[ ]*\n", text)
+            for before, after in zip(parts, parts[1:], strict=False):
+                ends = re.search(r"[^\w,;]\W*$", before) or re.match(r"\s*([-*|#:]|\d+\. )", after)
+                assert ends, (before[-60:], after[:60])
+            words = re.sub(r"`[^`]*`|\([^)]*\)|\w+\.\w+\.\w+", "", text)
+            assert not re.search(r"[a-z0-9%)][.;][A-Z][a-z]", words), words
