@@ -16,8 +16,10 @@ from cba_utils.telling import charts as draw
 from cba_utils.telling.gate import read_thresholds
 from cba_utils.telling.numbers import NOT_TOLD_APART, measured, percent, points, reading
 from cba_utils.telling.page import PROBABILITIES, Page
-from cba_utils.telling.study import find
+from cba_utils.telling.study import find, open_study
 
+# The study of the same recipes on a small model that others made.
+REAL = "recipes-real"
 EXCESS = "became_biased_expected_excess"
 # Two recipes count as of one size if their bits a weight differ by less than this share.
 SAME_SIZE = 0.04
@@ -80,9 +82,9 @@ class Chapter(Page):
     @cached_property
     def each(self):
         """Every change since BF16, a row a checkpoint, precision and measure."""
-        study = self.study
+        study, answers = self.study, self.study.answers
         found = [
-            placebo(study.answers),
+            placebo(answers[answers["precision"].isin(study.lettered)]),
             lean(study.answers),
             paired_differences(study.answers),
             drifts(study.answers),
@@ -135,8 +137,9 @@ class Chapter(Page):
     def frontier(self):
         """Recipes that no smaller or equal one beats in the estimate of the excess."""
         best, found = np.inf, []
+        known = [p for p in self.recipes if self.of(EXCESS, p) is not None]
         for p in sorted(
-            self.recipes, key=lambda p: (self.cells.loc[p, "bits"], self.of(EXCESS, p)["estimate"])
+            known, key=lambda p: (self.cells.loc[p, "bits"], self.of(EXCESS, p)["estimate"])
         ):
             if self.of(EXCESS, p)["estimate"] < best:
                 best = self.of(EXCESS, p)["estimate"]
@@ -145,13 +148,25 @@ class Chapter(Page):
 
     @property
     def drawn(self):
-        """Recipes in the figure: those beyond a byte a weight would press all others together."""
-        return [p for p in self.recipes if self.cells.loc[p, "bits"] < WIDEST]
+        """Recipes in the figure: those with an excess, and at most about a byte a weight.
+
+        Larger ones would press all others together.
+        """
+        return [
+            p
+            for p in self.recipes
+            if self.cells.loc[p, "bits"] < WIDEST and self.of(EXCESS, p) is not None
+        ]
 
     @property
     def beyond(self):
-        """The others."""
-        return [p for p in self.recipes if p not in self.drawn]
+        """Those that are larger."""
+        return [p for p in self.recipes if self.cells.loc[p, "bits"] >= WIDEST]
+
+    @property
+    def unlettered(self):
+        """Those without an excess: too few of their answers begin with a letter."""
+        return [p for p in self.recipes if self.of(EXCESS, p) is None]
 
     @property
     def plain(self):
@@ -201,6 +216,12 @@ class Chapter(Page):
         apart = self.apart(self.pairs)
         return {"apart": apart, "rest": [p for p in self.pairs if p not in apart]}
 
+    @property
+    def divergences(self):
+        """Plain rounding and its rivals by how far their letters are from BF16's, the nearest first."""
+        found = {p: self.of("letters_kl", p) for p in [self.plain, *self.rivals]}
+        return sorted(found.items(), key=lambda one: one[1]["estimate"])
+
     @cached_property
     def texts(self):
         """One method fitted to several texts: each text against the first, method by method."""
@@ -220,10 +241,15 @@ class Chapter(Page):
         """Pairs of texts that are told apart."""
         return self.apart(self.texts)
 
+    @cached_property
+    def real(self):
+        """The same chapter of the small real model's records, whatever the study of the book."""
+        return Chapter(open_study(REAL))
+
     # Figures and tables
 
     def figure_recipe_sizes(self):
-        """Items that became biased beyond the placebo, against measured bits a weight."""
+        """Items that gained a stereotyped answer beyond the placebo, against measured bits a weight."""
         rows = pd.DataFrame(
             {
                 **{k: self.of(EXCESS, p)[k] for k in ("estimate", "low", "high", "n")},
@@ -252,10 +278,10 @@ class Chapter(Page):
             rows.assign(measure=rows["precision"], at="all"),
             {p: f"{self.number(p)}. {p.upper()}" for p in self.recipes},
             "at",
-            {"all": "Became biased beyond the placebo"},
+            {"all": "Gained a stereotyped answer beyond the placebo"},
             "of items without a stereotyped answer",
         )
-        alt = "Became biased beyond the placebo, family by family: " + "; ".join(
+        alt = "Gained a stereotyped answer beyond the placebo, family by family: " + "; ".join(
             f"{name} from {percent(part['estimate'].min())} to {percent(part['estimate'].max())}"
             for name, part in rows.groupby("family", sort=False)
         )
@@ -294,6 +320,10 @@ class Chapter(Page):
             "n": "{:.0f}".format,
         }
         return frame, {name: how for name, how in formats.items() if name in frame}
+
+    def table_real_recipes(self):
+        """The first table, of the small real model."""
+        return self.real.table_recipes()
 
     def table_same_size(self):
         """Recipes of one size against plain rounding, and one method fitted to several texts."""
