@@ -278,8 +278,8 @@ class Chapter(Page):
             rows.assign(measure=rows["precision"], at="all"),
             {p: f"{self.number(p)}. {p.upper()}" for p in self.recipes},
             "at",
-            {"all": "Gained a stereotyped answer beyond the placebo"},
-            "of items without a stereotyped answer",
+            {"all": "Gained one beyond the placebo"},
+            "of items without one at BF16",
         )
         alt = "Gained a stereotyped answer beyond the placebo, family by family: " + "; ".join(
             f"{name} from {percent(part['estimate'].min())} to {percent(part['estimate'].max())}"
