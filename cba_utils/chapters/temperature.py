@@ -107,7 +107,7 @@ class Chapter(Page):
         before = self.here.rows("srs", "bf16").assign(hollow=True)
         panels = [(f"Stereotyped answers, {low.upper()} (hollow: BF16)", pd.concat([now, before]))]
         for precision in self.study.shown:
-            title = f"Became biased minus placebo, {precision.upper()}"
+            title = f"Gained beyond the placebo, {precision.upper()}"
             panels.append((title, self.here.rows(EXCESS, precision)))
         return draw.curves(panels, "temperature", "temperature"), self._alt(panels), _joined(panels)
 
