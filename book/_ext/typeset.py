@@ -1,6 +1,7 @@
 """Equations as MathML, made when the book is built, and tables with a number of their own."""
 
 import re
+from itertools import count
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -82,20 +83,39 @@ class CountTables(SphinxTransform):
                 self.document.ids[name] = new
 
 
-_FIRST = re.compile(r"(?<=<tr>)<(t[dh])>([^<]*)<")
-# A first column whose longest cell has more letters holds words, which need room for some in a line.
+_CELL = re.compile(r'<(t[dh])((?: class="num")?)>([^<]*)<')
+# A column whose longest cell has more letters holds words, which need room for some in a line.
 SHORT = 18
 
 
 def give_words_room(html):
-    """Mark a first column that holds words, so that numbers do not press it to one in a line."""
-    if max((len(cell[2]) for cell in _FIRST.finditer(html)), default=0) <= SHORT:
-        return html
-    return _FIRST.sub(r'<\1 class="words">\2<', html)
+    """Mark a table's columns of words without intervals, which others would press to one in a line."""
+    rows = html.split("<tr>")
+    columns = {}
+    for row in rows:
+        for column, cell in enumerate(_CELL.finditer(row)):
+            if cell[1] == "td":
+                columns.setdefault(column, []).append(cell[3])
+    words = {
+        column
+        for column, cells in columns.items()
+        if max(map(len, cells)) > SHORT and not re.search(r"\(\S+ to ", "".join(cells))
+    }
+
+    def marked(row):
+        column = count()
+        return _CELL.sub(
+            lambda cell: (
+                f'<{cell[1]} class="words">{cell[3]}<' if next(column) in words else cell[0]
+            ),
+            row,
+        )
+
+    return "<tr>".join(map(marked, rows))
 
 
 class NameTables(SphinxPostTransform):
-    """Let a screen reader call a table by its caption, and give its first column room."""
+    """Let a screen reader call a table by its caption, and give its words room."""
 
     default_priority = 200  # what is glued is there
 
