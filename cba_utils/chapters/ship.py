@@ -15,7 +15,7 @@ from cba_utils.names import CONFIG, REFERENCE
 from cba_utils.telling import charts as draw
 from cba_utils.telling.gate import read_thresholds
 from cba_utils.telling.numbers import NOT_TOLD_APART, measured, percent, points, reading
-from cba_utils.telling.page import PROBABILITIES, Page
+from cba_utils.telling.page import PROBABILITIES, Need, Page
 from cba_utils.telling.study import find, open_study
 
 # The study of the same recipes on a small model that others made.
@@ -26,6 +26,9 @@ SAME_SIZE = 0.04
 WIDEST = 9.0
 # What two recipes of one size are compared by, and what it is called in sentences.
 COMPARED = {"d_log_gap": "lean", "d_srs": "stereotyped answers", "d_accuracy": "right answers"}
+
+
+LETTERED = Need("lettered", lambda study: REFERENCE in study.lettered)
 
 
 def kind_of(precision):
@@ -41,7 +44,11 @@ def kind_of(precision):
 class Chapter(Page):
     """Notebook ``34_which_recipe``."""
 
-    needs = {"": PROBABILITIES}
+    needs = {
+        "": PROBABILITIES,
+        "recipe_sizes": LETTERED,
+        "recipe_families": LETTERED,
+    }
 
     @cached_property
     def margins(self):
@@ -84,11 +91,12 @@ class Chapter(Page):
         """Every change since BF16, a row a checkpoint, precision and measure."""
         study, answers = self.study, self.study.answers
         found = [
-            placebo(answers[answers["precision"].isin(study.lettered)]),
             lean(study.answers),
             paired_differences(study.answers),
             drifts(study.answers),
         ]
+        if LETTERED.met(study):
+            found.append(placebo(answers[answers["precision"].isin(study.lettered)]))
         if len(study.perplexity):
             found.append(perplexity_change(study.perplexity))
         return pd.concat(found, ignore_index=True)
