@@ -78,3 +78,11 @@ def test_kinds_are_said_by_what_a_recipe_does():
         "rounded to nearest", "rounded to nearest", "mixed bits", "mixed bits", "fitted to a text",
         "cache rounded too",
     ]  # fmt: skip
+
+
+def test_a_recipe_without_letters_is_not_said_to_keep_its_margins(monkeypatch):
+    study = recipes()
+    monkeypatch.setattr(type(study), "lettered", [])
+    silent = Chapter(study)
+    assert silent.kept == [] and silent.lacks("recipe_sizes")
+    assert "None of the" in silent.text("answer")

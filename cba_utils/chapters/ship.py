@@ -134,6 +134,8 @@ class Chapter(Page):
 
     def keeps(self, precision):
         """Whether all intervals of a recipe lie inside the margins."""
+        if precision in self.unlettered:
+            return False  # what cannot be measured is not shown to be kept
         rows = [(self.margins[m], self.of(m, precision)) for m in self.used]
         return bool(rows) and all(
             row is not None
