@@ -40,8 +40,11 @@ def test_the_lean_grows_where_a_stereotype_does_and_nowhere_else(truth, said):
     before = "What came out was there before" in chapter.text("lean_answer")
     assert before == (truth == "leaning noise")
     verdict = First(chapter.study).text("verdict")
-    said = {"bias": "Yes, in part", "leaning noise": "fewer bits let out the lean"}
-    assert said.get(truth, "without a lean to the stereotyped person") in verdict
+    begins = {"bias": "Yes, in part"}.get(truth, "More items gain a stereotyped answer than luck")
+    assert verdict.startswith(begins)
+    ends = {"leaning noise": "fewer bits let out the lean that was there before."}
+    if truth != "bias":
+        assert verdict.endswith(ends.get(truth, "answers move to either person."))
 
 
 def test_where_nothing_changes_the_first_page_says_no():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from cba_utils import load_items
 from cba_utils.answering import scoring
@@ -331,3 +332,9 @@ def test_groups_of_other_items_are_refused(asked_before, tmp_path):
     with pytest.raises(ValueError, match="bundled: the hash of these items is .* not the same"):
         refresh_items(study, tmp_path)
     assert (folder / "items.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("study", ["null-real", "recipes-real", "smollm2"])
+def test_committed_records_name_no_place_of_the_machine_that_made_them(study):
+    for cell_ in json.loads((RESULTS / study / "tables" / "provenance.json").read_text())["cells"]:
+        assert not Path(cell_["identity"]["parameters"]["items"]).is_absolute()

@@ -164,6 +164,7 @@ def shrink(study, results=RESULTS):
     Items keep numbers and roles; texts go, and so do the responses as text, which quote them: of each
     stays the letter that either parser reads in it. An item is known by its row, log-probabilities have
     16 bits (two or three decimals), and what follows from the rest is left out. `load_study` puts it back.
+    Of the folder that items were read from its name stays, not where a machine had it.
 
     Parameters
     ----------
@@ -208,6 +209,12 @@ def shrink(study, results=RESULTS):
         write_table(
             pd.read_parquet(undefined).drop(columns="raw_response", errors="ignore"), undefined
         )
+    known = read_json(folder / "provenance.json")
+    for cell in known["cells"]:
+        asked = cell["identity"]["parameters"]
+        if Path(asked["items"]).is_absolute():
+            asked["items"] = Path(asked["items"]).name
+    write_text(json.dumps(known, indent=1) + "\n", folder / "provenance.json")
     return folder
 
 
