@@ -89,7 +89,7 @@ deposit: setup ## Pack STUDY to deposit: data, code, provenance and book as an R
 	@$(BIN)/cba deposit --archive="$$CBA_ARCHIVE" -- "$$CBA_STUDY"
 
 # A process a core, which takes whole files; more than four would want more memory than time.
-SPREAD := -n auto --maxprocesses 4 --dist loadfile
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: export OMP_NUM_THREADS := 1
 test: pages ## Tests, and nbval over every report notebook
 	@$(BIN)/python -m pytest $(SPREAD)

@@ -189,6 +189,8 @@ def main():
     ):
         name = f"killed-{kind}"
         due = None
+        before = table.loc[table["kind"] == kind, "run"]
+        number = 0 if before.empty else int(before.max()) + 1
         while (table["kind"] == kind).sum() < wanted:
             if due is None:
                 study = make_study(name, options.items)
@@ -201,12 +203,11 @@ def main():
                         time.sleep(0.01)
                     assert process.wait() == 0, "a run that nobody kills does not end well"
                 due = measured(name, kind)
-            before = table.loc[table["kind"] == kind, "run"]
-            number = 0 if before.empty else int(before.max()) + 1
-            left = wanted - len(before)
+            left = wanted - len(table[table["kind"] == kind])
             rows = one_run(kind, number, start, study, due, whole, min(KILLS, left))
             table = pd.concat([table, pd.DataFrame(rows, columns=list(COLUMNS))], ignore_index=True)
             table.to_csv(options.out, index=False)
+            number += 1  # also where a run came to its end before the first kill was due
             print(
                 f"{kind}: {(table['kind'] == kind).sum()} kills, identical {table['identical'].all()}",
                 flush=True,

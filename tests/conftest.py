@@ -25,6 +25,21 @@ NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
 )
 
+# Files that wait for whole books, browsers and clusters begin first: workers take whole files, and one that
+# begins last keeps everybody waiting.
+LONG = (
+    "test_rehearsal",
+    "test_browser",
+    "test_workflow",
+    "test_again",
+    "test_slurm",
+    "test_chapters",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(name) if (name := item.path.stem) in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):

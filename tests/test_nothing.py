@@ -28,14 +28,14 @@ def test_noise_moves_items_and_sends_them_nowhere(told):
     assert where["of"] == 20 and where["said"] <= 3
     assert moved["above"] == moved["of"] == 4
     frame, _ = page.table_nothing()
-    assert {"measure", "at", "simulated", "real-s1"} <= set(frame) and len(frame) == 12
+    assert {"measure", "at", "simulated", "real"} <= set(frame) and len(frame) == 12
 
 
 def test_a_bias_is_said_where_there_is_one(told):
     page = told("bias", "bias")
     leans = [one for one in page.said if one["measure"] == "d_log_gap"]
     assert {(one["name"], one["precision"]) for one in leans} == {
-        (name, precision) for name in ("simulated", "real-s1") for precision in ("Q4", "Q3")
+        (name, precision) for name in ("simulated", "real") for precision in ("Q4", "Q3")
     }
     assert "lean, times BF16's, simulated at Q3" in page.text("said")
     far = page.distances.set_index(["measure", "precision", "name"])["estimate"].abs() > 1

@@ -36,7 +36,11 @@ NAMES = {
     "control": ("the same in the control", "d_log_gap", factor),
     "own odds": ("named beyond own odds, points", "beyond_own_odds", points),
     "excess": ("gained beyond the placebo, points", "became_biased_expected_excess", points),
-    "margin": ("margin of “unknown”, change in nats", "d_unknown_margin", lambda r: scores(r, 2)),
+    "margin": (
+        "margin of “unknown” against that person, change in nats",
+        "d_unknown_margin",
+        lambda r: scores(r, 2),
+    ),
 }
 
 

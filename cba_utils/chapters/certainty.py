@@ -215,6 +215,15 @@ class Chapter(Page):
             "low": shown.iloc[0],
             "high": shown.iloc[-1],
             "above": int((self.choices["low"] > 0).sum()),
+            "counted": [
+                {
+                    "name": name,
+                    "above": int((rows["low"] > 0).sum()),
+                    "below": int((rows["high"] < 0).sum()),
+                    "of": len(rows),
+                }
+                for name, rows in self.choices.groupby("counting", sort=False)
+            ],
         }
 
     @property

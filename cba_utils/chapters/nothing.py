@@ -61,20 +61,13 @@ class Part:
         found = pd.concat(frames, ignore_index=True)
         return found[found["measure"].isin([*READ, "log_gap", "named_share_expected"])]
 
-    def each(self, frame):
-        """Estimates family by family; a model that is alone goes by its own name."""
-        models = self.study.samples["model"].unique()
-        return [
-            (models[0] if len(models) == 1 else name, part) for name, part in self.study.each(frame)
-        ]
-
     @cached_property
     def rows(self):
         """What is read: one row a measure, precision and family (or model)."""
         found = []
         for measure, (title, text, null) in READ.items():
             for precision in self.study.precisions[1:]:
-                for name, part in self.each(self.estimates):
+                for name, part in self.study.each(self.estimates):
                     row = find(part, measure, precision)
                     if row is None or np.isnan(row["estimate"]):
                         continue
@@ -196,7 +189,9 @@ class Chapter(Page):
         """How often which person was named."""
         rows = []
         for part in self.parts:
-            for name, found in part.each(rates.role_rates(part.study.answers, method="jackknife")):
+            for name, found in part.study.each(
+                rates.role_rates(part.study.answers, method="jackknife")
+            ):
                 for precision in part.study.precisions:
                     one = {"of": name, "at": precision.upper(), "items": self.sizes["asked"]}
                     for title, measure in (

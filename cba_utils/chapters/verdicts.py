@@ -122,9 +122,7 @@ class Evidence:
     @cached_property
     def seen(self):
         """Items that became biased by the seeds that were drawn, as published."""
-        return self._by_family(
-            transitions.transitions(self._kept(self.study.samples), method="jackknife")
-        )
+        return self._by_family(transitions.transitions(self._kept(self.study.samples)))
 
     @cached_property
     def fresh(self):
@@ -135,7 +133,7 @@ class Evidence:
         answers = answers[answers["precision"].isin(self.study.lettered)]
         if set(answers["precision"]) <= {"bf16"}:
             return {}
-        return self._by_family(transitions.placebo(answers, method="jackknife"))
+        return self._by_family(transitions.placebo(answers))
 
     @cached_property
     def leans(self):
@@ -157,7 +155,7 @@ class Evidence:
     def changes(self):
         """Changes of rates."""
         table = self.study.answers if self.study.exact else self.study.drawn
-        return self._by_family(rates.paired_differences(self._kept(table), method="jackknife"))
+        return self._by_family(rates.paired_differences(self._kept(table)))
 
     @cached_property
     def trends(self):
@@ -290,7 +288,7 @@ class Chapter(Page):
     @property
     def real_name(self):
         """The name of the small real model."""
-        return self.real.study.samples["model"].iloc[0]
+        return next(iter(self.real.study.families))
 
     def counted(self, real=False):
         """How many claims held in every family, in none, and how many are otherwise."""

@@ -332,7 +332,8 @@ def reading(row, null=0.0, digits=None):
     Returns
     -------
     {"above", "below", "not told apart"}
-        An estimate without an interval is told apart from nothing.
+        An estimate without an interval is told apart from nothing, and neither is one whose interval has no
+        width: replicates that came out equal, such as shares at 0 or 1, do not say how sure they are.
 
     Examples
     --------
@@ -340,8 +341,12 @@ def reading(row, null=0.0, digits=None):
     ('above', 'below')
     >>> reading({"low": 0.0001, "high": 0.0002}, digits=3), reading({"low": np.nan, "high": np.nan})
     ('not told apart', 'not told apart')
+    >>> reading({"low": 0.0, "high": 0.0}, null=0.5)
+    'not told apart'
     """
     low, high = row["low"], row["high"]
+    if low == high:
+        return NOT_TOLD_APART
     if digits is not None:
         low, high = round(low, digits), round(high, digits)
     if low > null:

@@ -498,11 +498,12 @@ class Study:
     def cited_rounding(self, known):
         """How many models were taken apart, by which code and when."""
         known = known.sort_values("started")
-        commits = " and ".join(c[:7] for c in known["git_commit"].dropna().unique()) or "none"
+        commits = [c[:7] for c in known["git_commit"].dropna().unique()]
+        code = f"code of commit{'s' * (len(commits) > 1)} {' and '.join(commits) or 'none'}"
         days = dict.fromkeys([known["started"].iloc[0][:10], known["started"].iloc[-1][:10]])
         return (
-            f"rounding of {len(known)} model{'s' * (len(known) > 1)} taken apart, code of commit "
-            f"{commits}, {' to '.join(days)}"
+            f"rounding of {len(known)} model{'s' * (len(known) > 1)} taken apart, {code}, "
+            f"{' to '.join(days)}"
         )
 
     def cited(self, cells):
@@ -512,7 +513,7 @@ class Study:
         if len(commits) > 2:
             code = f"code of {len(commits)} commits from {commits[0]} to {commits[-1]}"
         elif commits:
-            code = f"code of commit {' and '.join(commits)}"
+            code = f"code of commit{'s' * (len(commits) > 1)} {' and '.join(commits)}"
         elif "commit_with_this_code" in cells:
             # The machine of the run had no git: the commit was found by the hash of its modules.
             names = [c[:7] for c in cells["commit_with_this_code"].dropna().unique()]
