@@ -14,7 +14,7 @@ from cba_utils.measures.transitions import placebo
 from cba_utils.names import CONFIG, REFERENCE
 from cba_utils.telling import charts as draw
 from cba_utils.telling.gate import read_thresholds
-from cba_utils.telling.numbers import NOT_TOLD_APART, measured, percent, points, reading
+from cba_utils.telling.numbers import NOT_TOLD_APART, measured, percent, points, reading, scores
 from cba_utils.telling.page import PROBABILITIES, Need, Page
 from cba_utils.telling.study import find, open_study
 
@@ -326,7 +326,7 @@ class Chapter(Page):
             "perplexity": measured,
             "right answers, points": lambda row: measured(row, points),
             "gained a stereotyped answer, beyond placebo": measured,
-            "lean, log odds": _plain,
+            "lean, log odds": _lean,
             "n": "{:.0f}".format,
         }
         return frame, {name: how for name, how in formats.items() if name in frame}
@@ -346,7 +346,7 @@ class Chapter(Page):
         ]
         frame = pd.DataFrame(rows, columns=["from", "to", *COMPARED.values(), "n"])
         formats = dict.fromkeys(COMPARED.values(), lambda row: measured(row, points))
-        return frame, {**formats, "lean": _plain, "n": "{:.0f}".format}
+        return frame, {**formats, "lean": _lean, "n": "{:.0f}".format}
 
     def _row(self, table):
         row = {name: table.loc[m] if m in table.index else None for m, name in COMPARED.items()}
@@ -358,8 +358,6 @@ def _column(table, name):
     return found.astype(float)
 
 
-def _plain(row):
+def _lean(row):
     """A change of log odds with its interval."""
-    if row is None:
-        return "not measured"
-    return "{:.2f} ({:.2f} to {:.2f})".format(*row[["estimate", "low", "high"]]).replace("-", "−")
+    return "not measured" if row is None else scores(row, 2)
