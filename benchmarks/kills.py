@@ -76,7 +76,15 @@ def run_book(study):
     """``make book`` of the study."""
     command = ["make", "book", f"STUDY={study['name']}", f"PYTHON={sys.executable}"]
     with (RESULTS / study["name"] / "told").open("w") as out:
-        return psutil.Popen(command, cwd=PROJECT, stdout=out, stderr=out, start_new_session=True)
+        return psutil.Popen(
+            command,
+            cwd=PROJECT,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            # What a shell starts in the background ignores Ctrl-C, and what that starts would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def measured(name, kind):

@@ -325,6 +325,8 @@ def told(one, other):
 def _in_words(table, suffix):
     columns = [f"{c}{suffix}" for c in ("estimate", "low", "high", "n")]
     return [
-        "-" if pd.isna(e) else f"{e:.3f} ({low:.3f} to {high:.3f}), n {0 if pd.isna(n) else n:.0f}"
+        "-"
+        if pd.isna(e)
+        else f"{e:z.3f} ({low:z.3f} to {high:z.3f}), n {0 if pd.isna(n) else n:.0f}"
         for e, low, high, n in table[columns].itertuples(index=False)
     ]

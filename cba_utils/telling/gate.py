@@ -13,7 +13,6 @@ its halves. Where the second alone is too large for a margin, no number of items
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -36,6 +35,7 @@ from cba_utils.measures.rates import paired_differences
 from cba_utils.measures.transitions import placebo
 from cba_utils.names import REFERENCE, RESULTS
 from cba_utils.study.files import read_json, write_table, write_text
+from cba_utils.study.protocol import model_slug
 from cba_utils.study.provenance import items_hash, surroundings
 from cba_utils.study.served import is_served, score_served
 
@@ -191,13 +191,8 @@ def gate(model, precision, thresholds, quantized=None, reference=REFERENCE, out=
         raise ValueError(f"PRECISION: {precision!r} is the reference; name what is to be tested")
     if adapter and is_served(model):
         raise ValueError(f"adapter: {model!r} is served, and what is fused into it is the server's")
-    out = (
-        Path(out)
-        if out
-        else RESULTS
-        / "gates"
-        / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter or str(model))}-{precision}"
-    )
+    named = f"{model_slug(str(adapter or model))}-{precision}"
+    out = Path(out) if out else RESULTS / "gates" / named
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier run said is not what this one says, if it ends early.
     (out / "gate.json").unlink(missing_ok=True)
@@ -574,8 +569,8 @@ def shown(one):
         return "not defined"
     ends = [np.nan if one[key] is None else one[key] for key in ("estimate", "low", "high")]
     if one["unit"] == "share":
-        return "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * x for x in ends))
-    return "{:.2f} ({:.2f} to {:.2f})".format(*ends)
+        return "{:z.1f} % ({:z.1f} to {:z.1f})".format(*(100 * x for x in ends))
+    return "{:z.2f} ({:z.2f} to {:z.2f})".format(*ends)
 
 
 def margin_in_words(one):
