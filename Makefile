@@ -79,7 +79,7 @@ book: setup ## Run STUDY (default: organisms) or MODELS, PRECISIONS, ITEMS of it
 	@$(BIN)/cba run --raw="$$CBA_RAW" --profile="$$CBA_PROFILE" $(ASKED)
 
 pages: setup ## Build the book from the committed results alone: no model is run
-	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+	@$(BIN)/cba html organisms
 	@echo "The book: open _build/html/index.html"
 
 pdf: setup ## The book of STUDY as one file to read on paper; needs a Chromium or Chrome

@@ -52,13 +52,18 @@ def make_study(name, items):
     return study
 
 
+def _as_usual():
+    """Let signals end this process: what a shell starts in the background ignores some of them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def run_cells(study):
     """A forked process that runs all cells of the study's models."""
     child = os.fork()
     if child:
         return psutil.Process(child)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    _as_usual()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
@@ -82,8 +87,7 @@ def run_book(study):
             stdout=out,
             stderr=out,
             start_new_session=True,
-            # What a shell starts in the background ignores Ctrl-C, and what that starts would too.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_as_usual,
         )
 
 
@@ -154,7 +158,7 @@ def ended(process, name):
 
 def one_run(kind, number, start, study, due, whole, kills):
     """Kill a run some times and let it end: rows."""
-    name, rows = study["name"], []
+    name, rows, well = study["name"], [], True
     shutil.rmtree(RESULTS / name, ignore_errors=True)
     make_study(name, study["items"]["limit"])
     for kill in range(kills):
@@ -170,13 +174,19 @@ def one_run(kind, number, start, study, due, whole, kills):
             process.send_signal(getattr(signal, f"SIG{word}"))
         took, left = ended(process, name)
         if not alive:
+            well = process.wait() == 0
             break  # it came to its end before
         rows.append(
             [kind, number, kill, seed, word, round(at, 3), round(whole, 2), files, took, left]
         )
     code = start(study).wait()
-    same = code == 0 and measured(name, kind) == due
-    hidden = [path for path in (RESULTS / name).rglob(".*") if path.name != ".lock"]
+    same = well and code == 0 and measured(name, kind) == due
+    # Sphinx keeps hidden files of its own.
+    hidden = [
+        path
+        for path in (RESULTS / name).rglob(".*")
+        if path.name != ".lock" and "_build" not in path.parts
+    ]
     return [[*row, bool(same and not hidden)] for row in rows]
 
 

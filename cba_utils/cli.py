@@ -313,6 +313,12 @@ def _parser():
         _sources, "Step: put the book's sources beside a study's reports", "cba sources smoke"
     )
     one.add_argument("study")
+    one = verb(
+        _html,
+        "Step: build a study's book from its executed reports; no model is run",
+        "cba html smoke",
+    )
+    one.add_argument("study")
     return parser
 
 
@@ -432,7 +438,7 @@ def _estimate(options):
 def _pdf(options):
     from cba_utils.names import PROJECT
     from cba_utils.study.protocol import SHIPPED, book_folder
-    from cba_utils.study.workflow import build_pages
+    from cba_utils.study.workflow import build_book
     from cba_utils.telling.pdf import open_browser, write_pdf
 
     changed = any(
@@ -444,7 +450,7 @@ def _pdf(options):
             f"my-{options.study}" if changed and not options.raw else options.study
         )
     else:
-        build_pages()
+        build_book(SHIPPED)
         name = SHIPPED
     built = book_folder(name).relative_to(PROJECT) / "_build"
     with open_browser() as browser:
@@ -541,12 +547,12 @@ def _rehearse(options):
 def _deposit(options):
     from cba_utils.study.deposit import archive_of, deposit
     from cba_utils.study.protocol import SHIPPED
-    from cba_utils.study.workflow import build_pages
+    from cba_utils.study.workflow import build_book
 
     study = _step_study(options.study)["name"]
     archive = archive_of(study, options.archive)
     if study == SHIPPED:
-        build_pages()
+        build_book(study)
     deposit(study, archive)
     print(f"The deposit: {archive} ({archive.stat().st_size / 1e6:.0f} MB)")
 
@@ -654,6 +660,12 @@ def _sources(options):
     from cba_utils.study.notebooks import copy_book
 
     copy_book(_step_study(options.study))
+
+
+def _html(options):
+    from cba_utils.study.workflow import build_book
+
+    build_book(_step_study(options.study)["name"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from cba_utils.study import slurm
 from cba_utils.study.files import remove_scratch, write_text
 from cba_utils.study.imported import imported_study
 from cba_utils.study.lock import lock_study
-from cba_utils.study.protocol import SHIPPED, read_study, study_name
+from cba_utils.study.protocol import SHIPPED, book_folder, read_study, study_name
 
 PACKAGE = PROJECT / "cba_utils"
 PROFILES = PROJECT / "workflow" / "profiles"
@@ -151,19 +152,33 @@ def find_profile(text):
     return str(folder), isinstance(settings, dict) and settings.get("executor") == "slurm"
 
 
-def build_pages():
-    """Build the shipped book from its committed results: no model is run."""
-    command = [
-        Path(sys.executable).with_name("jupyter-book"),
-        "build",
-        ".",
-        "-W",
-        "-n",
-        "--keep-going",
-        "--quiet",
-    ]
+def build_book(name):
+    """Build the book of a study from its executed reports: no model is run.
+
+    A build that was stopped leaves pages and an index that do not belong together, which the next one would
+    take for its own. It leaves a mark as well, and then the next one begins from nothing.
+
+    Parameters
+    ----------
+    name : str
+        Of the study.
+
+    Raises
+    ------
+    RuntimeError
+        If something in the book is wrong; what it is was printed.
+    """
+    folder = book_folder(name)
+    unfinished = folder / "_build" / "unfinished"
+    if unfinished.exists():
+        shutil.rmtree(unfinished.parent)
+    unfinished.parent.mkdir(exist_ok=True)
+    unfinished.touch()
+    builder = Path(sys.executable).with_name("jupyter-book")
+    command = [builder, "build", folder, "-W", "-n", "--keep-going", "--quiet"]
     if subprocess.run(command, cwd=PROJECT, check=False).returncode:
         raise RuntimeError("the book could not be built; the reason is above")
+    unfinished.unlink()
 
 
 @contextlib.contextmanager

@@ -568,9 +568,9 @@ def shown(one):
     if one["estimate"] is None:
         return "not defined"
     ends = [np.nan if one[key] is None else one[key] for key in ("estimate", "low", "high")]
-    if one["unit"] == "share":
-        return "{:z.1f} % ({:z.1f} to {:z.1f})".format(*(100 * x for x in ends))
-    return "{:z.2f} ({:z.2f} to {:z.2f})".format(*ends)
+    share = one["unit"] == "share"
+    mid, low, high = (f"{100 * x:z.1f}" if share else f"{x:z.2f}" for x in ends)
+    return f"{mid}{' %' * share} ({low} to {high})"
 
 
 def margin_in_words(one):
