@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from cba_utils.names import PROJECT, RESULTS
+from cba_utils.study import workflow
 from cba_utils.study.files import remove_scratch, scratch_for
 from cba_utils.study.protocol import cells, narrow, read_study
 from cba_utils.study.workflow import sources_of
@@ -196,6 +197,24 @@ def test_a_make_that_is_stopped_ends_all_in_seconds_and_the_next_goes_on(made, n
         text=True,
     )
     assert again.returncode == 0, again.stderr
+
+
+def test_a_book_whose_build_was_stopped_is_built_from_nothing(monkeypatch, tmp_path):
+    page, found, codes = tmp_path / "_build" / "html" / "page.html", [], iter([1, 0, 0])
+
+    def build(*_, **__):
+        found.append(page.exists())
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.touch()
+        return subprocess.CompletedProcess([], next(codes))
+
+    monkeypatch.setattr(workflow, "book_folder", lambda name: tmp_path)
+    monkeypatch.setattr(workflow.subprocess, "run", build)
+    with pytest.raises(RuntimeError, match="could not be built"):
+        workflow.build_book("some")
+    workflow.build_book("some")
+    workflow.build_book("some")
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize("folder", ["1e3", "2024_01 br{ace} $x 'q' \u6a21"])
