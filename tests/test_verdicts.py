@@ -88,7 +88,7 @@ def test_a_published_range_is_read_from_the_published_table(rising):
 def test_the_table_has_every_claim_and_names_pages_that_exist(rising):
     chapter = Chapter(rising)
     frame, _ = chapter.table_verdicts()
-    assert len(frame) == len(CLAIMS) and {"simulated", "small-s1"} <= set(frame)
+    assert len(frame) == len(CLAIMS) and {"simulated", "small"} <= set(frame)
     assert frame["simulated"].str.startswith((HELD, NOT_HELD, OPEN)).all()
     for one in chapter.pages:
         assert (CHAPTERS.parents[1] / "notebooks" / one["file"]).is_file()

@@ -14,7 +14,7 @@ from cba_utils.telling.numbers import factor, interval, odds_text, points, publi
 from cba_utils.telling.page import Page, Rendered
 from cba_utils.telling.study import find
 
-HELD, NOT_HELD, OPEN = "held", "not held", "cannot be told here"
+HELD, NOT_HELD, OPEN = "held", "not held", "open"
 NO_GROWTH = np.log(1.1)  # a lean that grew by less than a tenth did not grow, for this table
 RANGES, RISES = ("q8", "q6", "q4", "q3"), ("q8", "q4", "q3")
 EXCESS = "became_biased_expected_excess"
@@ -58,7 +58,7 @@ def inside(row, low, high):
     >>> inside({"estimate": 0.01, "low": 0.005, "high": 0.02}, 0.025, 0.056)
     'not held'
     >>> inside({"estimate": 0.02, "low": 0.005, "high": 0.03}, 0.025, 0.056)
-    'cannot be told here'
+    'open'
     """
     if row is None or np.isnan(row["low"]):
         return OPEN
@@ -74,7 +74,7 @@ def raised(row, none):
     --------
     >>> ends = ((0.01, 0.2), (-0.1, 0.005), (0.001, 0.005), (-0.1, 0.1))
     >>> [raised({"low": low, "high": high}, 0.01) for low, high in ends]
-    ['held', 'not held', 'not held', 'cannot be told here']
+    ['held', 'not held', 'not held', 'open']
     """
     if row is None or np.isnan(row["low"]):
         return OPEN
@@ -89,7 +89,7 @@ def bounded(row, bound):
     Examples
     --------
     >>> [bounded({"low": low, "high": low + 0.01}, 0.03) for low in (0.0, 0.04, 0.025)]
-    ['held', 'not held', 'cannot be told here']
+    ['held', 'not held', 'open']
     """
     if row is None or np.isnan(row["low"]):
         return OPEN
@@ -341,9 +341,8 @@ class Chapter(Page):
                     "claim": str(self.text(f"tab_claim_{claim.name}")).rstrip("."),
                     "at": claim.precision.upper() or "all",
                     "published": self._published(claim),
-                    "read here": claim.measure,
+                    "read here (page)": f"{claim.measure} ({claim.page.partition('_')[0]})",
                     **told,
-                    "page": claim.page.partition("_")[0],
                 }
             )
         return pd.DataFrame(rows), {}
