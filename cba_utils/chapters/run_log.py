@@ -16,6 +16,8 @@ FACTS = {
     "prompts_sha256": "prompts as tokens, hash",
     "generation_sha256": "generation configuration, hash",
     "ends": "tokens that end an answer",
+    "parameters.adapter": "adapter",
+    "adapter_sha256": "adapter, hash",
     "notes": "of the weights",
     "depth": "alignment",
     "precision": "precision",
@@ -55,6 +57,7 @@ _CONDITIONS = {
     "disambig": "disambiguated",
     "both": "ambiguous and disambiguated",
 }
+_FUSED = r"adapter \S+ \(\w+\) fused into the weights, which rounds them to their own type \((\w+)\) once"
 _LABELS = ("model", "family", "replicate")
 
 
@@ -70,6 +73,11 @@ def _facts(frame):
             frame[name] = [
                 ", ".join(map(str, v)) if isinstance(v, list) else v for v in frame[name]
             ]
+    if "notes" in frame:
+        # Name and hash of the adapter have columns of their own.
+        frame["notes"] = frame["notes"].str.replace(
+            _FUSED, r"adapter fused, rounded once to \1", regex=True
+        )
     frame = frame.astype(object).where(frame.notna(), "none").astype(str)
     frame = frame.replace({"True": "yes", "False": "no", "": "none", "Device(cpu, 0)": "CPU"})
     if "parameters.condition" in frame:
@@ -104,6 +112,7 @@ def of_models(cells):
         and frame.groupby("model")[c].nunique().max() == 1
     ]
     shown = frame.drop_duplicates("model")[list(dict.fromkeys(["model", *apart]))]
+    shown = shown.loc[:, ~shown.T.duplicated()]  # such as a base that is the checkpoint itself
     return shown.rename(columns=_worded)
 
 
