@@ -115,6 +115,15 @@ def test_nothing_is_fitted_on_what_is_predicted():
     assert found[still, "biased_shrinkage"] > 2 * found[still, "biased_seen"]
 
 
+def test_how_often_shaken_options_flip_is_what_shaking_them_gives():
+    centre = np.array([[0.2, -0.4, 0.5], [1.0, 0.8, -0.9], [-0.3, 0.9, 0.8], [0.1, 0.0, 0.05]])
+    rng = np.random.default_rng(3)
+    shaken_options = centre + 0.7 * rng.standard_normal((40_000, *centre.shape))
+    wanted = (shaken_options.argmax(2) != centre.argmax(1)).mean(0)
+    found, _ = margins._expected(centre, centre, 0.7, 0.3, np.ones(len(centre)))
+    assert found == pytest.approx(wanted, abs=0.01)
+
+
 def test_one_template_cannot_predict_another():
     with pytest.raises(ValueError, match="at least two question templates"):
         margins.predictions(moved(shrunk, models=1, templates=1))

@@ -6,6 +6,7 @@ from cba_utils.answering.likelihood import (
     token_ids,
 )
 from cba_utils.chapters.perplexity import Chapter
+from cba_utils.measures.perplexity import rank_correlation
 from studies import study_of
 
 import mlx.core as mx
@@ -105,6 +106,16 @@ def test_the_page_puts_the_published_perplexity_beside_ours_where_records_have_i
     means = study.perplexity.groupby(["model", "precision"])[["nll", "tokens"]].sum()
     most = 1 - np.exp(-0.01 * (means["nll"] / means["tokens"]).max())
     assert f"at most {100 * most:.2f}\u00a0%" in page.text("tab_perplexity_published")
+
+
+def test_a_rank_correlation_knows_no_scale_and_is_missing_where_nothing_differs():
+    rng = np.random.default_rng(1)
+    x, y, bases = rng.random(12), rng.random(12), np.repeat(np.arange(6), 2)
+    wanted = rank_correlation(x, y, bases)
+    assert rank_correlation((x - x.min()) / np.ptp(x), 40 * y, bases) == wanted
+    for pair in ((np.ones(12), y), (x, np.ones(12))):
+        found = rank_correlation(*pair, bases)
+        assert np.isnan([found["estimate"], found["low"], found["high"]]).all() and found["n"] == 12
 
 
 def test_a_rank_correlation_is_read_precision_by_precision():

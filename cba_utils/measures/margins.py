@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
 from cba_utils.answering.prompts import LETTERS, ORIGINAL
 from cba_utils.measures.intervals import estimates
@@ -51,7 +52,7 @@ OUTCOMES = {"flips": "first choice flips", "biased": "gained a stereotyped answe
 SPLITS = 6
 # Below this a log-probability is rounding.
 _FLOOR = -30.0
-_POINTS = 9  # of the quadrature over what shakes an option
+_POINTS = 21  # of the quadrature over what shakes an option
 
 
 def _moments(t):
@@ -417,19 +418,28 @@ _PLANE = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
 
 def _expected(before, centre, spread, heat, said):
     """Means over what shakes the options of each item: a flip, and no stereotyped draw in five."""
-    points, weights = np.polynomial.hermite_e.hermegauss(_POINTS if spread else 1)
-    weights = np.outer(weights, weights).ravel() / weights.sum() ** 2
-    shake = np.stack(np.meshgrid(points, points, indexing="ij"), -1).reshape(-1, 2) @ _PLANE
     rows, first = np.arange(len(centre)), before.argmax(axis=1)
-    beaten, odds = np.zeros((len(centre), len(weights)), bool), 1.0
+    leads = [centre[rows, first] - centre[rows, (first + k) % 3] for k in (1, 2)]
+    if not spread:
+        flips = np.any([lead < 0 for lead in leads], axis=0).astype(float)
+    else:
+        # Given what shakes the first choice, the other two lose to it independently of each other.
+        shake, weights = _normal(_POINTS)
+        stays = [ndtr(lead[:, None] / spread + shake) for lead in leads]
+        flips = 1 - np.prod(stays, axis=0) @ weights
+    points, weights = _normal(_POINTS if spread else 1)
+    weights = np.outer(weights, weights).ravel()
+    shake = np.stack(np.meshgrid(points, points, indexing="ij"), -1).reshape(-1, 2) @ _PLANE
+    odds = 1.0
     for k in (1, 2):
-        other = (first + k) % 3
-        lead = (centre[rows, first] - centre[rows, other])[:, None]
-        beaten |= lead + spread * (shake[:, first] - shake[:, other]).T < 0
         # One over the chance of the first role, the stereotyped answer.
         behind = (centre[:, k] - centre[:, 0])[:, None] + spread * (shake[:, k] - shake[:, 0])
         with np.errstate(over="ignore"):
             odds = odds + np.exp(behind / heat)
-    return beaten @ weights, np.broadcast_to(
-        (1 - said[:, None] / odds) ** DRAWS, beaten.shape
-    ) @ weights
+    return flips, (1 - said[:, None] / odds) ** DRAWS @ weights
+
+
+def _normal(points):
+    """Points and weights that integrate over a standard normal number."""
+    at, weights = np.polynomial.hermite_e.hermegauss(points)
+    return at, weights / weights.sum()
