@@ -95,12 +95,12 @@ def mutants(module, each, seed):
         yield line, before.strip(), after.strip(), changed
 
 
-def tests_of(module):
+def tests_of(module, project=PROJECT):
     """A module's own examples, and the test files that import it; first that of its name."""
     name = module.removesuffix(".py").replace("/", ".")
     package, _, last = name.rpartition(".")
     found = []
-    for path in sorted((PROJECT / "tests").glob("test_*.py")):
+    for path in sorted((project / "tests").glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
@@ -144,7 +144,7 @@ def failing(folder, tests):
 
 def try_out(part, module, each, seed, folder):
     """A row a mutant of a module."""
-    tests = tests_of(module)
+    tests = tests_of(module, folder)
     whole = (folder / module).read_text(encoding="utf-8")
     for line, before, after, changed in mutants(module, each, seed):
         (folder / module).write_text(changed, encoding="utf-8")
@@ -171,7 +171,7 @@ def ask_again(table, folder):
         k = min(at, key=lambda k: abs(k + 1 - row.line))
         changed = [*lines[:k], lines[k].replace(row.before, row.after), *lines[k + 1 :]]
         (folder / row.module).write_text("".join(changed), encoding="utf-8")
-        test = failing(folder, tests_of(row.module))
+        test = failing(folder, tests_of(row.module, folder))
         (folder / row.module).write_text("".join(lines), encoding="utf-8")
         print(f"{'killed' if test else 'survived':9} {row.module}:{k + 1} {row.after}  {test}")
         if test:
