@@ -205,6 +205,8 @@ def test_pairing_refuses_other_items():
     both = pd.concat([samples_of(BEFORE), samples_of(AFTER[:-1], "q3")])
     with pytest.raises(ValueError, match="different numbers of items"):
         pair_with(both)
+    with pytest.raises(ValueError, match="different numbers of items"):
+        pair_with(both.assign(base=None))  # of a model whose base is not known
     with pytest.raises(ValueError, match="Age/5"):
         pair_with(pd.concat([samples_of(BEFORE[:-1]), samples_of(AFTER, "q3")]))
     with pytest.raises(ValueError, match="no row has the reference"):

@@ -138,6 +138,16 @@ def test_the_category_that_alone_grows_is_found():
     assert found.loc["C2", "p_holm"] == pytest.approx(4 * found.loc["C2", "p"])
 
 
+def test_categories_of_two_models_are_those_of_each():
+    both = [simulate_study(truth, templates=12, precisions=["bf16", "q3"])["answers"].assign(
+        model=truth, family=truth) for truth in ("bias", "noise")]  # fmt: skip
+    alone = pd.concat([category_leans(part) for part in both], ignore_index=True)
+    found = category_leans(pd.concat(both, ignore_index=True))
+    for name in ("estimate", "lean", "p"):
+        assert found[name].to_numpy() == pytest.approx(alone[name].to_numpy())
+    assert set(found["model"]) == {"bias", "noise"}
+
+
 def test_categories_are_read_over_checkpoints_where_there_are_several():
     answers = simulate_study("bias", templates=12, precisions=["bf16", "q3"], replicates=3)[
         "answers"
