@@ -138,7 +138,7 @@ def failing(folder, tests):
         return "no end"
     if done.returncode in (0, NO_TESTS):
         return ""
-    named = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    named = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.M)
     return named[1] if named else "no start"
 
 
