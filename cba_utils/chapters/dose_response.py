@@ -12,10 +12,9 @@ from cba_utils.names import PROJECT
 from cba_utils.telling import drawing as draw
 from cba_utils.telling.drawing import alt_text, told
 from cba_utils.telling.numbers import factor, measured
-from cba_utils.telling.page import HELD_OUT, PROBABILITIES, Page, open_page
+from cba_utils.telling.page import HELD_OUT, Page
 from cba_utils.telling.study import changes, find
 from cba_utils.telling.walk import Walk
-from cba_utils.telling.words import places
 
 
 class Chapter(Page):
@@ -41,10 +40,7 @@ class Chapter(Page):
         "pub_seeds",
         "first_page_letters",
     )
-    needs = {
-        "criteria": PROBABILITIES,
-        **dict.fromkeys(["held_out_method", "held_out", "held_out_sentence"], HELD_OUT),
-    }
+    needs = {"held_out_method": HELD_OUT, "held_out": HELD_OUT, "held_out_sentence": HELD_OUT}
 
     @cached_property
     def published(self):
@@ -96,25 +92,6 @@ class Chapter(Page):
     def release(self):
         """Version of the compendium."""
         return yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
-
-    @cached_property
-    def criteria(self):
-        """Findings that would make a rise mean something else: the words for each, and whether it was made.
-
-        Those that the records cannot tell are not among them.
-        """
-        letter, skill = (open_page(name, self.study.study) for name in ("letter", "skill"))
-        found = {
-            "an excess not shown to be larger than its mirror image": not places(self.noise.mirror),
-            "no lean that is shown to have grown": not (
-                places(self.noise.grew) or places(self.noise.rose)
-            ),
-        }
-        if not letter.lacks("drift_answer"):
-            found["answers that drift to a letter"] = bool(places(letter.drifted))
-        if not skill.lacks("skill_answer"):
-            found["right answers lost as well"] = bool(places(skill.lost, "below"))
-        return found
 
     # Readings, by precision and family
 

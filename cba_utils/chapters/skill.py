@@ -4,13 +4,15 @@ from functools import cached_property
 
 import pandas as pd
 
+from cba_utils.chapters import letter, noise  # noqa: F401  (an edit of either runs this page again)
 from cba_utils.chapters.noise import grown
 from cba_utils.measures import controls, rates
 from cba_utils.measures.measure import titles
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import in_points
-from cba_utils.telling.page import BOTH_CONTEXTS, Page
+from cba_utils.telling.page import BOTH_CONTEXTS, PROBABILITIES, Page, open_page
+from cba_utils.telling.words import places
 
 BEYOND = "s_amb_beyond_guessing"
 
@@ -18,7 +20,7 @@ BEYOND = "s_amb_beyond_guessing"
 class Chapter(Page):
     """Notebook ``42_is_it_lost_skill``."""
 
-    needs = dict.fromkeys(
+    needs = {"criteria": PROBABILITIES} | dict.fromkeys(
         (
             "answer",
             "skill_accuracy",
@@ -112,6 +114,24 @@ class Chapter(Page):
         asked = items[items["context_condition"] == "disambig"]
         agrees = int((asked["label"] == asked["stereotyped_index"]).sum())
         return {"agrees": agrees, "asked": len(asked), "share": agrees / len(asked)}
+
+    @cached_property
+    def criteria(self):
+        """Findings that would make a rise mean something else: the words for each, and whether it was made.
+
+        Those that the records cannot tell are not among them.
+        """
+        moved = noise.Chapter(self.study)
+        letters = open_page("letter", self.study.study)
+        found = {
+            "an excess not shown to be larger than its mirror image": not places(moved.mirror),
+            "no lean that is shown to have grown": not (places(moved.grew) or places(moved.rose)),
+        }
+        if not letters.lacks("drift_answer"):
+            found["answers that drift to a letter"] = bool(places(letters.drifted))
+        if not self.lacks("skill_answer"):
+            found["right answers lost as well"] = bool(places(self.lost, "below"))
+        return found
 
     # Figures
 
