@@ -54,3 +54,10 @@ def without_letters(
     )
     answers.loc[cells(answers), ["mass_other", "mass_other_t"]] = 1.0
     return replace(study, samples=samples, answers=answers, letters=None)
+
+
+def as_categories(table):
+    """A table whose words are categories, as on disk, among which one does not occur."""
+    words = [name for name in table if isinstance(table[name].dtype, pd.StringDtype)]
+    known = {name: pd.CategoricalDtype(sorted({*table[name], "never met"})) for name in words}
+    return table.astype(known)

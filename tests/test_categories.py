@@ -4,6 +4,7 @@ from cba_utils.measures import certainty, controls, drift, groups, margins, rate
 from cba_utils.measures.temperature import by_temperature
 from cba_utils.measures.unknown import margin_changes
 from moved import moved, shaken
+from studies import as_categories
 
 import pandas as pd
 import pytest
@@ -35,13 +36,6 @@ MEASURES = {
 @pytest.fixture(scope="module")
 def answers():
     return moved(shaken, models=6, templates=8, items=6, bases=3)
-
-
-def as_categories(table):
-    """The same words, among which there could be another one."""
-    words = [name for name in table if isinstance(table[name].dtype, pd.StringDtype)]
-    known = {name: pd.CategoricalDtype(sorted({*table[name], "never met"})) for name in words}
-    return table.astype(known)
 
 
 def as_words(table):

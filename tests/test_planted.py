@@ -4,7 +4,7 @@ from cba_utils.chapters import planted as chapter
 from cba_utils.measures.planted import given
 from cba_utils.telling.page import plain
 from cba_utils.telling.study import Study
-from studies import PROVENANCE, study_of
+from studies import PROVENANCE, as_categories, study_of
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,8 @@ def records(shift=0.0, bases=3):
 def test_what_was_planted_is_read_back():
     answers = records()
     margins, leans = (given(answers, STRENGTHS, rung) for rung in ("margin", "lean"))
+    of_categories = given(as_categories(answers), STRENGTHS, "margin")
+    assert of_categories["estimate"].to_numpy() == pytest.approx(margins["estimate"].to_numpy())
     known = margins[margins["aligned"] & ~margins["held_out"]]
     assert len(known) == 2 * len(MARGINS) and set(known["templates"]) == {len(LEANS)}
     assert known["estimate"].to_numpy() == pytest.approx(known["planted"].to_numpy())
