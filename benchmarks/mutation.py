@@ -117,9 +117,9 @@ def tests_of(module, project=PROJECT):
 
 
 def copy_of_project(folder):
-    """The project in another folder: modules and tests are its own, all else is where it is."""
+    """The project in another folder: modules, tests and texts are its own, all else is where it is."""
     for path in PROJECT.iterdir():
-        if path.name in ("cba_utils", "tests"):
+        if path.name in ("cba_utils", "tests", "data"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(path, folder / path.name, ignore=ignored)
         elif not path.name.startswith(".") or path.name == ".gitignore":
