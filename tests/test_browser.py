@@ -103,7 +103,8 @@ def test_there_is_a_book_to_look_at():
 
 
 def test_pages_open_whole_offline_and_readable(browser):
-    context = browser.new_context()
+    # Without motion, colours are those of a theme at once.
+    context = browser.new_context(reduced_motion="reduce")
     context.add_init_script("localStorage.setItem('mode', 'light')")
     problems = []
     for name in PAGES:
