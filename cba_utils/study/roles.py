@@ -106,6 +106,15 @@ def counted_from_the_end(indices):
     DataFrame
         Each answer in one role: what was counted as stereotyped was so before it was anything else,
         and -1 is left where a role has no answer.
+
+    Examples
+    --------
+    >>> indices = pd.DataFrame(
+    ...     [[-1, 2, 1], [0, 2, -1]],
+    ...     columns=["stereotyped_index", "unknown_index", "anti_stereotyped_index"],
+    ... )
+    >>> counted_from_the_end(indices).to_numpy().tolist()
+    [[2, -1, 1], [0, 2, -1]]
     """
     names = ["stereotyped_index", "unknown_index", "anti_stereotyped_index"]
     roles = indices[names] % 3
