@@ -204,6 +204,9 @@ def test_items_without_a_target_are_asked_and_kept_apart(parameters, tmp_path, m
         tables = cell.evaluate(asked.parameters(), folder)
         assert set(tables["samples"]["item_id"]) == {f"Test/{n}" for n in (0, 2, 3, 4, 6, 7)}
         again = (folder / "undefined.parquet").read_bytes()
+        # A target of -1 was Python's last answer, C; nobody is left to be the other person.
+        kept = pd.read_parquet(folder / "undefined.parquet")
+        assert set(kept["stereotyped_index"]) == {2} and set(kept["anti_stereotyped_index"]) == {-1}
         (folder / "provenance.json").unlink()
         cell.evaluate(asked.parameters(), folder)
         assert (folder / "undefined.parquet").read_bytes() == again
