@@ -88,9 +88,8 @@ pdf: setup ## The book of STUDY as one file to read on paper; needs a Chromium o
 deposit: setup ## Pack STUDY to deposit: data, code, provenance and book as an RO-Crate (ARCHIVE=<file>.zip)
 	@$(BIN)/cba deposit --archive="$$CBA_ARCHIVE" -- "$$CBA_STUDY"
 
-# Three processes, which take whole files: on two cores one more than cores, because many tests wait. Each takes up to
-# two gigabytes of memory.
-SPREAD := -n 3 --dist loadfile --no-loadscope-reorder
+# A process a core, which takes whole files; more than four would want more memory than time.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: export OMP_NUM_THREADS := 1
 test: pages ## Tests, and nbval over every report notebook
 	@$(BIN)/python -m pytest $(SPREAD)
