@@ -61,9 +61,8 @@ def test_bf16_states_are_kept_bit_for_bit():
 def test_distances_equal_those_of_the_models_own_calls(checkpoint, tmp_path, compute):
     """Every item and every sequence, against one prompt at a time through mlx_lm's models."""
     parameters = PARAMETERS | dict(
-        model=str(checkpoint), precision="q3", orders="cyclic", compute=compute
+        model=str(checkpoint), precision="q3", limit=12, orders="cyclic", compute=compute
     )
-    parameters["limit"] = 12 if compute is None else 4  # MLX's own kernels are slow on a CPU
     tables = cell.evaluate(parameters, tmp_path)
     one, other = (load_model(checkpoint, name, compute) for name in ("bf16", "q3"))
     close = dict(rtol=2e-3, atol=2e-5) if compute is None else dict(rtol=0.1, atol=0.02)

@@ -378,15 +378,12 @@ def test_models_with_one_checkpoint_each_are_no_sample():
 # Intervals
 
 
-@pytest.mark.parametrize(
-    "counts",
-    [
-        np.random.default_rng(5).binomial(20, np.random.default_rng(6).beta(1, 6, 40)),
-        [0, 0, 0, 0, 1, 0, 2, 0, 1, 0, 5, 9],  # so skewed that the acceleration matters
-    ],
-    ids=["forty", "skewed"],
-)
-def test_bootstrap_agrees_with_scipy(counts):
+@pytest.mark.parametrize("skewed", [False, True])
+def test_bootstrap_agrees_with_scipy(skewed):
+    rng = np.random.default_rng(5)
+    counts, within = rng.binomial(20, rng.beta(1, 6, 40)), 0.003
+    if skewed:  # so much that the acceleration matters; a step of what can be resampled is 1 in 240
+        counts, within = [0, 0, 0, 0, 1, 0, 2, 0, 1, 0, 5, 9], 0.0045
     totals = pd.DataFrame({"k": counts, "n": 20.0})
     for method in ("bca", "percentile"):
         ours = cluster_bootstrap(totals, [RATE], method, resamples=20_000).iloc[0]
@@ -399,8 +396,7 @@ def test_bootstrap_agrees_with_scipy(counts):
             method=method,
             rng=1,
         ).confidence_interval
-        # A step of the skewed sample's distribution is 1 in 240.
-        assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.0045)
+        assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=within)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.3])

@@ -4,14 +4,13 @@ from functools import cached_property
 
 import pandas as pd
 
-from cba_utils.chapters import letter, noise  # noqa: F401  (an edit of either runs this page again)
-from cba_utils.chapters.noise import grown
+from cba_utils.chapters import letter, noise
 from cba_utils.measures import controls, rates
 from cba_utils.measures.measure import titles
 from cba_utils.telling import charts as draw
 from cba_utils.telling.drawing import told
 from cba_utils.telling.numbers import in_points
-from cba_utils.telling.page import BOTH_CONTEXTS, PROBABILITIES, Page, open_page
+from cba_utils.telling.page import BOTH_CONTEXTS, PROBABILITIES, Page
 from cba_utils.telling.words import places
 
 BEYOND = "s_amb_beyond_guessing"
@@ -105,7 +104,7 @@ class Chapter(Page):
     @cached_property
     def grew(self):
         """Whether the lean grew."""
-        return grown(self.study, self.leans)
+        return noise.grown(self.study, self.leans)
 
     @property
     def kinds(self):
@@ -122,7 +121,7 @@ class Chapter(Page):
         Those that the records cannot tell are not among them.
         """
         moved = noise.Chapter(self.study)
-        letters = open_page("letter", self.study.study)
+        letters = letter.Chapter.open(self.study.study)
         found = {
             "an excess not shown to be larger than its mirror image": not places(moved.mirror),
             "no lean that is shown to have grown": not (places(moved.grew) or places(moved.rose)),

@@ -107,6 +107,11 @@ class Page:
     def __init__(self, study: Study):
         self.study = study
 
+    @classmethod
+    def open(cls, study):
+        """The chapter on the records of a study, by its name: on the models and items that it is about."""
+        return cls(open_study(study, cls.keep, cls.version))
+
     def lacks(self, name):
         """The need of a part that the records do not meet; None if they meet all."""
         free = name in self.without_letters or "all" in self.without_letters
@@ -257,8 +262,7 @@ def open_page(chapter, study):
     -------
     Page
     """
-    found = import_module(f"cba_utils.chapters.{chapter}").Chapter
-    return found(open_study(study, found.keep, found.version))
+    return import_module(f"cba_utils.chapters.{chapter}").Chapter.open(study)
 
 
 # Words
